@@ -1,0 +1,80 @@
+"""The candidates of a growth step (Section 3.2, Table 2): every dimension stays or grows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple
+
+import torch
+
+from growclip_ds.architecture import Architecture
+
+
+class GrowthSpace:
+    """The architectures that a model may grow into, smallest first in the order of their six integers.
+
+    Args:
+        base: the architecture to grow from; always a candidate itself.
+        conv_step: convolutional layers added where l^I grows; 0 keeps the dimension as it is.
+        block_step: blocks added where b^I, b^T or b^S grow.
+        head_step: heads added where h^I or h^T grow.
+        frozen: names of dimensions that may not grow; each halves the space.
+
+    Raises:
+        ValueError: a negative step, or a frozen name that is no dimension.
+    """
+
+    def __init__(
+        self,
+        base: Architecture,
+        conv_step: int = 2,
+        block_step: int = 4,
+        head_step: int = 4,
+        frozen: Iterable[str] = (),
+    ) -> None:
+        for name, step in (("conv_step", conv_step), ("block_step", block_step), ("head_step", head_step)):
+            if step < 0:
+                raise ValueError(f"{name} must not be negative, but is {step}")
+        frozen = set(frozen)
+        if unknown := frozen - {name for name, _ in base.items()}:
+            raise ValueError(f"no dimension is called {sorted(unknown)}; there are {[n for n, _ in base.items()]}")
+        choices = []
+        for name, value in base.items():
+            step = conv_step if name == "conv_layers" else head_step if name.endswith("heads") else block_step
+            choices.append((value, value + step) if step and name not in frozen else (value,))
+        self.base = base
+        self.candidates = tuple(Architecture(*values) for values in itertools.product(*choices))
+
+    def __iter__(self) -> Iterator[Architecture]:
+        return iter(self.candidates)
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __contains__(self, architecture: object) -> bool:
+        return architecture in self.candidates
+
+    @property
+    def supernet(self) -> Architecture:
+        """The smallest architecture that covers every candidate."""
+        return Architecture(*map(max, zip(*map(astuple, self.candidates), strict=True)))
+
+    def within(self, max_parameters: int, count: Callable[[Architecture], int]) -> GrowthSpace:
+        """The space without the candidates that `count` finds to have more than `max_parameters`.
+
+        Raises:
+            ValueError: the base itself is beyond the limit.
+        """
+        if count(self.base) > max_parameters:
+            raise ValueError(
+                f"max_parameters is {max_parameters:,}, but the architecture to grow from, {self.base}, "
+                f"has {count(self.base):,} already"
+            )
+        space = GrowthSpace(self.base, 0, 0, 0)
+        space.candidates = tuple(c for c in self.candidates if count(c) <= max_parameters)
+        return space
+
+    def sample(self, generator: torch.Generator | None = None) -> Architecture:
+        """One candidate, each equally likely (Eq. 6 by Monte Carlo)."""
+        return self.candidates[int(torch.randint(len(self.candidates), (), generator=generator))]
