@@ -1,0 +1,105 @@
+"""A thin layer over torch.distributed in which a single process is a world of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from growclip_ds.errors import InputError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_gather_object(value: T) -> list[T]:
+    """Every rank's value, in the order of the ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's value on every rank."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sums the tensor over the ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Runs the function on rank 0 and gives its result to every rank.
+
+    Raises:
+        InputError: on every rank, if the function raised one, so that all stop for the same reason.
+    """
+    outcome: tuple[T | None, str | None] = (None, None)
+    if is_main():
+        try:
+            outcome = (function(), None)
+        except InputError as error:
+            outcome = (None, str(error))
+    result, message = broadcast_object(outcome)
+    if message is not None:
+        raise InputError(message)
+    return result  # type: ignore[return-value]
+
+
+def on_every_rank(function: Callable[[], T]) -> T:
+    """Runs the function on every rank; an InputError on one is raised on all, the lowest rank's first.
+
+    Raises:
+        InputError: some rank's function raised one.
+    """
+    result, message = None, None
+    try:
+        result = function()
+    except InputError as error:
+        message = str(error)
+    for other in all_gather_object(message):
+        if other is not None:
+            raise InputError(other)
+    return result  # type: ignore[return-value]
+
+
+def ragged_all_gather(local: Tensor) -> Tensor:
+    """Concatenates the ranks' tensors (n_r, ...), whose first dimension may differ and may be 0."""
+    if world_size() == 1:
+        return local
+    sizes = [torch.zeros(1, dtype=torch.int64, device=local.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([local.shape[0]], device=local.device))
+    counts = [int(size) for size in sizes]
+    padded = local.new_zeros((max(counts), *local.shape[1:]))
+    padded[: local.shape[0]] = local
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
