@@ -1,0 +1,7 @@
+"""GrowCLIP-DS: contrastive language-image pre-training that grows with its data, on DeepSpeed."""
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.growth_space import GrowthSpace
+from growclip_ds.model.growclip import GrowCLIP
+
+__all__ = ["Architecture", "GrowCLIP", "GrowthSpace"]

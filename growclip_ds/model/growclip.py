@@ -1,0 +1,161 @@
+"""GrowCLIP: a CLIP-like model every layer of which runs at any candidate's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.model.encoders import Head, ImageEncoder, SharedEncoder, TextEncoder
+from growclip_ds.model.initial import initial_tensor
+from growclip_ds.model.layers import leading_slice
+from growclip_ds.model.packed import PackedTokens, pack_padded
+
+
+class GrowCLIP(nn.Module):
+    """Two towers, an encoder that they share, and a learnable temperature (Section 3.2).
+
+    A supernet is nothing but the largest candidate: `architecture` in the calls below runs a smaller one on the
+    leading slices of its weights.
+
+    Args:
+        architecture: the sizes that weights are made for.
+        vocab_size, context_length, image_size, embed_dim: see `ModelSizes`.
+        end_of_text: id of the token whose feature stands for the caption; the largest of the vocabulary if None.
+        initialise: whether weights get initial values, drawn from torch's global generator; False leaves them
+            unwritten for whoever loads them.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        vocab_size: int = 49408,
+        context_length: int = 77,
+        image_size: int = 224,
+        embed_dim: int = 512,
+        end_of_text: int | None = None,
+        initialise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.sizes = ModelSizes(vocab_size, context_length, image_size, embed_dim)
+        self.end_of_text = vocab_size - 1 if end_of_text is None else end_of_text
+        self.logit_scale = nn.Parameter(torch.empty(1))  # a logarithm; of shape (1,): DeepSpeed takes no scalars
+        self.image = ImageEncoder(architecture, self.sizes)
+        self.text = TextEncoder(architecture, self.sizes)
+        self.shared = SharedEncoder(architecture)
+        self.image_head = Head(architecture.image_output_width, embed_dim)
+        self.text_head = Head(architecture.text_output_width, embed_dim)
+        if initialise and not self.logit_scale.is_meta:
+            seed = int(torch.randint(2**62, ()))
+            shapes = architecture.parameter_shapes(self.sizes)
+            self.load_tensors({n: initial_tensor(n, s, architecture, seed) for n, s in shapes.items()})
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies every parameter's value from `tensors`, by name."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(tensors[name])
+
+    def forward(
+        self, images: Tensor, input_ids: PackedTokens | Tensor, architecture: Architecture | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of pictures and of captions, and what to multiply their similarities by.
+
+        Args:
+            images: (n, 3, S, S), normalised.
+            input_ids: n captions, packed or as padded rows (n, length), each ending at its first end-of-text token.
+            architecture: the candidate to run as; the model's own if None.
+
+        Returns:
+            image_features (n, e) and text_features (n, e), L2-normalised, and logit_scale (1,).
+        """
+        architecture = architecture or self.architecture
+        text = self._packed(input_ids)
+        image_lengths = self.image_cu_seqlens(images)
+        image_stream = self.image(images, image_lengths, self.sizes.image_tokens, architecture)
+        text_stream = self.text(text, architecture)
+        if architecture.shared_blocks:
+            stream = torch.cat([self.enter_shared(s, architecture) for s in (image_stream, text_stream)])
+            image_tokens, text_tokens = image_stream.shape[0], text_stream.shape[0]
+            cu_seqlens = torch.cat([image_lengths, text.cu_seqlens[1:] + image_tokens])
+            causal = torch.arange(cu_seqlens.numel() - 1, device=cu_seqlens.device) >= images.shape[0]
+            max_seqlen = max(self.sizes.image_tokens, text.max_seqlen)
+            modalities = {"image": image_tokens, "text": text_tokens}
+            stream = self.shared(stream, modalities, cu_seqlens, max_seqlen, causal, architecture)
+            image_stream, text_stream = stream.split([image_tokens, text_tokens])
+        image_features = self.image_head(self.class_tokens(image_stream))
+        text_features = self.text_head(self.last_tokens(text_stream, text))
+        return image_features, text_features, self.logit_scale.exp()
+
+    def encode_image(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
+        """(n, 3, S, S) -> (n, e), L2-normalised."""
+        architecture = architecture or self.architecture
+        cu_seqlens, tokens = self.image_cu_seqlens(images), self.sizes.image_tokens
+        stream = self.image(images, cu_seqlens, tokens, architecture)
+        if architecture.shared_blocks:
+            stream = self.enter_shared(stream, architecture)
+            stream = self.shared(stream, {"image": stream.shape[0]}, cu_seqlens, tokens, False, architecture)
+        return self.image_head(self.class_tokens(stream))
+
+    def encode_text(self, input_ids: PackedTokens | Tensor, architecture: Architecture | None = None) -> Tensor:
+        """n captions, packed or padded -> (n, e), L2-normalised."""
+        architecture = architecture or self.architecture
+        text = self._packed(input_ids)
+        stream = self.text(text, architecture)
+        if architecture.shared_blocks:
+            stream = self.enter_shared(stream, architecture)
+            tokens = {"text": stream.shape[0]}
+            stream = self.shared(stream, tokens, text.cu_seqlens, text.max_seqlen, True, architecture)
+        return self.text_head(self.last_tokens(stream, text))
+
+    def extract(self, architecture: Architecture) -> GrowCLIP:
+        """The candidate cut out as a model of its own, with copies of the leading slices.
+
+        Raises:
+            ValueError: the architecture is larger than this model in some dimension.
+        """
+        if not self.architecture.covers(architecture):
+            raise ValueError(f"{architecture} is no part of {self.architecture}")
+        weights = dict(self.named_parameters())
+        shapes = architecture.parameter_shapes(self.sizes)
+        model = self.empty_like(architecture).to(self.logit_scale)
+        model.load_tensors({name: leading_slice(weights[name], shape) for name, shape in shapes.items()})
+        return model
+
+    def empty_like(self, architecture: Architecture) -> GrowCLIP:
+        """A model of another architecture for the same input, its weights not yet written."""
+        sizes = self.sizes
+        return GrowCLIP(
+            architecture,
+            sizes.vocab_size,
+            sizes.context_length,
+            sizes.image_size,
+            sizes.embed_dim,
+            self.end_of_text,
+            initialise=False,
+        )
+
+    def image_cu_seqlens(self, images: Tensor) -> Tensor:
+        """Where the tokens of each picture begin and end, (n + 1,)."""
+        return torch.arange(images.shape[0] + 1, dtype=torch.int32, device=images.device) * self.sizes.image_tokens
+
+    @staticmethod
+    def enter_shared(stream: Tensor, architecture: Architecture) -> Tensor:
+        """(T, d) -> (T, shared width): the narrower stream enters with its missing channels zero."""
+        return F.pad(stream, (0, architecture.shared_width - stream.shape[1]))
+
+    def class_tokens(self, stream: Tensor) -> Tensor:
+        """(n · tokens, d) -> (n, d)."""
+        return stream[:: self.sizes.image_tokens]
+
+    @staticmethod
+    def last_tokens(stream: Tensor, text: PackedTokens) -> Tensor:
+        """(T, d) -> (n, d): the end-of-text tokens."""
+        return stream[text.cu_seqlens[1:].long() - 1]
+
+    def _packed(self, input_ids: PackedTokens | Tensor) -> PackedTokens:
+        return input_ids if isinstance(input_ids, PackedTokens) else pack_padded(input_ids, self.end_of_text)

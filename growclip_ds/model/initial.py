@@ -1,0 +1,71 @@
+"""What a weight is drawn from: the model's own initialiser, a tensor at a time.
+
+A draw depends on a seed and the tensor's name alone, so it is the same on every rank, after a resume, and whatever
+else is drawn. Transformers start as CLIP's do (Radford et al. 2021, section 2.5 and the reference implementation):
+N(0, 1/d) for queries, keys and values, N(0, 1/2d) into the MLP, and smaller by √(2 · depth) where a branch enters
+the residual stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from growclip_ds.architecture import Architecture, Shape
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+MAX_LOGIT_SCALE = math.log(100)
+
+
+def is_vector(name: str) -> bool:
+    """Norm gains and biases, biases, and the temperature: kept, not blended, when a model is inherited."""
+    return name == "logit_scale" or name.endswith(".bias") or "norm." in name
+
+
+def initial_vector(name: str, shape: Shape) -> Tensor:
+    """The fixed initial value of a norm gain or bias, a bias, or the temperature."""
+    if name == "logit_scale":
+        return torch.full(shape, INITIAL_LOGIT_SCALE)
+    return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+
+
+def initial_tensor(name: str, shape: Shape, architecture: Architecture, seed: int | str) -> Tensor:
+    """The tensor as a new model of this architecture starts with it, in fp32 on the CPU.
+
+    Args:
+        name: the parameter's name in `architecture.parameter_shapes`.
+        shape: its shape there.
+        architecture: of the model that the tensor is for; widths and depths set the scale.
+        seed: of the draw, together with the name.
+    """
+    if is_vector(name):
+        return initial_vector(name, shape)
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.empty(shape).normal_(0, _standard_deviation(name, shape, architecture), generator=generator)
+
+
+def _standard_deviation(name: str, shape: Shape, architecture: Architecture) -> float:
+    match name.split("."):
+        case ["image", "stem", *_, "conv", "weight"]:
+            return math.sqrt(2 / math.prod(shape[1:]))
+        case ["image", "stem", "patches", "weight"]:
+            return math.prod(shape[1:]) ** -0.5
+        case ["image", "embedding", _]:
+            return shape[-1] ** -0.5
+        case ["text", "embedding", "tokens"]:
+            return 0.02
+        case ["text", "embedding", "positions"]:
+            return 0.01
+        case [_, "projection", "weight"]:
+            return shape[1] ** -0.5
+        case [encoder, "blocks", _, *layer, "weight"]:
+            depth = getattr(architecture, f"{encoder}_blocks")
+            width = min(shape)
+            if layer in (["attention", "out"], ["mlp", "contract"]):
+                return (2 * depth * width) ** -0.5
+            return width**-0.5 if layer == ["attention", "qkv"] else (2 * width) ** -0.5
+    raise ValueError(f"no initial value is known for a parameter called {name!r}")

@@ -1,0 +1,74 @@
+"""Self-attention of packed sequences: no sequence sees another, nothing is computed for padding by the caller."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HEAD_WIDTH = 64
+
+
+def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor = False) -> Tensor:
+    """softmax(q kᵀ / √64) v within each sequence.
+
+    Args:
+        qkv: (T, H, 3, 64), the tokens of all sequences end to end; queries, keys and values of a head side by side.
+        cu_seqlens: (B + 1,) int32, where sequences begin and end: starts with 0, ends with T.
+        max_seqlen: length of the longest sequence, or an upper bound of it.
+        causal: whether a token sees only itself and those before it; (B,) booleans to say it for each sequence.
+
+    Returns:
+        (T, H, 64).
+
+    Raises:
+        ValueError: a shape that is not the above.
+    """
+    if qkv.dim() != 4 or qkv.shape[2:] != (3, HEAD_WIDTH):
+        raise ValueError(f"qkv must be (tokens, heads, 3, {HEAD_WIDTH}), not {tuple(qkv.shape)}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
+        raise ValueError(f"cu_seqlens must be (sequences + 1,), not {tuple(cu_seqlens.shape)}")
+    if isinstance(causal, Tensor) and causal.shape != (cu_seqlens.numel() - 1,):
+        raise ValueError(f"causal must have one flag a sequence ({cu_seqlens.numel() - 1}), not {tuple(causal.shape)}")
+    return attention_torch(qkv, cu_seqlens, max_seqlen, causal)
+
+
+def attention_torch(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor = False) -> Tensor:
+    """The PyTorch path of `attention`: scaled_dot_product_attention over runs of sequences of one causality."""
+    if not isinstance(causal, Tensor):
+        return _attend(qkv, cu_seqlens, max_seqlen, causal)
+    flags, runs = torch.unique_consecutive(causal, return_counts=True)
+    ends = runs.cumsum(0).tolist()
+    starts = [0, *ends][:-1]
+    outputs = []
+    for flag, start, end in zip(flags.tolist(), starts, ends, strict=True):
+        run = cu_seqlens[start : end + 1]
+        first, last = int(run[0]), int(run[-1])
+        longest = int(run.diff().max())  # pictures and captions differ: pad each run to its own longest
+        outputs.append(_attend(qkv[first:last], run - run[0], longest, flag))
+    return torch.cat(outputs) if outputs else qkv[:, :, 0]
+
+
+def _attend(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool) -> Tensor:
+    sequences, (tokens, heads) = cu_seqlens.numel() - 1, qkv.shape[:2]
+    if tokens == 0:
+        return qkv[:, :, 0]
+    if tokens == sequences * max_seqlen:  # all of one length
+        return _dense(qkv.view(sequences, max_seqlen, heads, 3, HEAD_WIDTH), None, causal).reshape(qkv[:, :, 0].shape)
+    lengths = cu_seqlens.diff().long()
+    starts = torch.arange(sequences, device=qkv.device) * max_seqlen - cu_seqlens[:-1]
+    rows = torch.arange(tokens, device=qkv.device) + starts.repeat_interleave(lengths, output_size=tokens)
+    padded = qkv.new_zeros(sequences * max_seqlen, *qkv.shape[1:]).index_copy(0, rows, qkv)
+    # Behind its sequence, padding is in no causal token's sight; only the other kind needs a mask.
+    mask = None
+    if not causal:
+        mask = (torch.arange(max_seqlen, device=qkv.device) < lengths[:, None])[:, None, None, :]  # (B, 1, 1, L)
+        mask = mask | (lengths == 0)[:, None, None, None]  # a row that sees nothing would be NaN
+    out = _dense(padded.view(sequences, max_seqlen, heads, 3, HEAD_WIDTH), mask, causal)
+    return out.reshape(sequences * max_seqlen, heads, HEAD_WIDTH).index_select(0, rows)
+
+
+def _dense(qkv: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """qkv (B, L, H, 3, 64) -> (B, L, H, 64)."""
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # (B, H, L, 64) each
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
