@@ -2,6 +2,7 @@
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.growth_space import GrowthSpace
+from growclip_ds.inherit import inherit
 from growclip_ds.model.growclip import GrowCLIP
 
-__all__ = ["Architecture", "GrowCLIP", "GrowthSpace"]
+__all__ = ["Architecture", "GrowCLIP", "GrowthSpace", "inherit"]

@@ -1,0 +1,135 @@
+"""Parameter inheriting with momentum (PIM, Section 3.3): the weights a grown model starts from.
+
+Works on one tensor at a time: read the old tensor, blend, hand it on. A model is never held twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.model.initial import initial_tensor, is_vector
+from growclip_ds.model.layers import leading_slice
+
+STACKS = {
+    "image.stem.layers": "conv_layers",
+    "image.blocks": "image_blocks",
+    "text.blocks": "text_blocks",
+    "shared.blocks": "shared_blocks",
+}
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """How old and new are blended: ω = β · ω_old + γ · ω_rand (Eq. 5 and 8).
+
+    Attributes:
+        beta: share of the old weights.
+        gamma: share of a random draw.
+        fresh: scale of the random draw where the old model has no weight (new heads, channels and embeddings).
+        blend_vectors: whether norms, biases and the temperature are blended too, with their initial values as the
+            draw, instead of kept as they are.
+    """
+
+    beta: float = 0.3
+    gamma: float = 0.001
+    fresh: float = 1.0
+    blend_vectors: bool = False
+
+
+def inherited_tensor(
+    name: str,
+    shape: Shape,
+    old: Architecture,
+    new: Architecture,
+    read: Callable[[str], Tensor],
+    momentum: Momentum,
+    seed: int | str,
+) -> Tensor:
+    """One tensor of the grown model, in fp32.
+
+    Args:
+        name: the tensor's name in the new model.
+        shape: its shape there.
+        old: the architecture to grow from.
+        new: the architecture to grow to.
+        read: gives a tensor of the old model by name; larger ones (a supernet's) are cut to the new shape.
+        momentum: how to blend.
+        seed: of the random draw, together with the name.
+    """
+    random = initial_tensor(name, shape, new, seed)
+    source = _source_name(name, old, new)
+    if source is None:
+        return random if is_vector(name) else random.mul_(momentum.fresh)
+    inherited = read(source)
+    common = tuple(map(min, inherited.shape, shape))
+    inherited = leading_slice(inherited, common).to(random.dtype)
+    overlap = leading_slice(random, common)
+    if is_vector(name) and not momentum.blend_vectors:
+        blended = inherited
+    else:
+        blended = momentum.beta * inherited + momentum.gamma * overlap
+    if not is_vector(name):
+        random.mul_(momentum.fresh)
+    overlap.copy_(blended)
+    return random
+
+
+def inherited_tensors(
+    old: Architecture,
+    new: Architecture,
+    sizes: ModelSizes,
+    read: Callable[[str], Tensor],
+    momentum: Momentum,
+    seed: int | str,
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the grown model with its name, one at a time, in the order of `parameter_shapes`."""
+    for name, shape in new.parameter_shapes(sizes).items():
+        yield name, inherited_tensor(name, shape, old, new, read, momentum, seed)
+
+
+def inherit(
+    old_model: GrowCLIP, architecture: Architecture, beta: float = 0.3, gamma: float = 0.001, seed: int = 0
+) -> GrowCLIP:
+    """A model of a larger or equal architecture, initialised from the old one (Eq. 5 and 8).
+
+    Added layers copy the last ones; rows of new heads and channels are drawn anew, at full scale; norms, biases and
+    the temperature stay as they are.
+
+    Raises:
+        ValueError: the architecture is smaller than the old model's in some dimension.
+    """
+    if not architecture.covers(old_model.architecture):
+        raise ValueError(f"a model grows: {architecture} is smaller than {old_model.architecture} in some dimension")
+    weights = dict(old_model.named_parameters())
+    model = old_model.empty_like(architecture)
+    with torch.no_grad():
+        tensors = inherited_tensors(
+            old_model.architecture, architecture, model.sizes, weights.__getitem__, Momentum(beta, gamma), seed
+        )
+        model.load_tensors(dict(tensors))
+    return model
+
+
+def _source_name(name: str, old: Architecture, new: Architecture) -> str | None:
+    """The old model's tensor that this one inherits from, or None if there is none.
+
+    Of k added layers, each inherits from the layer k before it: they copy the last k in order. A stack with fewer
+    than k is repeated.
+    """
+    for stack, dimension in STACKS.items():
+        if name.startswith(stack + "."):
+            index, _, rest = name.removeprefix(stack + ".").partition(".")
+            depth, added = getattr(old, dimension), getattr(new, dimension) - getattr(old, dimension)
+            layer = int(index)
+            if layer >= depth:
+                if depth == 0:
+                    return None
+                layer = layer - added if added <= depth else (layer - depth) % depth
+            return f"{stack}.{layer}.{rest}"
+    return name
