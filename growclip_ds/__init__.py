@@ -4,5 +4,6 @@ from growclip_ds.architecture import Architecture
 from growclip_ds.growth_space import GrowthSpace
 from growclip_ds.inherit import inherit
 from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.selection import composite_metric
 
-__all__ = ["Architecture", "GrowCLIP", "GrowthSpace", "inherit"]
+__all__ = ["Architecture", "GrowCLIP", "GrowthSpace", "composite_metric", "inherit"]
