@@ -1,0 +1,305 @@
+"""The one format on disk: named tensors that know nothing of ranks, ZeRO stages or engines.
+
+A checkpoint is a folder with one safetensors file a writing rank and `weights.json`, which says which file holds each
+tensor, its checksum, and what the weights are of. It serves resume, growth, evaluation and export; a run's moments are
+tensors of the same checkpoint under names of their own. It is written and read a tensor at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.distributed import all_gather_object, on_every_rank, on_main, rank, world_size
+from growclip_ds.errors import InputError
+from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.weights_file import DTYPES, SafetensorsWriter, checksum, tensor_bytes
+
+INDEX = "weights.json"
+FORMAT = "growclip-weights"
+VERSION = 1
+
+
+def describe(architecture: Architecture, sizes: ModelSizes, end_of_text: int, **more: Any) -> dict[str, Any]:
+    """A checkpoint's description: what it takes to build the model, and whatever else is worth keeping (as JSON)."""
+    return {"architecture": asdict(architecture), "sizes": asdict(sizes), "end_of_text": end_of_text, **more}
+
+
+def owners(shapes: Mapping[str, Shape], ranks: int) -> dict[str, int]:
+    """Which rank writes each tensor: largest first to whoever has least, the same wherever it is computed."""
+    loads = [0] * ranks
+    owner = {}
+    for name, shape in sorted(shapes.items(), key=lambda item: (-math.prod(item[1]), item[0])):
+        owner[name] = min(range(ranks), key=lambda candidate: (loads[candidate], candidate))
+        loads[owner[name]] += math.prod(shape)
+    return owner
+
+
+def write_checkpoint(
+    folder: Path | str,
+    tensors: Iterable[tuple[str, Tensor | None]],
+    shapes: Mapping[str, Shape],
+    owner: Callable[[str], int],
+    description: Mapping[str, Any],
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> None:
+    """Writes a checkpoint that appears whole or not at all; all ranks call it together.
+
+    Everything is written into a hidden folder beside `folder`, on a file system that the ranks share, brought to the
+    disk and renamed. What an interrupted write of the same folder left behind is removed.
+
+    Args:
+        folder: of the new checkpoint; must not exist.
+        tensors: every name once, with the whole tensor on the rank that owns it; elsewhere its value is ignored.
+        shapes: of all tensors.
+        owner: the rank that writes a tensor, as `owners` chooses them.
+        description: what the weights are of, as JSON; see `describe`. Rank 0's is kept.
+        dtypes: of the tensors that are not fp32.
+
+    Raises:
+        InputError: on every rank, if the folder exists already, or cannot be written on some rank.
+    """
+    folder = Path(folder)
+    partial = folder.parent / f".{folder.name}.partial"
+    on_main(lambda: _start_folder(folder, partial))
+    file = f"weights-{rank():05d}-of-{world_size():05d}.safetensors"
+    dtypes = dtypes or {}
+    mine = {
+        name: (dtypes.get(name, torch.float32), tuple(shape)) for name, shape in shapes.items() if owner(name) == rank()
+    }
+
+    checksums, size = on_every_rank(lambda: _write_tensors(partial / file, mine, tensors))
+    parts = all_gather_object((file, size, mine, checksums))
+
+    def finish() -> None:
+        entries = {
+            name: {"file": part, "dtype": DTYPES[dtype], "shape": list(shape), "crc32": sums[name]}
+            for part, _, written, sums in parts
+            for name, (dtype, shape) in written.items()
+        }
+        index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "description": dict(description),
+            "files": {part: size for part, size, _, _ in parts},
+            "tensors": {name: entries[name] for name in shapes},
+        }
+        with (partial / INDEX).open("w", encoding="utf-8") as stream:
+            json.dump(index, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _fsync_folder(partial)
+        partial.replace(folder)
+        _fsync_folder(folder.parent)
+
+    on_main(lambda: _as_input_error(folder, finish))
+
+
+class Checkpoint:
+    """A checkpoint opened for reading; tensors are read when asked for.
+
+    Attributes:
+        folder: where it is.
+        description: as it was written.
+
+    Raises:
+        InputError: there is none, its index is damaged or of an unknown version, a file is missing or of another
+            size, or the weights are not those of the architecture that the description names.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        index = _read_index(self.folder)
+        self.description: dict[str, Any] = index["description"]
+        self._tensors: dict[str, dict[str, Any]] = index["tensors"]
+        self._open: dict[str, Any] = {}
+        for name, size in index["files"].items():
+            file = self.folder / name
+            found = file.stat().st_size if file.exists() else None
+            if found != size:
+                problem = "no such file" if found is None else f"{found} bytes instead of {size}"
+                raise InputError(f"{file}: {problem}; the checkpoint is incomplete, copy it again or use another")
+        if "architecture" in self.description:
+            self._check_shapes()
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors, in the order of the model's parameters."""
+        return list(self._tensors)
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture(**self._described("architecture"))
+
+    @property
+    def sizes(self) -> ModelSizes:
+        return ModelSizes(**self._described("sizes"))
+
+    @property
+    def end_of_text(self) -> int:
+        return self._described("end_of_text")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._entry(name)["shape"])
+
+    def read(self, name: str) -> Tensor:
+        """The tensor on the CPU, the caller's own.
+
+        Raises:
+            InputError: there is no such tensor, or it is damaged.
+        """
+        entry = self._entry(name)
+        file = self.folder / entry["file"]
+        try:
+            if entry["file"] not in self._open:
+                self._open[entry["file"]] = safe_open(file, framework="pt")
+            # A copy: what safetensors returns lies in the mapped file.
+            tensor = self._open[entry["file"]].get_tensor(name).clone()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: {name} cannot be read ({error}); copy the checkpoint again") from error
+        if (DTYPES[tensor.dtype], list(tensor.shape)) != (entry["dtype"], entry["shape"]):
+            found = f"{DTYPES[tensor.dtype]} {list(tensor.shape)}"
+            raise InputError(f"{file}: {name} is {found}, but {INDEX} says {entry['dtype']} {entry['shape']}")
+        if checksum(tensor_bytes(tensor)) != entry["crc32"]:
+            raise InputError(f"{file}: {name} is damaged (its checksum differs); copy the checkpoint again")
+        return tensor
+
+    def verify(self) -> None:
+        """Reads every tensor once. Raises what `read` does."""
+        for name in self.names:
+            self.read(name)
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        if name not in self._tensors:
+            raise InputError(f"{self.folder}: the checkpoint has no tensor {name}")
+        return self._tensors[name]
+
+    def _described(self, key: str) -> Any:
+        if key not in self.description:
+            raise InputError(f"{self.folder / INDEX}: the description has no {key}; these are not a model's weights")
+        return self.description[key]
+
+    def _check_shapes(self) -> None:
+        try:
+            expected = self.architecture.parameter_shapes(self.sizes)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.folder / INDEX}: no valid architecture and sizes: {error}") from error
+        for name, shape in expected.items():
+            if name not in self or self.shape(name) != shape:
+                found = f"has shape {self.shape(name)}" if name in self else "is missing"
+                raise InputError(
+                    f"{self.folder}: {name} {found}, but {self.architecture} needs {shape}; "
+                    "the weights are of another model than their description"
+                )
+
+
+def save_model(model: GrowCLIP, folder: Path | str, **more: Any) -> None:
+    """Writes a model that every rank holds whole; all ranks call it together, each writes its part.
+
+    Args:
+        model: in any dtype; fp32 is what is written.
+        folder: of the new checkpoint.
+        more: goes into the description.
+    """
+    parameters = dict(model.named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    owner = owners(shapes, world_size())
+    description = describe(model.architecture, model.sizes, model.end_of_text, **more)
+    tensors = ((n, p.detach().float() if owner[n] == rank() else None) for n, p in parameters.items())
+    write_checkpoint(folder, tensors, shapes, owner.__getitem__, description)
+
+
+def load_model(folder: Path | str) -> GrowCLIP:
+    """The model of a checkpoint, whole, in fp32 on the CPU."""
+    checkpoint = Checkpoint(folder)
+    sizes = asdict(checkpoint.sizes)
+    model = GrowCLIP(checkpoint.architecture, **sizes, end_of_text=checkpoint.end_of_text, initialise=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(checkpoint.read(name))
+    return model
+
+
+def _start_folder(folder: Path, partial: Path) -> None:
+    if folder.exists():
+        raise InputError(f"{folder} exists already; remove it first or name another")
+
+    def start() -> None:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+
+    _as_input_error(folder, start)
+
+
+def _write_tensors(
+    path: Path, mine: dict[str, tuple[torch.dtype, Shape]], tensors: Iterable[tuple[str, Tensor | None]]
+) -> tuple[dict[str, str], int]:
+    """Writes this rank's file; returns checksums and size.
+
+    A failing disk is reported after the last tensor only: to make the tensors may take all ranks together.
+    """
+    remaining = iter(tensors)
+
+    def write() -> tuple[dict[str, str], int]:
+        with SafetensorsWriter(path, mine, {"format": "pt"}) as writer:
+            for name, tensor in remaining:
+                if name in mine:
+                    writer.write(name, tensor)
+                del tensor  # before the next one is made
+        return writer.checksums, writer.size
+
+    try:
+        return _as_input_error(path, write)
+    except InputError:
+        for _ in remaining:
+            pass
+        raise
+
+
+def _as_input_error(path: Path, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}; make room or name another folder") from error
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    file = folder / INDEX
+    if not file.exists():
+        raise InputError(f"{folder}: no checkpoint there ({INDEX} is missing)")
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        kind, version = index["format"], index["version"]
+        _ = index["description"], index["files"], index["tensors"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{file}: damaged or not a checkpoint's index ({error!r}); copy the checkpoint again"
+        ) from error
+    if (kind, version) != (FORMAT, VERSION):
+        raise InputError(
+            f"{file}: format {kind!r} version {version!r}; this program reads {FORMAT!r} version {VERSION}"
+        )
+    return index
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,115 @@
+"""Zero-shot classification as CLIP does it (Radford et al. 2021, section 3.1), for many candidates in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from growclip_ds.distributed import all_reduce_sum, rank, world_size
+from growclip_ds.errors import InputError
+from growclip_ds.evaluation.datasets import ClassificationSet, batches
+from growclip_ds.evaluation.encoder import CandidateEncoder, first_sharers
+from growclip_ds.evaluation.results import ClassificationResult
+from growclip_ds.model.packed import PackedTokens
+
+Tokenize = Callable[[list[str]], PackedTokens]
+
+
+def classify(
+    encoder: CandidateEncoder, dataset: ClassificationSet, tokenize: Tokenize, image_size: int, batch_size: int
+) -> list[ClassificationResult]:
+    """Classifies the set's pictures by the class whose prompts they are most similar to.
+
+    All ranks call it together and share the prompts and the pictures; nothing but counts is kept of a picture. Equal
+    similarities count in the order of the classes, as they do for an argmax, and a picture with a similarity that is
+    not a number is wrong.
+
+    Args:
+        encoder: the candidates.
+        dataset: from `load_evaluation_set`.
+        tokenize: a `data.tokens.Tokenizer`.
+        image_size: side of the pictures in pixels.
+        batch_size: pictures, or prompts, that a rank encodes at a time.
+
+    Returns:
+        A result a candidate, the same on every rank.
+
+    Raises:
+        InputError: not one picture of the set can be decoded.
+    """
+    classifiers = class_embeddings(encoder, dataset, tokenize, batch_size)
+    device, classes = classifiers[0].device, len(dataset.class_names)
+    seen = torch.zeros(classes, dtype=torch.int64, device=device)
+    hits = torch.zeros((len(classifiers), 2, classes), dtype=torch.int64, device=device)  # top-1 and top-5
+    for pixels, labels in batches(dataset, image_size, batch_size):
+        truth = torch.tensor(labels, dtype=torch.int64, device=device)
+        seen += truth.bincount(minlength=classes)
+        counted: dict[tuple[int, int], Tensor] = {}
+        features = encoder.images(pixels)
+        for candidate, pair in enumerate(zip(features, classifiers, strict=True)):
+            key = (id(pair[0]), id(pair[1]))
+            if key not in counted:
+                counted[key] = _hits(*pair, truth)
+            hits[candidate] += counted[key]
+    all_reduce_sum(seen)
+    all_reduce_sum(hits)
+    samples = int(seen.sum())
+    if not samples:
+        raise InputError(f"evaluation set {dataset.name}: not one of its {dataset.samples} pictures can be decoded")
+    return [_result(dataset, samples, seen, *counts) for counts in hits]
+
+
+def class_embeddings(
+    encoder: CandidateEncoder, dataset: ClassificationSet, tokenize: Tokenize, batch_size: int
+) -> list[Tensor]:
+    """Each candidate's (classes, e): per class the prompts' normalised features averaged, and normalised again.
+
+    Prompt i is encoded by rank i mod W. Sums are in fp64, so that their order does not show.
+    """
+    prompts = [
+        (number, template.replace("{c}", name))
+        for number, name in enumerate(dataset.class_names)
+        for template in dataset.templates
+    ]
+    mine = prompts[rank() :: world_size()]
+    share = math.ceil(len(prompts) / world_size())
+    sums: dict[int, Tensor] = {}
+    sharers: list[int] = []
+    for start in range(0, share, batch_size):
+        batch = mine[start : start + batch_size]
+        features = encoder.texts(tokenize([prompt for _, prompt in batch]))
+        if not sums:
+            sharers = first_sharers(features)
+            shape = (len(dataset.class_names), features[0].shape[1])
+            sums = {first: features[first].new_zeros(shape, dtype=torch.float64) for first in set(sharers)}
+        numbers = torch.tensor([number for number, _ in batch], dtype=torch.int64, device=features[0].device)
+        for first, total in sums.items():
+            total.index_add_(0, numbers, features[first].double())
+    embeddings = {first: F.normalize(all_reduce_sum(sums[first]), dim=-1).float() for first in sorted(sums)}
+    return [embeddings[first] for first in sharers]
+
+
+def _hits(features: Tensor, classifier: Tensor, truth: Tensor) -> Tensor:
+    """Per class, how many pictures (n, e) have their class first, and among the first five; (2, classes)."""
+    logits = features @ classifier.T  # (n, classes)
+    own = logits.gather(1, truth[:, None])
+    earlier = torch.arange(logits.shape[1], device=truth.device) < truth[:, None]
+    ahead = ~(logits <= own) | ((logits == own) & earlier)  # ~(<=), not >: true also if one is not a number
+    place = ahead.sum(1)
+    return torch.stack([truth[place < k].bincount(minlength=logits.shape[1]) for k in (1, 5)])
+
+
+def _result(dataset: ClassificationSet, samples: int, seen: Tensor, top1: Tensor, top5: Tensor) -> ClassificationResult:
+    per_class = top1[seen > 0].double() / seen[seen > 0]
+    return ClassificationResult(
+        dataset=dataset.name,
+        samples=samples,
+        top1=100 * int(top1.sum()) / samples,
+        top5=100 * int(top5.sum()) / samples,
+        mean_per_class=100 * float(per_class.mean()),
+        unreadable=dataset.samples - samples,
+    )

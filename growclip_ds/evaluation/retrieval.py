@@ -1,0 +1,215 @@
+"""Zero-shot retrieval both ways, for many candidates in one pass over the pairs.
+
+What counts as right: a set may hold the same caption, or the same picture, twice, and nothing tells such twins apart.
+So equal captions (by their tokens) are one answer, and right for every picture that has one of them; equal pictures
+(by their pixels) likewise. Every picture and every caption is a query all the same. Between answers that differ, a tie
+goes against the model: one whose features are all alike, or not numbers, finds nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from growclip_ds.distributed import all_gather_object, all_reduce_sum, ragged_all_gather
+from growclip_ds.errors import InputError
+from growclip_ds.evaluation.datasets import RetrievalSet, batches
+from growclip_ds.evaluation.encoder import CandidateEncoder, first_sharers
+from growclip_ds.evaluation.results import RetrievalResult
+from growclip_ds.model.packed import PackedTokens, pack
+
+RECALL_AT = (1, 5, 10)
+BLOCK = 2**24  # similarities that exist at a time, at most, 64 MiB of them
+
+T = TypeVar("T")
+Tokenize = Callable[[list[str]], PackedTokens]
+PairBatch = tuple[Tensor, PackedTokens, Tensor]  # pixels (n, 3, S, S), m captions, the picture of each (m,)
+
+
+class Pairs(Protocol):
+    """What `retrieve_pairs` needs of a batch of the data stream: n pictures, uint8 (n, 3, S, S), and n captions."""
+
+    images: Tensor
+    text: PackedTokens
+
+
+def retrieve(
+    encoder: CandidateEncoder, dataset: RetrievalSet, tokenize: Tokenize, image_size: int, batch_size: int
+) -> list[RetrievalResult]:
+    """R@1, 5 and 10 in both directions on a set whose pictures may have several captions.
+
+    All ranks call it together and share the pictures, the captions and the queries.
+
+    Args:
+        encoder: the candidates.
+        dataset: from `load_evaluation_set`.
+        tokenize: a `data.tokens.Tokenizer`.
+        image_size: side of the pictures in pixels.
+        batch_size: pictures, with all their captions, that a rank encodes at a time.
+
+    Returns:
+        A result a candidate, the same on every rank.
+
+    Raises:
+        InputError: not one picture of the set can be decoded.
+    """
+
+    def pairs() -> Iterator[PairBatch]:
+        for pixels, captions in batches(dataset, image_size, batch_size):
+            owners = [picture for picture, texts in enumerate(captions) for _ in texts]
+            tokens = tokenize([text for texts in captions for text in texts])
+            yield pixels, tokens, torch.tensor(owners, dtype=torch.int64)
+
+    return _retrieve(encoder, pairs(), dataset.name, dataset.samples)
+
+
+def retrieve_pairs(
+    encoder: CandidateEncoder, pairs: Iterable[Pairs], image_size: int, name: str = "held-out pairs"
+) -> list[RetrievalResult]:
+    """The same on pairs as the data stream gives them, one caption a picture.
+
+    `accuracy` of a result is what selects where there is no labelled set: top-1 retrieval in percent. All ranks call
+    it together; the numbers of their batches, and of the pairs in them, may differ.
+
+    Raises:
+        InputError: no rank has a pair.
+    """
+    nothing = (torch.empty((0, 3, image_size, image_size), dtype=torch.uint8), pack([]), torch.empty(0).long())
+    given = ((batch.images, batch.text, torch.arange(batch.images.shape[0])) for batch in pairs)
+    return _retrieve(encoder, _in_lockstep(given, nothing), name)
+
+
+def _in_lockstep(items: Iterator[T], nothing: T) -> Iterator[T]:
+    """As many items on every rank as on the one that has most."""
+    while True:
+        item = next(items, None)
+        if not any(all_gather_object(item is not None)):
+            return
+        yield nothing if item is None else item
+
+
+def _retrieve(
+    encoder: CandidateEncoder, pairs: Iterator[PairBatch], name: str, samples: int | None = None
+) -> list[RetrievalResult]:
+    image_sharers: list[int] = []
+    text_sharers: list[int] = []
+    image_parts: dict[int, list[Tensor]] = {}
+    text_parts: dict[int, list[Tensor]] = {}
+    picture_parts, caption_parts, owner_parts = [], [], []
+    for pixels, tokens, owners in pairs:
+        image_features, text_features = encoder.images(pixels), encoder.texts(tokens)
+        image_sharers = image_sharers or first_sharers(image_features)
+        text_sharers = text_sharers or first_sharers(text_features)
+        for parts, sharers, features in (
+            (image_parts, image_sharers, image_features),
+            (text_parts, text_sharers, text_features),
+        ):
+            for first in set(sharers):
+                parts.setdefault(first, []).append(features[first])
+        pictures = _digests(pixels.flatten(1))
+        picture_parts.append(pictures)
+        caption_parts.append(_digests(tokens.ids.split(tokens.cu_seqlens.diff().tolist())))
+        owner_parts.append(pictures[owners])
+    if not image_sharers:
+        raise InputError(f"{name}: no pairs to retrieve; hold some out, or name a selection dataset")
+
+    device = image_parts[0][0].device
+    pictures, captions, owners = (torch.cat(p).to(device) for p in (picture_parts, caption_parts, owner_parts))
+    answers = _Answers(pictures, captions, owners)
+    if not answers.pictures:
+        raise InputError(f"evaluation set {name}: not one of its {samples} pictures can be decoded")
+    results: dict[tuple[int, int], RetrievalResult] = {}
+    for pair in dict.fromkeys(zip(image_sharers, text_sharers, strict=True)):
+        images, texts = torch.cat(image_parts[pair[0]]), torch.cat(text_parts[pair[1]])
+        hits = torch.stack([answers.caption_hits(images, texts), answers.picture_hits(texts, images)])
+        image_hits, text_hits = all_reduce_sum(hits).tolist()
+        results[pair] = RetrievalResult(
+            dataset=name,
+            pictures=answers.pictures,
+            captions=answers.captions,
+            image_to_text={k: 100 * h / answers.pictures for k, h in zip(RECALL_AT, image_hits, strict=True)},
+            text_to_image={k: 100 * h / answers.captions for k, h in zip(RECALL_AT, text_hits, strict=True)},
+            unreadable=0 if samples is None else samples - answers.pictures,
+        )
+    return [results[pair] for pair in zip(image_sharers, text_sharers, strict=True)]
+
+
+def _digests(items: Iterable[Tensor]) -> Tensor:
+    """A number for each tensor that equal ones share, (n,) int64."""
+    digests = [hashlib.blake2b(item.numpy().tobytes(), digest_size=8).digest() for item in items]
+    return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.int64)
+
+
+class _Answers:
+    """Which captions are right for which pictures, over all ranks.
+
+    Args:
+        pictures: digests of this rank's pictures, (n,).
+        captions: digests of this rank's captions, (m,).
+        owners: digest of each caption's picture, (m,).
+    """
+
+    def __init__(self, pictures: Tensor, captions: Tensor, owners: Tensor) -> None:
+        all_pictures, all_captions, all_owners = map(ragged_all_gather, (pictures, captions, owners))
+        self.pictures, self.captions = all_pictures.numel(), all_captions.numel()
+        picture_values, self._picture_numbers = all_pictures.unique(return_inverse=True)
+        caption_values, self._caption_numbers = all_captions.unique(return_inverse=True)
+        self._local_pictures = torch.searchsorted(picture_values, pictures)
+        self._local_captions = torch.searchsorted(caption_values, captions)
+        owner_numbers = torch.searchsorted(picture_values, all_owners)
+        self._right = torch.stack([owner_numbers, self._caption_numbers], dim=1).unique(dim=0)  # (R, 2), sorted
+
+    def caption_hits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """For how many of this rank's pictures (n, e) a right caption is among the first k, (len(RECALL_AT),).
+
+        `texts`, (m, e), are this rank's captions; all ranks' are searched.
+        """
+        return _hits(images, self._local_pictures, _one_each(texts, self._caption_numbers), self._right)
+
+    def picture_hits(self, texts: Tensor, images: Tensor) -> Tensor:
+        """The same in the other direction."""
+        right = self._right.flip(1)
+        right = right[right[:, 0].argsort(stable=True)]
+        return _hits(texts, self._local_captions, _one_each(images, self._picture_numbers), right)
+
+
+def _one_each(features: Tensor, numbers: Tensor) -> Tensor:
+    """All ranks' features gathered, one row for each number that twins share."""
+    gathered = ragged_all_gather(features)  # (N, e)
+    first = numbers.new_full((int(numbers.max()) + 1,), numbers.numel())
+    first.scatter_reduce_(0, numbers, torch.arange(numbers.numel(), device=numbers.device), "amin")
+    return gathered[first]
+
+
+def _hits(queries: Tensor, query_numbers: Tensor, answers: Tensor, right: Tensor) -> Tensor:
+    """How many queries have a right answer among their first k, (len(RECALL_AT),), a block of queries at a time.
+
+    Args:
+        queries: (q, e).
+        query_numbers: (q,), what `right` calls them.
+        answers: (a, e).
+        right: (R, 2) of query and answer numbers, sorted by the former.
+    """
+    hits = torch.zeros(len(RECALL_AT), dtype=torch.int64, device=queries.device)
+    limits = torch.tensor(RECALL_AT, device=queries.device)
+    counts = right[:, 0].bincount()  # right answers a query
+    starts = counts.cumsum(0) - counts
+    rows = max(1, BLOCK // answers.shape[0])
+    for block, numbers in zip(queries.split(rows), query_numbers.split(rows), strict=True):
+        similarities = block @ answers.T  # (b, a)
+        lengths = counts[numbers]
+        row = torch.arange(len(numbers), device=queries.device).repeat_interleave(lengths)
+        within = torch.arange(len(row), device=queries.device) - (lengths.cumsum(0) - lengths)[row]
+        right_similarities = similarities[row, right[starts[numbers][row] + within, 1]]
+        best = similarities.new_full((len(numbers),), -torch.inf)
+        best.scatter_reduce_(0, row, right_similarities, "amax")
+        # Not below the best right one, and not right itself: ties count, and so does what is not a number.
+        ahead = (~(similarities < best[:, None])).sum(1)
+        ahead -= torch.zeros_like(ahead).index_add_(0, row, (~(right_similarities < best[row])).long())
+        ahead[best.isnan()] = max(RECALL_AT)
+        hits += (ahead[:, None] < limits).sum(0)
+    return hits

@@ -1,0 +1,120 @@
+"""A safetensors file written a tensor at a time; the library's own writer wants all of them in memory at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class SafetensorsWriter:
+    """Writes a file of known tensors in any order, each straight to its place.
+
+    Format: https://huggingface.co/docs/safetensors: the header's length (8 bytes, little-endian), a JSON header, the
+    tensors' bytes without gaps. Leaving a `with` block by an exception closes the file as it is, incomplete.
+
+    Args:
+        path: of the new file.
+        tensors: dtype and shape of every tensor by name.
+        metadata: strings to keep in the header.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.checksums: dict[str, str] = {}
+        self._tensors = dict(tensors)
+        self._offsets: dict[str, int] = {}
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        end = 0
+        # Widest elements first, so that every tensor is aligned to its own.
+        for name, (dtype, shape) in sorted(self._tensors.items(), key=lambda item: -item[1][0].itemsize):
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            self._offsets[name] = start
+            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        self._data_start = 8 + len(encoded)
+        self.size = self._data_start + end
+        self._file = self.path.open("wb", buffering=0)
+        self._write_at(len(encoded).to_bytes(8, "little") + encoded, 0)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Writes one tensor, from whatever device, and notes the CRC-32 of its bytes in `checksums`.
+
+        Raises:
+            ValueError: the file has no such tensor, or has it already, or as another dtype or shape.
+        """
+        if name not in self._tensors or name in self.checksums:
+            problem = "was written before" if name in self.checksums else "is none of the file's tensors"
+            raise ValueError(f"{self.path}: {name} {problem}")
+        if (tensor.dtype, tuple(tensor.shape)) != self._tensors[name]:
+            dtype, shape = self._tensors[name]
+            raise ValueError(f"{self.path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}")
+        data = memoryview(tensor_bytes(tensor))
+        self._write_at(data, self._data_start + self._offsets[name])
+        self.checksums[name] = checksum(data)
+
+    def close(self) -> None:
+        """Brings the file to the disk.
+
+        Raises:
+            ValueError: a tensor was never written.
+        """
+        missing = [name for name in self._tensors if name not in self.checksums]
+        if missing:
+            self._file.close()
+            raise ValueError(f"{self.path}: {len(missing)} tensors were not written, {missing[0]} for one")
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write_at(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        while view:  # a call writes 2 GiB at most
+            written = os.pwrite(self._file.fileno(), view, offset)
+            view, offset = view[written:], offset + written
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._file.close()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's elements in row-major order."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def checksum(data: memoryview) -> str:
+    """CRC-32, which finds damage; it is no defence against forgery."""
+    return f"{zlib.crc32(data):08x}"
