@@ -1,0 +1,1 @@
+"""Shards to batches: index, subsets, order, pictures and tokens, and the stream that training reads."""

@@ -1,0 +1,98 @@
+"""Samples read in any order, each with one positioned read a member, without going through the tar."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from growclip_ds.data.faults import BrokenSample, Cause
+from growclip_ds.data.shards import BLOCK, ShardIndex, key_and_extension
+
+_OPEN_SHARDS = 256  # kept open by a reader; a quarter of the usual limit of a process
+
+
+class Sample(NamedTuple):
+    """A sample as it lies in its shard, undecoded."""
+
+    key: str
+    picture: bytes
+    caption: bytes
+
+
+class ShardReader:
+    """Reads samples of an index by their position.
+
+    Opens shards when they are needed and keeps the last used ones open. Goes to another process without its open
+    files, so each data loading worker has its own.
+    """
+
+    def __init__(self, index: ShardIndex) -> None:
+        self.index = index
+        self._files: OrderedDict[str, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"index": self.index, "_files": OrderedDict()}
+
+    def read(self, position: int) -> Sample:
+        """The sample at a position of the index.
+
+        Raises:
+            BrokenSample: the shard is gone, cannot be read, or no longer has at this place what it had.
+        """
+        shard = self.index.shard_of(position)
+        picture_block, picture_bytes, caption_block, caption_bytes = map(int, self.index.places[position])
+        try:
+            file = self._open(shard)
+            header, picture = _read_member(file, picture_block, picture_bytes)
+            _, caption = _read_member(file, caption_block, caption_bytes)
+        except (OSError, tarfile.TarError) as error:
+            raise BrokenSample(Cause.UNREADABLE_SHARD, f"{shard}: {error}") from error
+        key = self.index.long_keys.get((shard, picture_block)) or key_and_extension(header.name)[0]
+        return Sample(key, picture, caption)
+
+    def _open(self, shard: str) -> Any:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+        else:
+            self._files[shard] = Path(shard).open("rb", buffering=0)  # noqa: SIM115 (closed when no longer referred to)
+            if len(self._files) > _OPEN_SHARDS:
+                self._files.popitem(last=False)
+        return self._files[shard]
+
+
+def captions(index: ShardIndex) -> Iterator[str]:
+    """The usable captions of an index, in its order: what a tokenizer is trained on."""
+    reader = ShardReader(index)
+    for position in range(len(index)):
+        try:
+            yield decode_caption(reader.read(position).caption)
+        except BrokenSample:
+            continue
+
+
+def decode_caption(data: bytes) -> str:
+    """The text of a caption, without white space around it.
+
+    Raises:
+        BrokenSample: it is not UTF-8, or there is nothing in it.
+    """
+    try:
+        caption = data.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BrokenSample(Cause.CAPTION_NOT_UTF8, str(error)) from error
+    if not caption:
+        raise BrokenSample(Cause.EMPTY_CAPTION)
+    return caption
+
+
+def _read_member(file: Any, block: int, size: int) -> tuple[tarfile.TarInfo, bytes]:
+    """A member's data and the header before it, whose checksum and length show that it is still the one indexed."""
+    data = os.pread(file.fileno(), BLOCK + size, (block - 1) * BLOCK)
+    header = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape")
+    if header.size != size or len(data) != BLOCK + size:
+        raise tarfile.ReadError(f"block {block} has {len(data) - BLOCK} of {header.size} bytes, indexed were {size}")
+    return header, data[BLOCK:]
