@@ -1,0 +1,343 @@
+"""What a run is: every setting with its type, its default (the paper's, Section 4.1) and its meaning.
+
+A YAML file is read, overrides from the command line are laid over it, and the whole is validated once. After that it
+does not change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from growclip_ds.architecture import STEM_STRIDE, Architecture, ModelSizes
+from growclip_ds.config_errors import explain, override
+from growclip_ds.errors import InputError
+from growclip_ds.yaml_files import parse_yaml, read_yaml, to_yaml
+
+Dimension = Literal["conv_layers", "image_blocks", "image_heads", "text_blocks", "text_heads", "shared_blocks"]
+
+
+class Section(BaseModel):
+    """A group of settings: nothing unknown, nothing converted, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ArchitectureSection(Section):
+    """The six integers of an architecture; those left out are the paper's S1's."""
+
+    conv_layers: int = Field(
+        default=0, ge=0, description="l^I: convolutional layers of the image stem beyond its first"
+    )
+    image_blocks: int = Field(default=6, ge=0, description="b^I: transformer blocks of the image encoder")
+    image_heads: int = Field(
+        default=6, ge=1, description="h^I: attention heads of the image encoder, each 64 channels wide"
+    )
+    text_blocks: int = Field(default=6, ge=0, description="b^T: transformer blocks of the text encoder")
+    text_heads: int = Field(
+        default=4, ge=1, description="h^T: attention heads of the text encoder, each 64 channels wide"
+    )
+    shared_blocks: int = Field(default=0, ge=0, description="b^S: transformer blocks that both modalities pass through")
+
+
+class _FromSection:
+    """Reads an Architecture as a section of six integers, and writes it as one."""
+
+    section = ArchitectureSection
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            lambda section: Architecture(**dict(section)),
+            handler.generate_schema(cls.section),
+            serialization=core_schema.plain_serializer_function_ser_schema(asdict),
+        )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class ModelSection(Section):
+    """The model to start from, and what does not grow."""
+
+    base: Annotated[Architecture, _FromSection] = Field(
+        default_factory=lambda: Architecture(**dict(ArchitectureSection())),
+        description="architecture of the first growth step",
+    )
+    image_size: int = Field(
+        default=224,
+        ge=STEM_STRIDE,
+        multiple_of=STEM_STRIDE,
+        description="side of the square pictures in pixels, a multiple of 16",
+    )
+    context_length: int = Field(
+        default=77, ge=3, description="most tokens of a caption, start and end of text included"
+    )
+    embed_dim: int = Field(
+        default=512, ge=1, description="width of the space in which pictures and captions are compared"
+    )
+
+    def sizes(self, vocab_size: int) -> ModelSizes:
+        return ModelSizes(vocab_size, self.context_length, self.image_size, self.embed_dim)
+
+
+class GrowthSection(Section):
+    """How far a growth step may go (Table 2), how weights are inherited (Eq. 5, 8), what selection prefers (Eq. 7)."""
+
+    steps: int | None = Field(default=None, ge=1, description="growth steps to run; null: one for every data subset")
+    conv_step: int = Field(
+        default=2, ge=0, description="convolutional layers added where l^I grows; 0: it does not grow"
+    )
+    block_step: int = Field(default=4, ge=0, description="blocks added where b^I, b^T or b^S grow; 0: they do not grow")
+    head_step: int = Field(default=4, ge=0, description="heads added where h^I or h^T grow; 0: they do not grow")
+    frozen: Annotated[tuple[Dimension, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(),
+        description="dimensions that may not grow; each halves the candidates",
+        json_schema_extra={
+            "expected": "a list of conv_layers, image_blocks, image_heads, text_blocks, text_heads, shared_blocks"
+        },
+    )
+    max_parameters: int | None = Field(
+        default=None, ge=1, description="candidates with more parameters than this are left out; null: none is"
+    )
+    beta: float = Field(default=0.3, ge=0, description="β of Eq. 5: share of an inherited weight that is the old one")
+    gamma: float = Field(default=0.001, ge=0, description="γ of Eq. 5: share of an inherited weight that is drawn anew")
+    alpha: float = Field(default=0.5, ge=0, description="α of Eq. 7: how much few parameters count in selection")
+    fresh_weights: Literal["full", "gamma"] = Field(
+        default="full", description="scale of weights that the old model has not: as drawn, or times γ"
+    )
+    blend_vectors: bool = Field(
+        default=False, description="blend norms, biases and the temperature by Eq. 5 too, instead of keeping them"
+    )
+
+
+class EpochsSection(Section):
+    """Passes over the data of a growth step, phase by phase. Step 1 has one phase, the later steps have three."""
+
+    first: int = Field(default=30, ge=1, description="training of the base model, growth step 1")
+    supernet: int = Field(default=2, ge=0, description="phase 1, fine-tuning of the supernet; 0: it only inherits")
+    selection: int = Field(
+        default=2, ge=0, description="phase 2, training of sampled subnets before candidates are compared"
+    )
+    selected: int = Field(default=26, ge=1, description="phase 3, training of the selected architecture")
+
+
+class SubsetSection(Section):
+    """One data subset; growth step t trains on subsets 1 to t together."""
+
+    name: str = Field(min_length=1, description="name of the subset in reports and messages")
+    shards: str = Field(
+        min_length=1,
+        description="its webdataset shards: a folder, a glob or a brace pattern ({00000..00310}.tar)",
+    )
+
+
+class TokenizerSection(Section):
+    """The tokenizer, one for all growth steps."""
+
+    name_or_path: str | None = Field(
+        default=None,
+        description="a Hugging Face tokenizer, by name or folder; null: a byte-level BPE is trained on the captions",
+    )
+    vocab_size: int | None = Field(
+        default=None,
+        ge=258,
+        description="tokens of the tokenizer to train; of a loaded one, what it has to have (null: whatever it has)",
+    )
+
+    @model_validator(mode="after")
+    def _size_of_a_trained_one(self) -> TokenizerSection:
+        if self.name_or_path is None and self.vocab_size is None:
+            raise ValueError("a tokenizer is to be trained (name_or_path is null), so state vocab_size, such as 8192")
+        return self
+
+
+class DataSection(Section):
+    """The training data. Relative paths are relative to the current directory."""
+
+    subsets: Annotated[tuple[SubsetSection, ...], BeforeValidator(_as_tuple)] = Field(
+        min_length=1,
+        description="the data subsets, in the order in which they arrive",
+        json_schema_extra={"expected": "a list with at least one subset, each with a name and shards"},
+    )
+    tokenizer: TokenizerSection = Field(description="the tokenizer")
+    workers: int = Field(
+        default=4, ge=0, description="processes a rank that read and decode; 0: in the training process"
+    )
+
+    @field_validator("subsets")
+    @classmethod
+    def _named_once(cls, subsets: tuple[SubsetSection, ...]) -> tuple[SubsetSection, ...]:
+        if twice := _repeated(subset.name for subset in subsets):
+            raise ValueError(f"two data subsets are called {twice!r}; give each a name of its own")
+        return subsets
+
+
+class TrainingSection(Section):
+    """Optimisation, the same in every phase. Precision, ZeRO and offloading are the DeepSpeed file's."""
+
+    global_batch_size: int = Field(
+        default=1536,
+        ge=2,
+        description="pairs an iteration, over all ranks; each pair is contrasted with all the others",
+    )
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="pairs a rank passes through the model at once; null: the DeepSpeed file's, or its whole share",
+    )
+    optimizer: Literal["lamb", "adamw"] = Field(default="lamb", description="the optimizer")
+    learning_rate: float = Field(
+        default=0.01, gt=0, description="peak learning rate; about a tenth of LAMB's suits AdamW"
+    )
+    weight_decay: float = Field(default=1e-4, ge=0, description="decoupled weight decay of matrices; vectors have none")
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_as_tuple)
+    ] = Field(
+        default=(0.9, 0.999),
+        description="decay of the first and of the second moment",
+        json_schema_extra={"expected": "two numbers, each at least 0 and below 1"},
+    )
+    eps: float = Field(default=1e-6, gt=0, description="added to the root of the second moment")
+    warmup_iterations: int = Field(
+        default=4000,
+        ge=0,
+        description="linear warm-up of a phase, but at most a tenth of its iterations; then cosine to 0",
+    )
+    activation_checkpointing: Literal["off", "on", "offload"] = Field(
+        default="off",
+        description="recompute a block's activations in the backward pass; offload: keep its input in CPU memory",
+    )
+
+
+class SelectionSection(Section):
+    """On what the candidates of a growth step are compared."""
+
+    dataset: str | None = Field(
+        default=None,
+        description="folder of a labelled set in CLIP-benchmark's layout (top-1); null: held-out pairs (retrieval)",
+    )
+    held_out: int = Field(
+        default=1000, ge=2, description="pairs of every subset kept out of training for it, where dataset is null"
+    )
+    batch_size: int = Field(default=256, ge=1, description="pictures or captions a rank encodes at once")
+
+
+class EvaluationSection(Section):
+    """What is reported after each growth step."""
+
+    datasets: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(),
+        description="folders of zero-shot classification and retrieval sets in CLIP-benchmark's layout",
+        json_schema_extra={"expected": "a list of folders"},
+    )
+    batch_size: int = Field(default=256, ge=1, description="pictures or captions a rank encodes at once")
+
+    @field_validator("datasets")
+    @classmethod
+    def _named_once(cls, datasets: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := _repeated(Path(folder).name for folder in datasets):
+            raise ValueError(
+                f"two evaluation sets are in folders called {twice!r}, by which they are reported; rename one"
+            )
+        return datasets
+
+
+class MonitoringSection(Section):
+    """What is written while training."""
+
+    log_every: int = Field(default=10, ge=1, description="iterations from one point of the curves to the next")
+
+
+class Config(Section):
+    """A run."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of weights, data order and sampled subnets")
+    model: ModelSection = Field(default=ModelSection(), description="the model to start from")
+    growth: GrowthSection = Field(default=GrowthSection(), description="growth, inheritance and selection")
+    epochs: EpochsSection = Field(default=EpochsSection(), description="length of the phases")
+    data: DataSection = Field(description="training data")
+    training: TrainingSection = Field(default=TrainingSection(), description="optimisation")
+    selection: SelectionSection = Field(default=SelectionSection(), description="comparison of candidates")
+    evaluation: EvaluationSection = Field(default=EvaluationSection(), description="zero-shot evaluation")
+    monitoring: MonitoringSection = Field(default=MonitoringSection(), description="TensorBoard and progress")
+
+    @model_validator(mode="after")
+    def _a_subset_for_every_step(self) -> Config:
+        if self.growth.steps is not None and self.growth.steps > len(self.data.subsets):
+            raise ValueError(
+                f"growth.steps is {self.growth.steps}, but data.subsets lists {len(self.data.subsets)}: "
+                "growth step t trains on subsets 1 to t, so list more or take fewer steps"
+            )
+        return self
+
+    @property
+    def num_growth_steps(self) -> int:
+        return self.growth.steps or len(self.data.subsets)
+
+    @property
+    def held_out_pairs(self) -> int:
+        """Pairs of every subset that are kept out of training."""
+        return 0 if self.selection.dataset else self.selection.held_out
+
+    def warnings(self) -> list[str]:
+        """What is allowed, but should be known."""
+        dataset = self.selection.dataset
+        if dataset and Path(dataset).resolve() in {Path(other).resolve() for other in self.evaluation.datasets}:
+            return [
+                f"selection.dataset, {dataset}, is one of evaluation.datasets: architectures are chosen by the "
+                "accuracy that is then reported on it"
+            ]
+        return []
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults written out, as `load_config` reads it."""
+        return to_yaml(self.model_dump(mode="json"))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a run's configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value`, the value as in YAML; items of lists by their place from 0
+            (`data.subsets.0.shards=my/shards`).
+
+    Raises:
+        InputError: the file cannot be read, or a key or value is not right; one line for each that is not,
+            with where it comes from, what it is and what is expected.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} has to hold sections of settings (`seed: 0`, `data: …`), but holds {values!r}")
+    overridden = []
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise InputError(f"the command line's {text!r} is no override; write section.key=value")
+        override(values, key, parse_yaml(value, f"the command line's {text!r}"))
+        overridden.append(key)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(explain(error, Config, values, str(path), overridden)) from None
+
+
+def _repeated(names: Any) -> str | None:
+    return next((name for name, times in Counter(names).items() if times > 1), None)

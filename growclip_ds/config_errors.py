@@ -1,0 +1,159 @@
+"""Problems of a configuration, each in a line: where it comes from, which key, what it is and what is expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from growclip_ds.errors import InputError
+
+_NOUNS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text (not empty)", bool: "true or false"}
+_BOUNDS = (
+    ("ge", "at least"),
+    ("gt", "greater than"),
+    ("le", "at most"),
+    ("lt", "below"),
+    ("multiple_of", "a multiple of"),
+)
+
+
+def override(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets `section.key` in nested values; whether there is such a key is for validation to say.
+
+    Raises:
+        InputError: the key leads through something that has no keys, or to an item that a list has not.
+    """
+    *parents, last = key.split(".")
+    place: Any = values
+    for depth, part in enumerate(parents):
+        path = ".".join(parents[: depth + 1])
+        place = place[_index(place, part, path, key)] if isinstance(place, list) else place.setdefault(part, {})
+        if not isinstance(place, dict | list):
+            raise InputError(f"the command line sets {key}, but {path} is {place!r}, which has no keys")
+    if isinstance(place, list):
+        place[_index(place, last, key, key)] = value
+    else:
+        place[last] = value
+
+
+def _index(items: list[Any], part: str, path: str, key: str) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise InputError(f"the command line sets {key}, but {path} is none of the list's items 0 to {len(items) - 1}")
+    return int(part)
+
+
+def explain(
+    error: ValidationError, root: type[BaseModel], values: dict[str, Any], file: str, overridden: Sequence[str]
+) -> str:
+    """One line for every problem that validation found.
+
+    Args:
+        root: the model that was validated.
+        values: what was validated.
+        file: the file that the values are from,
+        overridden: but for these dotted keys, which are from the command line.
+    """
+    lines = []
+    problems = error.errors()
+    for problem in problems:
+        loc = problem["loc"]
+        if any(len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in problems):
+            continue  # what is wrong inside says it better
+        key = ".".join(map(str, loc))
+        source = "the command line" if key and any(_overlap(key, other) for other in overridden) else file
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{source}: there is no key {key}; {_nearest(root, loc)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{source}: {key} is missing; expected {_expected(_field(root, loc))}")
+        elif problem["type"] == "value_error":
+            lines.append(f"{source}: {f'{key}: ' if key else ''}{problem['ctx']['error']}")
+        else:
+            field, at = _field(root, loc), _whole(root, loc)
+            lines.append(f"{source}: {'.'.join(map(str, at))} is {_lookup(values, at)!r}; expected {_expected(field)}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _overlap(key: str, other: str) -> bool:
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, itself or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    return next((m.section for m in field.metadata if hasattr(m, "section")), None) or _section(field.annotation)
+
+
+def _walk(root: type[BaseModel], loc: tuple[int | str, ...]) -> Iterator[tuple[int, FieldInfo, type[BaseModel] | None]]:
+    """The known fields along a location, each with its depth and the section that it holds."""
+    section: type[BaseModel] | None = root
+    for depth, part in enumerate(loc):
+        if isinstance(part, int):
+            continue
+        if section is None or part not in section.model_fields:
+            return
+        field = section.model_fields[part]
+        section = _section_of(field)
+        yield depth, field, section
+
+
+def _field(root: type[BaseModel], loc: tuple[int | str, ...]) -> FieldInfo:
+    return list(_walk(root, loc))[-1][1]
+
+
+def _whole(root: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The location, shortened to its last field: a list of plain values is told of as a whole."""
+    depth, _, section = list(_walk(root, loc))[-1]
+    return loc if section else loc[: depth + 1]
+
+
+def _nearest(root: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    walked = list(_walk(root, loc[:-1]))
+    siblings = list((walked[-1][2] if walked else root).model_fields)  # type: ignore[union-attr]
+    parents = [str(part) for part in loc[:-1]]
+    name = str(loc[-1])
+    if close := difflib.get_close_matches(name, siblings, n=1):
+        return f"did you mean {'.'.join([*parents, close[0]])}?"
+    everywhere = dict(_all_keys(root))
+    if close := difflib.get_close_matches(name, everywhere, n=1, cutoff=0.75):
+        return f"did you mean {everywhere[close[0]]}?"
+    where = ".".join(parents) or "the configuration"
+    return f"{where} has {', '.join(siblings)}"
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, field in section.model_fields.items():
+        yield name, prefix + name
+        if inner := _section_of(field):
+            yield from _all_keys(inner, f"{prefix}{name}.")
+
+
+def _lookup(values: Any, loc: tuple[int | str, ...]) -> Any:
+    for part in loc:
+        values = values[part]
+    return values
+
+
+def _expected(field: FieldInfo) -> str:
+    """What a field may hold, in words."""
+    if isinstance(field.json_schema_extra, dict):
+        return str(field.json_schema_extra["expected"])
+    if section := _section_of(field):
+        return f"a section with {', '.join(section.model_fields)}"
+    kinds = get_args(field.annotation)
+    nullable = type(None) in kinds
+    annotation = kinds[0] if nullable else field.annotation
+    literals = get_origin(annotation) is Literal
+    noun = f"one of {', '.join(get_args(annotation))}" if literals else _NOUNS[annotation]
+    bounds = [
+        f"{words} {getattr(limit, name)}" for limit in field.metadata for name, words in _BOUNDS if hasattr(limit, name)
+    ]
+    return ", ".join([noun, *([" and ".join(bounds)] if bounds else []), *(["or null"] if nullable else [])])
