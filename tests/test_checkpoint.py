@@ -188,13 +188,15 @@ def test_a_kill_in_the_middle_leaves_no_checkpoint(tmp_path: Path) -> None:
     assert listed(tmp_path) == [".state.partial"]
     with pytest.raises(InputError, match="no checkpoint there"):
         Checkpoint(folder)
+    (tmp_path / ".state.partial" / "weights-00001-of-00002.safetensors").touch()  # as of more ranks
     write(folder, some_tensors())
     assert listed(tmp_path) == ["state"]
+    assert listed(folder) == ["weights-00000-of-00001.safetensors", "weights.json"]
     Checkpoint(folder).verify()
 
 
 def write_with_little_room(folder: Path) -> str:
-    """Rank 1 may write files of 100 kB only, while every tensor takes all ranks to make."""
+    """Rank 1 may write files of 50 kB only, while every tensor takes all ranks to make."""
 
     def tensors() -> Iterator[tuple[str, Tensor | None]]:
         for number in range(4):
@@ -203,7 +205,7 @@ def write_with_little_room(folder: Path) -> str:
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank() == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         shapes = {f"t{number}": (20_000,) for number in range(4)}
         write_checkpoint(folder, tensors(), shapes, lambda name: int(name[1]) % 2, {})

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from growclip_ds.data.batch import Batch
 from growclip_ds.distributed import all_gather_object, all_reduce_sum, ragged_all_gather
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.datasets import RetrievalSet, batches
@@ -28,13 +29,6 @@ BLOCK = 2**24  # similarities that exist at a time, at most, 64 MiB of them
 T = TypeVar("T")
 Tokenize = Callable[[list[str]], PackedTokens]
 PairBatch = tuple[Tensor, PackedTokens, Tensor]  # pixels (n, 3, S, S), m captions, the picture of each (m,)
-
-
-class Pairs(Protocol):
-    """What `retrieve_pairs` needs of a batch of the data stream: n pictures, uint8 (n, 3, S, S), and n captions."""
-
-    images: Tensor
-    text: PackedTokens
 
 
 def retrieve(
@@ -68,9 +62,9 @@ def retrieve(
 
 
 def retrieve_pairs(
-    encoder: CandidateEncoder, pairs: Iterable[Pairs], image_size: int, name: str = "held-out pairs"
+    encoder: CandidateEncoder, pairs: Iterable[Batch], image_size: int, name: str = "held-out pairs"
 ) -> list[RetrievalResult]:
-    """The same on pairs as the data stream gives them, one caption a picture.
+    """The same on pairs that were held out of the training data, one caption a picture.
 
     `accuracy` of a result is what selects where there is no labelled set: top-1 retrieval in percent. All ranks call
     it together; the numbers of their batches, and of the pairs in them, may differ.

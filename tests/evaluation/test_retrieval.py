@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from growclip_ds.data.batch import Batch
 from growclip_ds.distributed import rank
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation import RetrievalResult, load_evaluation_set, retrieval, retrieve, retrieve_pairs
-from growclip_ds.model.packed import PackedTokens
 from tests.evaluation import sets
 from tests.group import Groups
 
@@ -93,14 +91,10 @@ def test_equals_plain_loops_for_every_candidate(
     assert_as_expected(results[0], pictures, pairs)
 
 
-class Batch(NamedTuple):
-    images: Tensor
-    text: PackedTokens
-
-
 def batch(pairs: list[Pair]) -> Batch:
-    pixels = np.stack([sets.picture(seed) for seed, _ in pairs])
-    return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), sets.tokenize([text for _, text in pairs]))
+    pixels = torch.from_numpy(np.stack([sets.picture(seed) for seed, _ in pairs]))  # (n, S, S, 3)
+    captions = [caption for _, caption in pairs]
+    return Batch(pixels.permute(0, 3, 1, 2).contiguous(), sets.tokenize(captions), captions)
 
 
 def retrieve_pairs_on_rank(batches: list[list[list[Pair]]]) -> list[RetrievalResult]:
@@ -124,6 +118,16 @@ def test_a_collapsed_model_finds_nothing() -> None:
     # With a single pair there is nothing to mix up, unless similarities are no numbers.
     collapsed, broken = retrieve_pairs(sets.ConstantEncoder(), [batch([(0, "caption")])], sets.SIZE)
     assert (collapsed.accuracy, broken.accuracy) == (100, 0)
+
+
+def test_right_answers_that_tie_do_not_stand_in_each_others_way(tmp_path: Path) -> None:
+    samples = [(sets.encoded(sets.picture(0)), "one\ntwo\nthree"), (sets.encoded(sets.picture(1)), "four")]
+    dataset = load_evaluation_set(sets.write_set(tmp_path / "pairs", "retrieval", samples, [2]))
+    collapsed, _ = retrieve(sets.ConstantEncoder(), dataset, sets.tokenize, sets.SIZE, 2)
+    assert collapsed.image_to_text == {1: 0, 5: 100, 10: 100}  # behind one and three wrong ones
+    dataset = load_evaluation_set(sets.write_set(tmp_path / "pairs", "retrieval", samples[:1], [1]))
+    collapsed, _ = retrieve(sets.ConstantEncoder(), dataset, sets.tokenize, sets.SIZE, 2)
+    assert collapsed.image_to_text == {1: 100, 5: 100, 10: 100}
 
 
 def test_no_pairs_at_all_is_an_error() -> None:
