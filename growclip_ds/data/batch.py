@@ -18,7 +18,7 @@ from growclip_ds.data.tokens import Tokenizer
 from growclip_ds.model.packed import PackedTokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Pictures and captions that belong together, row by row.
 

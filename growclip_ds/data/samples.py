@@ -44,7 +44,7 @@ class ShardReader:
             BrokenSample: the shard is gone, cannot be read, or no longer has at this place what it had.
         """
         shard = self.index.shard_of(position)
-        picture_block, picture_bytes, caption_block, caption_bytes = map(int, self.index.places[position])
+        picture_block, picture_bytes, caption_block, caption_bytes = self.index.places[position].tolist()
         try:
             file = self._open(shard)
             header, picture = _read_member(file, picture_block, picture_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tarfile
@@ -9,10 +10,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from growclip_ds.data.faults import Cause
 from growclip_ds.distributed import all_gather_object, on_every_rank, rank, world_size
@@ -24,14 +24,14 @@ CAPTION_EXTENSION = "txt"
 BLOCK = tarfile.BLOCKSIZE  # bytes; a member is a block of header, then its data from the next block on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """The usable samples of some shards, in the shards' order: 16 bytes a sample.
+    """The usable samples of some shards, in the shards' order: 16 bytes a sample, in tensors, which all workers share.
 
     Attributes:
         shards: the tars' absolute paths.
         ends: (shards,) int64, how many samples there are up to the end of each shard.
-        places: (N, 4) uint32, a sample a row: the picture's first block of 512 bytes in the tar, its length in bytes,
+        places: (N, 4) int32, a sample a row: the picture's first block of 512 bytes in the tar, its length in bytes,
             the same two for the caption.
         long_keys: by shard and picture's block, the keys where a tar header may not hold the picture's name whole (over
             100 characters, or not ASCII); every other key is read from the header before the picture.
@@ -39,8 +39,8 @@ class ShardIndex:
     """
 
     shards: tuple[str, ...]
-    ends: np.ndarray
-    places: np.ndarray
+    ends: Tensor
+    places: Tensor
     long_keys: dict[tuple[str, int], str] = field(default_factory=dict)
     left_out: Counter[Cause] = field(default_factory=Counter)
 
@@ -48,28 +48,21 @@ class ShardIndex:
         return len(self.places)
 
     def shard_of(self, position: int) -> str:
-        return self.shards[int(np.searchsorted(self.ends, position, side="right"))]
+        return self.shards[int(torch.searchsorted(self.ends, int(position), right=True))]
 
-    def only(self, wanted: np.ndarray) -> ShardIndex:
+    def only(self, wanted: Tensor) -> ShardIndex:
         """The index of the samples where `wanted`, (N,) bool, is true."""
-        ends = np.concatenate(([0], np.cumsum(wanted)))[self.ends]
-        return ShardIndex(self.shards, ends, self.places[wanted], self.long_keys, self.left_out)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tensors, because those go to data loading workers as shared memory, not as a copy for each.
-        return vars(self) | {"ends": torch.from_numpy(self.ends), "places": torch.from_numpy(self.places)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state | {"ends": state["ends"].numpy(), "places": state["places"].numpy()})
+        up_to = torch.cat([torch.zeros(1, dtype=torch.int64), wanted.cumsum(0)])
+        return ShardIndex(self.shards, up_to[self.ends], self.places[wanted], self.long_keys, self.left_out)
 
 
 def concatenate(parts: Sequence[ShardIndex]) -> ShardIndex:
     """One index of the samples of several, in their order."""
-    before = np.cumsum([0] + [len(part) for part in parts[:-1]])
+    before = itertools.accumulate(map(len, parts), initial=0)
     return ShardIndex(
         shards=tuple(shard for part in parts for shard in part.shards),
-        ends=np.concatenate([part.ends + start for part, start in zip(parts, before, strict=True)]),
-        places=np.concatenate([part.places for part in parts]),
+        ends=torch.cat([part.ends + start for part, start in zip(parts, before, strict=False)]),
+        places=torch.cat([part.places for part in parts]),
         long_keys={place: key for part in parts for place, key in part.long_keys.items()},
         left_out=sum((part.left_out for part in parts), Counter()),
     )
@@ -128,8 +121,8 @@ def _scan(path: str) -> ShardIndex:
             key, members = member_key, {}
         members.setdefault(extension, member)
     add(key, members)
-    table = np.array(places, dtype=np.uint32).reshape(-1, 4)
-    return ShardIndex((path,), np.array([len(table)], dtype=np.int64), table, long_keys, left_out)
+    table = torch.tensor(places, dtype=torch.int32).view(-1, 4)
+    return ShardIndex((path,), torch.tensor([len(table)]), table, long_keys, left_out)
 
 
 def _members(path: str) -> Iterator[tarfile.TarInfo]:
@@ -148,7 +141,7 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
             with Path(path).open("rb") as file:
                 if os.pread(file.fileno(), BLOCK, tar.offset) != bytes(BLOCK):
                     raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, tarfile.TarError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as a tar ({error}); fetch or write it again, or take it out of the folder"
         ) from error

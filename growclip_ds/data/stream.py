@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 
@@ -103,7 +104,7 @@ class TrainingStream:
             sampler=self._shares(),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_tokenize_in_one_thread,
+            worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # its seeds for workers, which use none, are not to come from the global one
             **options,
         )
@@ -113,5 +114,12 @@ class TrainingStream:
             yield from shares(self.order.batch(iteration), self.rank, self.world_size, self.micro_batches)
 
 
-def _tokenize_in_one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Torch's watchdog waits for the death of the fork server, which itself waits for that of the workers.
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from braceexpand import UnbalancedBracesError, braceexpand
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -75,7 +76,7 @@ def open_subsets(subsets: Sequence[Subset], base: Path | str = ".", held_out: in
                 f"data subset '{subset.name}' had {subset.samples} samples when the run began and has {len(index)} "
                 f"now; bring back the shards as they were ({subset.shards}), or begin a new run"
             )
-        mask = held_out_mask(len(index), held_out, seed, subset.name)
+        mask = torch.from_numpy(held_out_mask(len(index), held_out, seed, subset.name))
         opened.append(replace(subset, samples=len(index)))
         train.append(index.only(~mask))
         kept.append(index.only(mask))

@@ -13,8 +13,6 @@ from PIL import Image
 
 from growclip_ds.data.tokens import Tokenizer, train_tokenizer
 
-Member = tuple[str, bytes]  # extension, data
-
 
 def picture(number: int = 0, width: int = 20, height: int = 14, kind: str = "JPEG") -> bytes:
     """An encoded picture of noise, another one for each number."""

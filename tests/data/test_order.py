@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from growclip_ds.data.order import TrainingOrder, held_out_mask, permutation, shares
+from growclip_ds.errors import InputError
+
+
+def test_the_order_is_the_same_on_every_machine() -> None:
+    assert permutation(10, seed=0, epoch=0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+    assert permutation(10, seed=0, epoch=1).tolist() != permutation(10, seed=0, epoch=0).tolist()
+    assert permutation(10, seed=1, epoch=0).tolist() != permutation(10, seed=0, epoch=0).tolist()
+
+
+def test_every_place_is_equally_likely() -> None:
+    first = np.array([permutation(4, seed, epoch)[0] for seed in range(40) for epoch in range(50)])
+    counts = np.bincount(first, minlength=4)
+    assert counts.sum() == 2000
+    assert (abs(counts - 500) < 80).all()  # four standard deviations
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(10, 4), (12, 4), (3, 8), (1, 5), (7, 7)])
+def test_each_sample_once_an_epoch_and_batches_run_on_across_its_end(samples: int, batch_size: int) -> None:
+    order = TrainingOrder(samples, batch_size, epochs=3, seed=5)
+    batches = [order.batch(iteration) for iteration in range(order.iterations)]
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert 0 < len(batches[-1]) <= batch_size
+    sequence = np.concatenate(batches)
+    assert len(sequence) == 3 * samples
+    for epoch in range(3):
+        assert sorted(sequence[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
+
+
+def test_a_batch_needs_none_before_it() -> None:
+    straight, at_once = (TrainingOrder(10, 4, epochs=4, seed=2) for _ in range(2))
+    batches = [straight.batch(iteration) for iteration in range(straight.iterations)]
+    for iteration in (7, 2, 9, 0):
+        np.testing.assert_array_equal(at_once.batch(iteration), batches[iteration])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "length", "iterations"), [(2, 60, 9), (0.5, 15, 3), (0.1, 3, 1), (1.25, 38, 6), (0, 0, 0)]
+)
+def test_length_of_a_phase(epochs: float, length: int, iterations: int) -> None:
+    order = TrainingOrder(30, 7, epochs, seed=0)
+    assert order.length == length
+    assert order.iterations == iterations
+    assert sum(len(order.batch(iteration)) for iteration in range(iterations)) == length
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 11, 12])
+@pytest.mark.parametrize(("world_size", "micro_batches"), [(1, 1), (1, 3), (2, 2), (3, 1), (4, 3)])
+def test_shares_are_contiguous_and_even(length: int, world_size: int, micro_batches: int) -> None:
+    batch = np.arange(100, 100 + length)
+    pieces = [piece for rank in range(world_size) for piece in shares(batch, rank, world_size, micro_batches)]
+    assert len(pieces) == world_size * micro_batches
+    np.testing.assert_array_equal(np.concatenate(pieces), batch)
+    sizes = [len(piece) for piece in pieces]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_held_out_pairs() -> None:
+    mask = held_out_mask(100, 7, seed=3, subset_name="first")
+    assert mask.sum() == 7
+    np.testing.assert_array_equal(mask, held_out_mask(100, 7, seed=3, subset_name="first"))
+    assert (mask != held_out_mask(100, 7, seed=4, subset_name="first")).any()
+    assert (mask != held_out_mask(100, 7, seed=3, subset_name="second")).any()
+    assert not held_out_mask(100, 0, seed=3, subset_name="first").any()
+    with pytest.raises(InputError, match=r"100 pairs .* 'first', which has 100; hold out fewer"):
+        held_out_mask(100, 100, seed=3, subset_name="first")
