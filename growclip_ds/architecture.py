@@ -48,6 +48,10 @@ class ModelSizes:
         """Tokens of one picture: its patches and the class token."""
         return (self.image_size // STEM_STRIDE) ** 2 + 1
 
+    def parameters_of(self, architecture: Architecture) -> int:
+        """Parameters of a model at these sizes, without the temperature."""
+        return architecture.num_parameters(*astuple(self))
+
 
 @dataclass(frozen=True, order=True)
 class Architecture:

@@ -6,9 +6,10 @@ Candidates that agree in their first layers share the work: 64 of them cost a fe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from operator import attrgetter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,13 @@ class Candidate:
     parameters: int
     accuracy: float
     metric: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Candidate:
+        return cls(**values | {"architecture": Architecture(**values["architecture"])})
 
 
 def rank_candidates(
@@ -161,10 +169,14 @@ def _finish(
     features: dict[Architecture, Tensor] = {}
     alone = [candidate for candidate in candidates if not candidate.shared_blocks]
     if alone:
-        features |= dict.fromkeys(alone, head(pick(stream)).float())
+        features |= dict.fromkeys(alone, _features(head, pick(stream)))
     entering = [candidate for candidate in candidates if candidate.shared_blocks]
     for width, same in _group(entering, "shared_width"):
         entered = F.pad(stream, (0, width - stream.shape[1]))
         for deep, x in _exits(shared.blocks, entered, same, "shared_blocks", run):
-            features |= dict.fromkeys(deep, head(pick(x)).float())
+            features |= dict.fromkeys(deep, _features(head, pick(x)))
     return features
+
+
+def _features(head: Head, x: Tensor) -> Tensor:
+    return F.normalize(head(x).float(), dim=-1)  # again: in low precision the head rounds what it has normalised

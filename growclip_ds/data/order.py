@@ -79,6 +79,10 @@ class TrainingOrder:
             start += len(part)
         return np.concatenate(parts)
 
+    def batch_size(self, iteration: int) -> int:
+        """Samples of a global batch."""
+        return min(self.global_batch_size, self.length - iteration * self.global_batch_size)
+
     def _order_of(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
             self._epoch, self._epoch_order = epoch, permutation(self.samples, self.seed, epoch)

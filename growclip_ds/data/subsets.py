@@ -39,7 +39,7 @@ class Subset:
 
 
 class OpenSubsets(NamedTuple):
-    """The data of a growth step.
+    """The data of a growth step: its subsets, in their order.
 
     Attributes:
         subsets: as asked for, with the samples counted.
@@ -50,6 +50,13 @@ class OpenSubsets(NamedTuple):
     subsets: tuple[Subset, ...]
     train: ShardIndex
     held_out: ShardIndex
+
+    def first(self, count: int) -> OpenSubsets:
+        """The data of growth step `count`: the first subsets alone."""
+        subsets = self.subsets[:count]
+        held_out = len(self.held_out) // len(self.subsets) * count
+        train = sum(subset.samples or 0 for subset in subsets) - held_out
+        return OpenSubsets(subsets, _first_samples(self.train, train), _first_samples(self.held_out, held_out))
 
 
 def open_subsets(subsets: Sequence[Subset], base: Path | str = ".", held_out: int = 0, seed: int = 0) -> OpenSubsets:
@@ -81,6 +88,10 @@ def open_subsets(subsets: Sequence[Subset], base: Path | str = ".", held_out: in
         train.append(index.only(~mask))
         kept.append(index.only(mask))
     return OpenSubsets(tuple(opened), concatenate(train), concatenate(kept))
+
+
+def _first_samples(index: ShardIndex, count: int) -> ShardIndex:
+    return index.only(torch.arange(len(index)) < count)
 
 
 def find_shards(pattern: str, base: Path | str = ".") -> list[str]:

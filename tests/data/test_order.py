@@ -26,6 +26,7 @@ def test_each_sample_once_an_epoch_and_batches_run_on_across_its_end(samples: in
     batches = [order.batch(iteration) for iteration in range(order.iterations)]
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     assert 0 < len(batches[-1]) <= batch_size
+    assert [len(batch) for batch in batches] == [order.batch_size(i) for i in range(order.iterations)]
     sequence = np.concatenate(batches)
     assert len(sequence) == 3 * samples
     for epoch in range(3):

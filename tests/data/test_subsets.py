@@ -87,6 +87,8 @@ def test_held_out_pairs_are_not_trained_on_and_stay_when_a_subset_joins(base: Pa
         assert not set(train) & set(held_out)
         assert len(set(train) | set(held_out)) == len(train) + len(held_out) == sum(s.samples for s in opened.subsets)
         assert keys(steps[-1].held_out)[: 4 * step] == held_out
+        first = steps[-1].first(step)
+        assert (first.subsets, keys(first.train), keys(first.held_out)) == (opened.subsets, train, held_out)
     assert keys(open_subsets(subsets[:1], base, held_out=4, seed=8).held_out) != keys(steps[0].held_out)
 
 
