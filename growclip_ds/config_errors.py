@@ -65,7 +65,7 @@ def explain(
             continue  # what is wrong inside says it better
         key = ".".join(map(str, loc))
         source = "the command line" if key and any(_overlap(key, other) for other in overridden) else file
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] in ("extra_forbidden", "invalid_key"):
             lines.append(f"{source}: there is no key {key}; {_nearest(root, loc)}")
         elif problem["type"] == "missing":
             lines.append(f"{source}: {key} is missing; expected {_expected(_field(root, loc))}")

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from growclip_ds import Architecture
+from growclip_ds.config import Config, load_config
+from growclip_ds.errors import InputError
+from growclip_ds.run_folder import Phase, RunFolder, open_run, write_json, write_text
+
+
+def config(subsets: int = 2, **sections: Any) -> Config:
+    listed = [{"name": f"s{i}", "shards": f"shards/{i}"} for i in range(subsets)]
+    data = {"subsets": listed, "tokenizer": {"vocab_size": 1000}, **sections.pop("data", {})}
+    return Config.model_validate({"data": data, **sections})
+
+
+def finish(folder: RunFolder, step: int, phase: Phase, **record: Any) -> None:
+    folder.weights(step, phase).mkdir(parents=True)
+    folder.finish(step, phase, {"iterations": 10, **record})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return open_run(tmp_path / "runs" / "one", config())
+
+
+def test_phases():
+    assert Phase.of_step(1) == (Phase.TRAIN,)
+    assert [str(phase) for phase in Phase.of_step(4)] == ["finetune", "selection", "train"]
+
+
+def test_a_new_run_writes_its_configuration(folder: RunFolder):
+    assert load_config(folder.config_file) == config()
+    assert folder.path.name == "one"
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml"]
+
+
+def test_the_same_run_opens_again(folder: RunFolder):
+    assert open_run(folder.path, config()) == folder
+
+
+def test_another_run_is_refused(folder: RunFolder):
+    before = folder.config_file.read_text()
+    other = config(
+        seed=1,
+        training={"learning_rate": 0.1},
+        data={"subsets": [{"name": "s0", "shards": "moved"}, {"name": "s1", "shards": "shards/1"}]},
+    )
+    with pytest.raises(InputError) as caught:
+        open_run(folder.path, other)
+    assert str(caught.value).splitlines() == [
+        f"{folder.path} holds a run with another configuration:",
+        "  seed: 0 there, 1 now",
+        '  data.subsets.0.shards: "shards/0" there, "moved" now',
+        "  training.learning_rate: 0.01 there, 0.1 now",
+        f"take another --output-dir, or go on with the run as it began (--config {folder.config_file})",
+    ]
+    assert folder.config_file.read_text() == before
+
+
+def test_a_run_of_an_older_configuration_is_refused(folder: RunFolder):
+    folder.config_file.write_text(folder.config_file.read_text().replace("beta:", "old_beta:"))
+    with pytest.raises(
+        InputError, match=r"growth\.old_beta: 0\.3 there, not set now\n  growth\.beta: not set there, 0\.3"
+    ):
+        open_run(folder.path, config())
+
+
+def test_what_does_not_bear_on_the_weights_may_change(folder: RunFolder):
+    changed = config(
+        subsets=3,
+        data={"workers": 0},
+        growth={"steps": 3},
+        training={"micro_batch_size": 4, "activation_checkpointing": "on"},
+        selection={"batch_size": 3},
+        evaluation={"datasets": ["eval/a"], "batch_size": 5},
+        monitoring={"log_every": 3},
+    )
+    open_run(folder.path, changed)
+    assert load_config(folder.config_file) == changed
+    with pytest.raises(InputError, match=r"data\.subsets\.2"):
+        open_run(folder.path, config(subsets=2))
+
+
+def test_folders_that_cannot_be_runs(tmp_path: Path):
+    (tmp_path / "odd" / "step_1").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds growth steps, but no config\.yaml"):
+        open_run(tmp_path / "odd", config())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        open_run(tmp_path / "file", config())
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.yaml").write_text("")
+    with pytest.raises(InputError, match=r"config\.yaml is damaged"):
+        open_run(tmp_path / "damaged", config())
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "slurm-1.out").write_text("")
+    open_run(tmp_path / "logs", config())
+
+
+def test_goes_on_with_the_first_unfinished_phase(folder: RunFolder):
+    steps = range(1, 4)
+    assert folder.first_unfinished(steps) == (1, Phase.TRAIN)
+    finish(folder, 1, Phase.TRAIN)
+    assert folder.first_unfinished(steps) == (2, Phase.FINETUNE)
+    assert folder.first_unfinished([1]) is None
+    finish(folder, 2, Phase.FINETUNE)
+    folder.weights(2, Phase.SELECTION).mkdir(parents=True)  # interrupted before it was recorded
+    assert folder.first_unfinished(steps) == (2, Phase.SELECTION)
+    folder.discard_unfinished(2, Phase.SELECTION)
+    assert not folder.phase(2, Phase.SELECTION).exists()
+    finish(folder, 2, Phase.SELECTION)
+    folder.discard_unfinished(2, Phase.SELECTION)
+    assert folder.is_finished(2, Phase.SELECTION)
+    assert folder.weights(2, Phase.SELECTION).exists()
+    assert folder.first_unfinished(steps) == (2, Phase.TRAIN)
+
+
+def test_a_step_needs_the_one_before(folder: RunFolder):
+    folder.require_step_before(1)
+    finish(folder, 1, Phase.TRAIN)
+    folder.require_step_before(2)
+    finish(folder, 2, Phase.FINETUNE)
+    with pytest.raises(InputError) as caught:
+        folder.require_step_before(3)
+    assert str(caught.value) == (
+        f"growth step 3 needs step 2, which is not finished in {folder.path}: run --growth-step 2 first"
+    )
+
+
+def test_records(folder: RunFolder):
+    architecture = Architecture(1, 2, 3, 4, 5, 6)
+    candidates = [{"architecture": dict(architecture.items())}, {"architecture": "second"}]
+    finish(folder, 1, Phase.TRAIN, iterations=100)
+    finish(folder, 2, Phase.FINETUNE, iterations=20)
+    finish(folder, 2, Phase.SELECTION, iterations=30, candidates=candidates)
+    assert [folder.iterations_before(1, Phase.TRAIN), folder.iterations_before(2, Phase.FINETUNE)] == [0, 100]
+    assert [folder.iterations_before(2, Phase.SELECTION), folder.iterations_before(2, Phase.TRAIN)] == [120, 150]
+    assert folder.selected_architecture(2) == architecture
+    assert [(step, str(phase), record["iterations"]) for step, phase, record in folder.records()] == [
+        (1, "train", 100),
+        (2, "finetune", 20),
+        (2, "selection", 30),
+    ]
+    with pytest.raises(InputError, match="the train phase of growth step 2 is not finished"):
+        folder.record(2, Phase.TRAIN)
+    (folder.phase(2, Phase.FINETUNE) / "phase.json").write_text("{")
+    with pytest.raises(InputError, match=r"phase\.json cannot be read .*; remove .*finetune to run the phase again"):
+        folder.record(2, Phase.FINETUNE)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "deep" / "file.json"
+    write_json(file, {"first": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_text(file, "second")
+    assert json.loads(file.read_text()) == {"first": 1}
+    monkeypatch.undo()
+    write_text(file, "third")
+    assert file.read_text() == "third"
+    assert [path.name for path in file.parent.iterdir()] == ["file.json"]
+
+
+def open_run_on_a_rank(path: str, seed: int) -> str:
+    try:
+        folder = open_run(path, config(seed=seed))
+    except InputError as error:
+        return str(error).splitlines()[1]
+    assert not folder.is_finished(1, Phase.TRAIN)
+    folder.finish(1, Phase.TRAIN, {"iterations": 3})
+    assert folder.is_finished(1, Phase.TRAIN)
+    return str(folder.iterations_before(2, Phase.FINETUNE))
+
+
+def test_on_several_ranks(group, tmp_path: Path):
+    assert group(2).run(open_run_on_a_rank, str(tmp_path / "run"), 0) == ["3", "3"]
+    assert group(2).run(open_run_on_a_rank, str(tmp_path / "run"), 1) == ["  seed: 0 there, 1 now"] * 2
