@@ -15,6 +15,7 @@ A phase is finished once its phase.json is there. Starting a run again skips the
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -57,7 +58,10 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run's files are, and which of its phases are finished. All methods that read or write are collective."""
+    """Where a run's files are, and which of its phases are finished.
+
+    Methods that read or write are collective but where they say that they are not.
+    """
 
     path: Path
 
@@ -123,31 +127,28 @@ class RunFolder:
         Raises:
             InputError: on every rank, if it is not finished, or its phase.json is damaged.
         """
+        return on_main(lambda: self._read_record(step, phase))
+
+    def _read_record(self, step: int, phase: Phase) -> dict[str, Any]:
         file = self.phase(step, phase) / "phase.json"
-
-        def read() -> dict[str, Any]:
-            try:
-                return json.loads(file.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise InputError(
-                    f"the {phase} phase of growth step {step} is not finished: there is no {file}"
-                ) from None
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"{file} cannot be read ({error}); remove {file.parent} to run the phase again"
-                ) from None
-
-        return on_main(read)
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"the {phase} phase of growth step {step} is not finished: there is no {file}") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read ({error}); remove {file.parent} to run the phase again") from None
 
     def records(self) -> Iterator[tuple[int, Phase, dict[str, Any]]]:
-        """What the finished phases did, in the order in which they were run."""
-        step = 1
-        while True:
+        """What the finished phases did, in the order in which they were run. Not collective: for reports.
+
+        Raises:
+            InputError: a phase.json is damaged.
+        """
+        for step in itertools.count(1):
             for phase in Phase.of_step(step):
-                if not self.is_finished(step, phase):
+                if not (self.phase(step, phase) / "phase.json").exists():
                     return
-                yield step, phase, self.record(step, phase)
-            step += 1
+                yield step, phase, self._read_record(step, phase)
 
     def iterations_before(self, step: int, phase: Phase) -> int:
         """Iterations of the run before a phase began: where its curves start."""

@@ -1,0 +1,179 @@
+"""What a run tells while it trains: on rank 0 to TensorBoard and the terminal, on the others to nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+import psutil
+import torch
+
+from growclip_ds import distributed
+from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.config import Config
+from growclip_ds.monitor.curves import Curves
+from growclip_ds.monitor.figures import architecture_figure, selection_figure
+from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
+from growclip_ds.monitor.reports import Candidate, Progress, Result
+from growclip_ds.monitor.summary import read_summaries
+from growclip_ds.monitor.tables import architecture_markdown, candidates_markdown, print_summary
+from growclip_ds.monitor.words import best_first, millions
+from growclip_ds.run_folder import Phase, RunFolder
+
+GIB = 2**30
+PHASE_NUMBERS = {Phase.FINETUNE: 1, Phase.SELECTION: 2, Phase.TRAIN: 3}  # as in Section 3.4
+
+
+class Monitor:
+    """Told what happens in a run, and silent about it: the monitor of all ranks but the first."""
+
+    def start_phase(
+        self, step: int, phase: Phase, architecture: Architecture, iterations: int, first_iteration: int
+    ) -> None:
+        """A phase begins.
+
+        Args:
+            step: the growth step.
+            phase: of it.
+            architecture: that the engine is built for: of the model, or of the supernet.
+            iterations: of the phase.
+            first_iteration: iterations of the run before it.
+        """
+
+    def progress(self, progress: Progress) -> None:
+        """An iteration of the phase is done, its figures known."""
+
+    def selection(self, step: int, candidates: Sequence[Candidate]) -> None:
+        """All candidates of a growth step are evaluated."""
+
+    def evaluation(self, step: int, results: Sequence[Result]) -> None:
+        """The model of a growth step is evaluated."""
+
+    def finish(self) -> None:
+        """The run, or the part of it that was asked for, is done: shows what it came to."""
+
+    def close(self) -> None:
+        """Writes out what is not yet written; also after an error."""
+
+
+class RunMonitor(Monitor):
+    """The monitor of rank 0.
+
+    Args:
+        folder: of the run.
+        config: the run's.
+        sizes: of the model, for counting parameters.
+        samples: pairs that have arrived by each growth step, from the first, for estimating how long the run takes.
+        stream: where progress goes; standard output by default.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Config,
+        sizes: ModelSizes,
+        samples: Sequence[int],
+        stream: TextIO | None = None,
+    ) -> None:
+        self.folder = folder
+        self.steps = config.num_growth_steps
+        self.sizes = sizes
+        self.plan = plan_phases(config, samples)
+        self.output = Output(stream)
+        self.curves = Curves(folder.tensorboard)
+        for warning in config.warnings():
+            self.output.line(f"Warning: {warning}")
+
+    def start_phase(
+        self, step: int, phase: Phase, architecture: Architecture, iterations: int, first_iteration: int
+    ) -> None:
+        self._step, self._phase, self._first_iteration = step, phase, first_iteration
+        self._progress = PhaseProgress(self.output, step, self.steps, phase, self.plan)
+        self.curves.start_phase(step, first_iteration)
+        parameters = self.sizes.parameters_of(architecture)
+        kind = "model" if phase is Phase.TRAIN else "supernet"
+        before = self._architecture_before(step)
+        place = first_iteration + 1
+        title = f"growth step {step}, {phase}: {kind} {architecture}, {millions(parameters)} parameters"
+        self.curves.training(
+            place,
+            texts={
+                "phase/started": title,
+                f"architecture/{kind}": architecture_markdown(architecture, before, parameters),
+            },
+            figures={f"architecture/{kind}": architecture_figure(architecture, before)},
+        )
+        if phase is Phase.TRAIN:
+            self.curves.growth(step, {"model/parameters": parameters})
+        self.output.line(f"step {step}/{self.steps} {phase}: {kind} {architecture}, {millions(parameters)} parameters")
+
+    def progress(self, progress: Progress) -> None:
+        self._progress.report(progress)
+        self.curves.training(
+            self._first_iteration + progress.iteration,
+            {
+                "train/loss": progress.loss,
+                "train/learning_rate": progress.learning_rate,
+                "train/logit_scale": progress.logit_scale,
+                "train/gradient_norm": progress.gradient_norm,
+                "speed/samples_per_second": progress.samples_per_second,
+                "speed/data_wait_share": progress.data_wait_share,
+                "phase/growth_step": self._step,
+                "phase/number": PHASE_NUMBERS[self._phase],
+                **_memory(),
+            },
+        )
+        if progress.iteration == progress.iterations:
+            self.curves.flush()
+
+    def selection(self, step: int, candidates: Sequence[Candidate]) -> None:
+        best = best_first(candidates)[0]
+        self.output.line(
+            f"step {step}/{self.steps} selection: of {len(candidates)} candidates {best.architecture} is best, "
+            f"{millions(best.parameters)} parameters, accuracy {best.accuracy:.1f} %, metric {best.metric:.2f}"
+        )
+        self.curves.growth(
+            step,
+            {"selection/accuracy": best.accuracy, "selection/metric": best.metric},
+            {"selection/candidates": candidates_markdown(candidates)},
+            {"selection/candidates": selection_figure(candidates)},
+        )
+        self.curves.flush()
+
+    def evaluation(self, step: int, results: Sequence[Result]) -> None:
+        if not results:
+            return
+        shown = ", ".join(f"{result.dataset} {result.accuracy:.1f} %" for result in results)
+        self.output.line(f"step {step}/{self.steps} zero-shot: {shown}")
+        accuracies = {f"zero_shot/{result.dataset}": result.accuracy for result in results}
+        mean = sum(accuracies.values()) / len(accuracies)
+        self.curves.growth(step, accuracies | {"zero_shot/mean": mean})
+        self.curves.flush()
+
+    def finish(self) -> None:
+        summaries = read_summaries(self.folder)
+        self.output.line("")
+        print_summary(summaries, self.folder.path, self.output.stream)
+
+    def close(self) -> None:
+        self.curves.close()
+
+    def _architecture_before(self, step: int) -> Architecture | None:
+        """Of the model that a growth step grows from."""
+        finished = {summary.step: summary.architecture for summary in read_summaries(self.folder)}
+        return finished.get(step - 1)
+
+
+def open_monitor(
+    folder: RunFolder, config: Config, sizes: ModelSizes, samples: Sequence[int], stream: TextIO | None = None
+) -> Monitor:
+    """This rank's monitor; for the arguments see RunMonitor."""
+    return RunMonitor(folder, config, sizes, samples, stream) if distributed.is_main() else Monitor()
+
+
+def _memory() -> dict[str, float]:
+    """Of this rank in GiB: resident, and on its device the most so far."""
+    memory = {"memory/resident_gib": psutil.Process().memory_info().rss / GIB}
+    if torch.cuda.is_available():
+        memory["memory/device_gib"] = torch.cuda.max_memory_allocated() / GIB
+    return memory

@@ -1,0 +1,90 @@
+"""What the growth steps of a run came to, read from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.config import load_config
+from growclip_ds.run_folder import Phase, RunFolder
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """A candidate of architecture selection: accuracy in percent, and what Eq. 7 makes of it."""
+
+    architecture: Architecture
+    parameters: int
+    accuracy: float
+    metric: float
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """A finished growth step.
+
+    Attributes:
+        step: counted from 1.
+        samples: of all subsets that had arrived.
+        architecture: trained.
+        parameters: of it, without the temperature.
+        seconds: that its phases took.
+        before: zero-shot accuracy of the step before, in percent by set; empty for the first step.
+        after: that of this step's model.
+        candidates: that it was chosen among, best first; none in the first step.
+        selection_set: on which they were compared.
+    """
+
+    step: int
+    samples: int
+    architecture: Architecture
+    parameters: int
+    seconds: float
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    candidates: Sequence[CandidateRow] = ()
+    selection_set: str | None = None
+
+
+def read_summaries(folder: RunFolder) -> list[StepSummary]:
+    """The finished growth steps of a run. Not collective.
+
+    Raises:
+        InputError: the folder holds no run, or something in it is damaged.
+    """
+    summaries: list[StepSummary] = []
+    architecture = load_config(folder.config_file).model.base
+    seconds, selection = 0.0, {}
+    for step, phase, record in folder.records():
+        seconds += record["seconds"]
+        if phase is Phase.SELECTION:
+            selection = record
+            architecture = Architecture(**record["candidates"][0]["architecture"])
+        if phase is Phase.TRAIN:
+            summary = StepSummary(
+                step=step,
+                samples=record["samples"],
+                architecture=architecture,
+                parameters=record["parameters"],
+                seconds=seconds,
+                before=summaries[-1].after if summaries else {},
+                after={result["dataset"]: _accuracy(result) for result in record["evaluation"]},
+                candidates=[_candidate(row) for row in selection.get("candidates", [])],
+                selection_set=selection.get("selection_set"),
+            )
+            summaries.append(summary)
+            seconds, selection = 0.0, {}
+    return summaries
+
+
+def _candidate(row: Mapping[str, Any]) -> CandidateRow:
+    return CandidateRow(**{**row, "architecture": Architecture(**row["architecture"])})
+
+
+def _accuracy(result: Mapping[str, Any]) -> float:
+    """The figure that stands for an evaluation: top-1, or the mean R@1 of both directions."""
+    if result["type"] == "classification":
+        return result["top1"]
+    return (result["image_to_text"]["R@1"] + result["text_to_image"]["R@1"]) / 2

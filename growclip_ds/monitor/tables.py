@@ -1,0 +1,153 @@
+"""Tables: of a run's growth steps for people, of all candidates for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import TextIO
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.monitor.reports import Candidate
+from growclip_ds.monitor.summary import StepSummary
+from growclip_ds.monitor.words import LEGEND, SYMBOLS, best_first, duration, grown, millions, smallest
+
+WIDTH = 100  # columns, where the output is no terminal
+MOST_SET_COLUMNS = 2  # beyond, the sets have a table of their own
+BEST_CANDIDATES = 3
+NONE = "–"
+
+
+def print_summary(summaries: Sequence[StepSummary], run: Path, stream: TextIO | None = None) -> None:
+    """Prints what a run came to, what was chosen and why, and how to see its curves."""
+    console = Console(file=stream, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=stream, highlight=False, width=WIDTH)
+    for renderable in _summary(summaries, run):
+        console.print(renderable)
+
+
+def _summary(summaries: Sequence[StepSummary], run: Path) -> Iterator[RenderableType]:
+    sets = list(dict.fromkeys(name for summary in summaries for name in summary.after))
+    yield _steps_table(summaries, sets)
+    if len(sets) > MOST_SET_COLUMNS:
+        yield _sets_table(summaries, sets)
+    if any(summary.candidates for summary in summaries):
+        yield _candidates_table(summaries)
+    notes = (
+        f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}.",
+        "Zero-shot accuracy in percent, before and after the step: top-1, for retrieval mean R@1 of both directions.",
+    )
+    yield Padding("\n".join(notes), (0, 1, 1, 1))
+    yield Text(f" Curves: tensorboard --logdir {run}\n", no_wrap=True, overflow="ignore")
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table:
+    table = _table("Growth steps")
+    columns = list(sets) if len(sets) <= MOST_SET_COLUMNS else [f"mean of {len(sets)} sets"]
+    table.add_column("step", justify="right")
+    table.add_column("samples", justify="right")
+    table.add_column("architecture", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    table.add_column("time", justify="right", no_wrap=True)
+    for summary in summaries:
+        shown = [_change(summary, [name]) for name in sets] if columns == list(sets) else [_change(summary, sets)]
+        table.add_row(
+            str(summary.step),
+            f"{summary.samples:,}",
+            str(summary.architecture),
+            millions(summary.parameters),
+            *shown,
+            duration(summary.seconds),
+        )
+    return table
+
+
+def _sets_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table:
+    table = _table("Zero-shot accuracy by set")
+    table.add_column("set", overflow="fold")
+    for summary in summaries:
+        table.add_column(f"step {summary.step}", justify="right")
+    for name in sets:
+        table.add_row(name, *(_percent(summary.after, [name]) for summary in summaries))
+    table.add_section()
+    table.add_row("mean", *(_percent(summary.after, sets) for summary in summaries))
+    return table
+
+
+def _candidates_table(summaries: Sequence[StepSummary]) -> Table:
+    sets = dict.fromkeys(summary.selection_set for summary in summaries if summary.selection_set)
+    table = _table(f"Best candidates by accuracy{' on ' if sets else ''}{' and '.join(sets)} and by size (Eq. 7)")
+    for name in ("step", "rank", "candidate", "grows", "parameters", "accuracy", "metric"):
+        justify = "left" if name in ("rank", "candidate", "grows") else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
+    for summary in summaries:
+        if not summary.candidates:
+            continue
+        base = smallest(candidate.architecture for candidate in summary.candidates)
+        ranked = best_first(summary.candidates)
+        for place, candidate in enumerate(ranked[:BEST_CANDIDATES], start=1):
+            first = place == 1  # the one that was taken
+            table.add_row(
+                str(summary.step) if first else "",
+                f"1 of {len(ranked)}" if first else str(place),
+                *_cells(candidate, grown(candidate.architecture, base)),
+                style="bold" if first else "",
+            )
+        table.add_section()
+    return table
+
+
+def architecture_markdown(architecture: Architecture, before: Architecture | None, parameters: int) -> str:
+    """The six integers of an architecture, and of what it grew from, as a table for TensorBoard."""
+    names = [name.replace("_", " ") for name, _ in architecture.items()]
+    lines = [
+        f"| | {' | '.join(names)} | parameters |",
+        f"| --- | {' | '.join(['---:'] * len(names))} | ---: |",
+        f"| this | {' | '.join(map(str, astuple(architecture)))} | {parameters:,} |",
+    ]
+    if before is not None:
+        lines.append(f"| grown from | {' | '.join(map(str, astuple(before)))} | |")
+    return "\n".join(lines)
+
+
+def candidates_markdown(candidates: Sequence[Candidate]) -> str:
+    """Every candidate, best first, as a table for TensorBoard."""
+    base = smallest(candidate.architecture for candidate in candidates)
+    lines = [
+        f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}. The first is taken.",
+        "",
+        "| | candidate | grows | parameters | accuracy | metric |",
+        "| ---: | --- | --- | ---: | ---: | ---: |",
+    ]
+    for place, candidate in enumerate(best_first(candidates), start=1):
+        lines.append(f"| {place} | {' | '.join(_cells(candidate, grown(candidate.architecture, base)))} |")
+    return "\n".join(lines)
+
+
+def _cells(candidate: Candidate, growth: str) -> tuple[str, ...]:
+    accuracy, metric = f"{candidate.accuracy:.2f}", f"{candidate.metric:.2f}"
+    return str(candidate.architecture), growth, millions(candidate.parameters), accuracy, metric
+
+
+def _change(summary: StepSummary, sets: Sequence[str]) -> str:
+    return f"{_percent(summary.before, sets)} → {_percent(summary.after, sets)}"
+
+
+def _percent(accuracies: Mapping[str, float], sets: Sequence[str]) -> str:
+    """The mean over sets, where all of them were evaluated."""
+    if not sets or any(name not in accuracies for name in sets):
+        return NONE
+    return f"{sum(accuracies[name] for name in sets) / len(sets):.1f}"

@@ -1,0 +1,42 @@
+"""Figures and architectures as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.monitor.reports import Candidate
+
+SYMBOLS = ("l^I", "b^I", "h^I", "b^T", "h^T", "b^S")
+LEGEND = "l^I convolutions, b^I h^I image blocks, heads, b^T h^T text blocks, heads, b^S shared blocks"
+
+
+def duration(seconds: float) -> str:
+    """`0:42`, `12:03`, `1:02:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def millions(parameters: int) -> str:
+    """`30.03 M`."""
+    return f"{parameters / 1e6:.2f} M"
+
+
+def smallest(architectures: Iterable[Architecture]) -> Architecture:
+    """The largest architecture that all of them cover; of a growth space, what it grows from."""
+    return Architecture(*map(min, zip(*map(astuple, architectures), strict=True)))
+
+
+def grown(architecture: Architecture, base: Architecture) -> str:
+    """The dimensions in which an architecture is beyond another: `l^I h^T`, or `nothing`."""
+    names = [
+        symbol for symbol, new, old in zip(SYMBOLS, astuple(architecture), astuple(base), strict=True) if new > old
+    ]
+    return " ".join(names) or "nothing"
+
+
+def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """As architecture selection ranks them."""
+    return sorted(candidates, key=lambda candidate: (-candidate.metric, candidate.parameters, candidate.architecture))
