@@ -21,6 +21,7 @@ from growclip_ds.monitor.words import best_first, millions
 from growclip_ds.run_folder import Phase, RunFolder
 
 GIB = 2**30
+MOST_SETS_IN_A_LINE = 2
 PHASE_NUMBERS = {Phase.FINETUNE: 1, Phase.SELECTION: 2, Phase.TRAIN: 3}  # as in Section 3.4
 
 
@@ -129,7 +130,7 @@ class RunMonitor(Monitor):
     def selection(self, step: int, candidates: Sequence[Candidate]) -> None:
         best = best_first(candidates)[0]
         self.output.line(
-            f"step {step}/{self.steps} selection: of {len(candidates)} candidates {best.architecture} is best, "
+            f"step {step}/{self.steps} selected {best.architecture} of {len(candidates)}: "
             f"{millions(best.parameters)} parameters, accuracy {best.accuracy:.1f} %, metric {best.metric:.2f}"
         )
         self.curves.growth(
@@ -143,10 +144,12 @@ class RunMonitor(Monitor):
     def evaluation(self, step: int, results: Sequence[Result]) -> None:
         if not results:
             return
-        shown = ", ".join(f"{result.dataset} {result.accuracy:.1f} %" for result in results)
-        self.output.line(f"step {step}/{self.steps} zero-shot: {shown}")
         accuracies = {f"zero_shot/{result.dataset}": result.accuracy for result in results}
         mean = sum(accuracies.values()) / len(accuracies)
+        shown = ", ".join(f"{result.dataset} {result.accuracy:.1f} %" for result in results)
+        if len(results) > MOST_SETS_IN_A_LINE:
+            shown = f"mean of {len(results)} sets {mean:.1f} %"
+        self.output.line(f"step {step}/{self.steps} zero-shot: {shown}")
         self.curves.growth(step, accuracies | {"zero_shot/mean": mean})
         self.curves.flush()
 

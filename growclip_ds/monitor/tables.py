@@ -28,9 +28,14 @@ def print_summary(summaries: Sequence[StepSummary], run: Path, stream: TextIO | 
     """Prints what a run came to, what was chosen and why, and how to see its curves."""
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
-        console = Console(file=stream, highlight=False, width=WIDTH)
-    for renderable in _summary(summaries, run):
-        console.print(renderable)
+        console.width = WIDTH
+    with console.capture() as capture:
+        for renderable in _summary(summaries, run):
+            console.print(renderable)
+    text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())  # Rich fills lines up with blanks
+    encoding = console.encoding
+    console.file.write(text.encode(encoding, "replace").decode(encoding))  # a C locale has no arrows
+    console.file.flush()
 
 
 def _summary(summaries: Sequence[StepSummary], run: Path) -> Iterator[RenderableType]:
@@ -42,10 +47,10 @@ def _summary(summaries: Sequence[StepSummary], run: Path) -> Iterator[Renderable
         yield _candidates_table(summaries)
     notes = (
         f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}.",
-        "Zero-shot accuracy in percent, before and after the step: top-1, for retrieval mean R@1 of both directions.",
+        "Zero-shot accuracy in percent, before and after the step: top-1; for retrieval, mean R@1.",
     )
     yield Padding("\n".join(notes), (0, 1, 1, 1))
-    yield Text(f" Curves: tensorboard --logdir {run}\n", no_wrap=True, overflow="ignore")
+    yield Text(f" Curves: tensorboard --logdir {run}", no_wrap=True, overflow="ignore")
 
 
 def _table(title: str) -> Table:

@@ -9,7 +9,7 @@ from growclip_ds.architecture import Architecture
 from growclip_ds.monitor.reports import Candidate
 
 SYMBOLS = ("l^I", "b^I", "h^I", "b^T", "h^T", "b^S")
-LEGEND = "l^I convolutions, b^I h^I image blocks, heads, b^T h^T text blocks, heads, b^S shared blocks"
+LEGEND = "l^I convolutions, b^I h^I image and b^T h^T text blocks and heads, b^S shared blocks"
 
 
 def duration(seconds: float) -> str:
