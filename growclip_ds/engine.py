@@ -1,0 +1,194 @@
+"""A model under DeepSpeed: built, fed, stepped, torn down. All that DeepSpeed needs to be told or spared is here.
+
+An engine is made for one module and lives as long as it: where the model changes, the masters are taken out, the engine
+is destroyed and another one is built. A module must not be given to a second engine (DeepSpeed's hooks stay in it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import gc
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from torch import Tensor, nn
+
+from growclip_ds.architecture import Shape
+from growclip_ds.optim import SubnetOptimizer
+from growclip_ds.zero_shards import gather, refresh_weights, scatter
+
+
+def init_distributed() -> None:
+    """Joins the process group that the launcher's environment describes, or takes over the one that there is."""
+    # An all-reduce for inference on the CPU, which DeepSpeed otherwise spends a minute to compile where it finds a
+    # compiler, and announces with a print.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+
+
+class Engine:
+    """A module that DeepSpeed trains with ZeRO stage 1, 2 or 3, with optimiser or parameters offloaded or not.
+
+    Every method is collective: all ranks make the same calls.
+
+    Args:
+        build_model: makes the module. At stage 3 parameters are cut up as they are made, so values that the module
+            writes after its submodules are complete may be lost: call `load_masters`.
+        make_optimizer: makes the optimiser for the module's parameters, given with their names.
+        ds_config: a complete DeepSpeed configuration, without "auto".
+
+    Attributes:
+        module: the module; its parameters are the working copies.
+        optimizer: the optimiser inside ZeRO's.
+        device: where batches have to be.
+        dtype: of the working copies.
+    """
+
+    def __init__(
+        self,
+        build_model: Callable[[], nn.Module],
+        make_optimizer: Callable[[list[tuple[str, nn.Parameter]]], SubnetOptimizer],
+        ds_config: Mapping[str, Any],
+    ) -> None:
+        init_distributed()
+        config = _complete(ds_config)
+        warnings.filterwarnings("ignore", r"`torch.distributed.\w+` is deprecated", FutureWarning)  # DeepSpeed's calls
+        stage3 = config["zero_optimization"]["stage"] == 3
+        with deepspeed.zero.Init(config_dict_or_path=config) if stage3 else contextlib.nullcontext():
+            module = build_model()
+        names = list(module.named_parameters())
+        self.optimizer = make_optimizer(names)
+        self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
+        self._zero = self._deepspeed.optimizer
+        self.optimizer.attach(self._zero, {parameter: name for name, parameter in names})
+        self.module: nn.Module = module
+        self.device = torch.device(self._deepspeed.device)
+        self.dtype = names[0][1].dtype
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward pass."""
+        return self._deepspeed(*inputs)
+
+    def backward(self, loss: Tensor, final: bool = True) -> None:
+        """Adds the loss's gradients to those of this iteration.
+
+        Over the ranks they are averaged, over calls of `backward` added up.
+
+        Args:
+            loss: of one element.
+            final: whether this is the iteration's last call before `step`.
+        """
+        self._deepspeed.set_gradient_accumulation_boundary(final)
+        self._deepspeed.backward(loss, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float, active: Mapping[str, Shape] | None = None) -> None:
+        """Updates the masters and the working copies, unless gradients are not finite.
+
+        Args:
+            learning_rate: of this iteration.
+            active: what the update is confined to, see `SubnetOptimizer.set_active`.
+        """
+        self.optimizer.set_active(active)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._deepspeed.step()
+        if hasattr(self._zero, "grad_partitions_flat_buffer"):
+            # Stage 3 writes gradients over last iteration's, so what a parameter without a gradient had stays, and
+            # would enter the next gradient norm.
+            self._zero.grad_partitions_flat_buffer.zero_()
+
+    @property
+    def gradient_norm(self) -> float:
+        """Of the last step's gradients, before clipping; infinite if it was skipped."""
+        return float(self._zero._global_grad_norm)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step changed nothing, its gradients not being finite."""
+        return not self._deepspeed.was_step_applied()
+
+    @property
+    def loss_scale(self) -> float:
+        """What losses are multiplied by against underflow; 1 unless in fp16."""
+        return float(self._zero.loss_scale)
+
+    def load_masters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Sets every fp32 master, and with them the working copies.
+
+        Args:
+            tensors: name and full tensor of every parameter, in any order, the same on every rank; taken one at a time.
+
+        Raises:
+            ValueError: a name or shape that the module does not have, or a parameter left out.
+        """
+        places = {segment.name: (shard, segment) for shard in self.optimizer.shards for segment in shard.segments}
+        for name, tensor in tensors:
+            if name not in places:
+                raise ValueError(f"the model has no parameter {name!r}, or was given it twice")
+            shard, segment = places.pop(name)
+            if tuple(tensor.shape) != segment.shape:
+                raise ValueError(f"parameter {name!r} has shape {segment.shape}, not {tuple(tensor.shape)}")
+            scatter(shard, segment, tensor, shard.flat)
+        if places:
+            raise ValueError(f"no value was given for {len(places)} parameters, such as {next(iter(places))!r}")
+        refresh_weights(self._zero)
+
+    def masters(self, owner: Callable[[str], int]) -> Iterator[tuple[str, Tensor | None]]:
+        """The fp32 masters, one at a time: each on the rank that `owner` names for it, on the CPU; None on the others.
+
+        Every rank must run through the whole iterator.
+        """
+        return gather(self.optimizer.shards, owner)
+
+    def moments(self, key: str, owner: Callable[[str], int]) -> Iterator[tuple[str, Tensor | None]]:
+        """The optimiser's `exp_avg` or `exp_avg_sq`, as `masters` gives the weights."""
+        return gather(self.optimizer.shards, owner, lambda shard: self.optimizer.state[shard.flat][key])
+
+    def destroy(self) -> None:
+        """Frees all that the engine holds, the module's parameters among it. The engine cannot be used afterwards.
+
+        DeepSpeed 0.19 forgets some of it, of which this is the whole list:
+        stage 3 keeps modules in a global stack, and everything else in the cache of a method that is wrapped in
+        `functools.lru_cache`, itself hidden under a decorator without `__wrapped__`; objects refer to each other in
+        cycles; and glibc keeps what was freed in pieces.
+        """
+        self._deepspeed.destroy()
+        parameter_offload.FWD_MODULE_STACK.clear()
+        _clear_cache(PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release)
+        self.optimizer.shards = []
+        del self._deepspeed, self._zero, self.optimizer, self.module
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # not glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _complete(ds_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what every engine needs."""
+    config: dict[str, Any] = copy.deepcopy(dict(ds_config))
+    config["zero_allow_untested_optimizer"] = True
+    config["zero_force_ds_cpu_optimizer"] = False
+    config["steps_per_print"] = None
+    config.setdefault("log_level", "error")
+    if config.get("bf16", {}).get("enabled"):
+        config["bf16"].setdefault("check_grad_overflow", True)  # otherwise one NaN becomes all weights
+    return config
+
+
+def _clear_cache(function: Any) -> None:
+    """Clears the `functools.lru_cache` that lies somewhere under a function's decorators."""
+    layers = [function]
+    while layers:
+        layer = layers.pop()
+        if hasattr(layer, "cache_clear"):
+            layer.cache_clear()
+            return
+        cells = getattr(layer, "__closure__", None) or ()
+        layers += [cell.cell_contents for cell in cells if callable(cell.cell_contents)]
+        layers += [layer.__wrapped__] if hasattr(layer, "__wrapped__") else []

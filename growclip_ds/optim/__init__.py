@@ -1,0 +1,7 @@
+"""LAMB and AdamW that are right under ZeRO and for sampled subnets."""
+
+from growclip_ds.optim.adamw import AdamW
+from growclip_ds.optim.lamb import Lamb
+from growclip_ds.optim.subnet import SubnetOptimizer
+
+__all__ = ["AdamW", "Lamb", "SubnetOptimizer"]

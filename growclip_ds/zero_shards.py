@@ -1,0 +1,197 @@
+"""Where each named parameter lies in the flat fp32 shards that a DeepSpeed ZeRO optimizer keeps.
+
+ZeRO stages 1 and 2 lay the parameters end to end and cut the whole into one shard a rank, wherever the cuts fall.
+Stage 3 cuts every parameter into equal pieces and lays a rank's pieces end to end, in sub-groups. Everything that must
+know about tensors inside shards (trust ratios, masks, weights in and out) stands on the layout found here.
+
+DeepSpeed's own `safe_get_*` and `safe_set_*` are not used: in 0.19 they fail where a size does not divide by the number
+of ranks, hang before the first step, and leave the working copies as they were.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from growclip_ds.architecture import Shape
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a parameter that one rank holds.
+
+    Attributes:
+        flat_offset: where it begins in the rank's flat shard.
+        param_offset: where it begins in the parameter, row-major.
+        numel: its elements; 0 if the rank holds none.
+    """
+
+    flat_offset: int
+    param_offset: int
+    numel: int
+
+    def of(self, flat: Tensor) -> Tensor:
+        """This piece of a tensor that is laid out like the shard, as a view."""
+        return flat[self.flat_offset : self.flat_offset + self.numel]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A parameter's place in the shards: one piece a rank, in the order of the ranks."""
+
+    name: str
+    shape: Shape
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class FlatShard:
+    """This rank's shard of a group of parameters.
+
+    Attributes:
+        flat: (n,) the fp32 masters; between the pieces, and behind the last, there may be padding.
+        segments: every parameter of the group, also those of which this rank holds nothing; the same on every rank.
+        group: the ranks that hold the other shards.
+        rank: this rank's place in `group`.
+        device: what `group` communicates from, which with CPU offload is not where `flat` is.
+    """
+
+    flat: Tensor
+    segments: tuple[Segment, ...]
+    group: dist.ProcessGroup
+    rank: int
+    device: torch.device
+
+    def piece(self, segment: Segment) -> Piece:
+        """This rank's piece of the parameter."""
+        return segment.pieces[self.rank]
+
+
+def flat_shards(zero_optimizer: Any, names: Mapping[nn.Parameter, str]) -> list[FlatShard]:
+    """The shards of a ZeRO optimizer (stages 1, 2 and 3, and DeepSpeed's BF16_Optimizer) and what lies in them.
+
+    Args:
+        zero_optimizer: `engine.optimizer` of a DeepSpeed engine.
+        names: of the parameters that it was given.
+    """
+    if hasattr(zero_optimizer, "fp32_partitioned_groups_flat"):
+        return [_stage3_shard(zero_optimizer, index, names) for index in range(len(zero_optimizer.fp16_groups))]
+    if hasattr(zero_optimizer, "single_partition_of_fp32_groups"):
+        groups = zero_optimizer.round_robin_bit16_groups  # the order in the flat tensor, round robin or not
+        offsets = zero_optimizer.round_robin_bit16_offsets
+        flats = zero_optimizer.single_partition_of_fp32_groups
+    else:  # BF16_Optimizer: stage 1 with fp32 accumulation of bf16 gradients
+        groups = zero_optimizer.bf16_groups
+        offsets = [list(itertools.accumulate((p.numel() for p in group), initial=0))[:-1] for group in groups]
+        flats = zero_optimizer.fp32_groups_flat_partition
+    process_groups = zero_optimizer.real_dp_process_group
+    return [
+        _stage12_shard(flat, group, offsets_in_group, process_group, names)
+        for flat, group, offsets_in_group, process_group in zip(flats, groups, offsets, process_groups, strict=True)
+    ]
+
+
+def gather(
+    shards: list[FlatShard],
+    owner: Callable[[str], int],
+    source: Callable[[FlatShard], Tensor] = lambda shard: shard.flat,
+) -> Iterator[tuple[str, Tensor | None]]:
+    """Puts parameters together, one at a time, each on one rank; every element travels once.
+
+    Collective: every rank must run through the whole iterator, with the same owners.
+
+    Args:
+        shards: from `flat_shards`.
+        owner: the rank, within the shards' group, that gets the parameter of a name.
+        source: a tensor laid out like `shard.flat`; the fp32 masters by default.
+
+    Yields:
+        The name and, on its owner, the full tensor on the CPU; elsewhere None.
+    """
+    for shard in shards:
+        for segment in shard.segments:
+            yield segment.name, _gather_one(shard, segment, source(shard), owner(segment.name))
+
+
+@torch.no_grad()
+def scatter(shard: FlatShard, segment: Segment, full: Tensor, destination: Tensor) -> None:
+    """Copies this rank's piece of a full tensor to its place in `destination`, which is laid out like `shard.flat`."""
+    piece = shard.piece(segment)
+    piece.of(destination).copy_(full.reshape(-1)[piece.param_offset : piece.param_offset + piece.numel])
+
+
+@torch.no_grad()
+def refresh_weights(zero_optimizer: Any) -> None:
+    """Makes the model's working weights what the fp32 masters say. Collective."""
+    if hasattr(zero_optimizer, "fp32_partitioned_groups_flat"):
+        zero_optimizer._partition_all_parameters()  # drops whole copies, which would not be gathered anew
+        for index in range(len(zero_optimizer.fp16_groups)):
+            zero_optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        if persistent := zero_optimizer.persistent_parameters:
+            persistent[0].all_gather(persistent)
+    else:
+        zero_optimizer.update_lp_params()
+
+
+def _stage3_shard(zero_optimizer: Any, index: int, names: Mapping[nn.Parameter, str]) -> FlatShard:
+    parameters = zero_optimizer.fp16_groups[index]  # so called whatever their dtype
+    group = parameters[0].ds_process_group
+    segments = []
+    for parameter in parameters:
+        _, flat_offset, share = zero_optimizer.grad_position[zero_optimizer.get_param_id(parameter)]
+        starts = [min(rank * share, parameter.ds_numel) for rank in range(dist.get_world_size(group) + 1)]
+        pieces = tuple(Piece(flat_offset, start, end - start) for start, end in itertools.pairwise(starts))
+        segments.append(Segment(names[parameter], tuple(parameter.ds_shape), pieces))
+    return _shard(zero_optimizer.fp32_partitioned_groups_flat[index], segments, group)
+
+
+def _stage12_shard(
+    flat: Tensor,
+    parameters: list[nn.Parameter],
+    offsets: list[int],
+    group: dist.ProcessGroup,
+    names: Mapping[nn.Parameter, str],
+) -> FlatShard:
+    cuts = [rank * flat.numel() for rank in range(dist.get_world_size(group) + 1)]
+    segments = []
+    for parameter, offset in zip(parameters, offsets, strict=True):
+        pieces = []
+        for start, end in itertools.pairwise(cuts):
+            first, last = max(start, offset), min(end, offset + parameter.numel())
+            pieces.append(Piece(first - start, first - offset, last - first) if first < last else Piece(0, 0, 0))
+        segments.append(Segment(names[parameter], tuple(parameter.shape), tuple(pieces)))
+    return _shard(flat, segments, group)
+
+
+def _shard(flat: Tensor, segments: list[Segment], group: dist.ProcessGroup) -> FlatShard:
+    device = torch.device(get_accelerator().current_device_name())
+    return FlatShard(flat, tuple(segments), group, dist.get_rank(group), device)
+
+
+@torch.no_grad()
+def _gather_one(shard: FlatShard, segment: Segment, flat: Tensor, owner: int) -> Tensor | None:
+    if shard.rank != owner:
+        piece = shard.piece(segment)
+        if piece.numel:
+            dist.send(piece.of(flat).detach().to(shard.device), group=shard.group, group_dst=owner)
+        return None
+    full = torch.empty(math.prod(segment.shape), dtype=flat.dtype)
+    for rank, piece in enumerate(segment.pieces):
+        if piece.numel:
+            target = full[piece.param_offset : piece.param_offset + piece.numel]
+            if rank == owner:
+                target.copy_(piece.of(flat))
+            else:
+                received = target if target.device == shard.device else torch.empty_like(target, device=shard.device)
+                dist.recv(received, group=shard.group, group_src=rank)
+                if received is not target:
+                    target.copy_(received)
+    return full.view(segment.shape)

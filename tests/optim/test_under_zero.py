@@ -1,0 +1,65 @@
+"""LAMB and AdamW under ZeRO against a plain float64 optimiser that is fed the same gradients."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from tests.fed_gradients import SHAPES, Scenario, State, leading, reference, relative_error, train
+from tests.group import Groups
+
+PRECISIONS = ["fp32", "bf16"] + ["fp16"] * (torch.float16 in get_accelerator().supported_dtypes())
+OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
+
+BOTH = [Scenario(stage, o, subnets=s) for stage in (1, 2, 3) for o in ("lamb", "adamw") for s in (False, True)]
+LOW_PRECISION = [
+    Scenario(stage, dtype=dtype, subnets=True) for stage in (1, 2, 3) for dtype in PRECISIONS if dtype != "fp32"
+]
+CLIPPED = [Scenario(stage, subnets=True, clipping=1.0) for stage in (1, 2, 3)]
+SETTINGS = [
+    Scenario(1, dtype="bf16", subnets=True, config={"data_types": {"grad_accum_dtype": "fp32"}}),  # BF16_Optimizer
+    Scenario(2, dtype="bf16", subnets=True, config={"data_types": {"grad_accum_dtype": "fp32"}}),
+    Scenario(2, subnets=True, zero={"round_robin_gradients": True}),
+    Scenario(2, subnets=True, zero={"parameter_alignment": True, "reduce_bucket_size": 64}),
+    Scenario(3, subnets=True, zero={"sub_group_size": 150, "stage3_param_persistence_threshold": 0}),
+    Scenario(2, subnets=True, zero=OFFLOAD),
+    Scenario(3, subnets=True, zero=OFFLOAD),
+    Scenario(3, subnets=True, clipping=1.0, zero=OFFLOAD | {"offload_param": {"device": "cpu"}}),
+]
+
+
+def train_all(scenarios: list[Scenario]) -> list[list[State]]:
+    return [train(scenario) for scenario in scenarios]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("scenarios", [BOTH, LOW_PRECISION, CLIPPED, SETTINGS], ids=["both", "low", "clipped", "more"])
+def test_equals_the_plain_optimiser(group: Groups, ranks: int, scenarios: list[Scenario]) -> None:
+    for scenario, states in zip(scenarios, group(ranks).run(train_all, scenarios)[0], strict=True):
+        found, expected = states[-1], reference(scenario, ranks)
+        assert found.steps == expected.steps, scenario
+        assert found.gradient_norms == pytest.approx(expected.gradient_norms, rel=1e-5), scenario
+        for part in ("weights", "exp_avg", "exp_avg_sq"):
+            error = relative_error(getattr(found, part), getattr(expected, part))
+            assert error < 1e-5, (scenario, part)
+        check_untouched(scenario, states)
+
+
+def check_untouched(scenario: Scenario, states: list[State]) -> None:
+    """Invariant 2: an iteration changes what its subnet uses and leaves all else as it was, to the bit."""
+    for iteration, (before, after) in enumerate(itertools.pairwise(states)):
+        active = scenario.active(iteration)
+        for name, shape in SHAPES.items():
+            used = shape if active is None else active.get(name)
+            assert (after.steps[name] == before.steps[name]) == (used is None)
+            for part in ("weights", "exp_avg", "exp_avg_sq"):
+                old, new = (getattr(state, part)[name].clone() for state in (before, after))
+                if used is not None:
+                    if name != "logit_scale":
+                        assert not torch.equal(leading(old, used), leading(new, used)), (scenario, iteration, name)
+                    leading(old, used).zero_()
+                    leading(new, used).zero_()
+                assert torch.equal(old.view(torch.int32), new.view(torch.int32)), (scenario, iteration, name)
