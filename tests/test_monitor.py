@@ -4,6 +4,7 @@ import io
 import math
 import os
 import random
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,7 @@ def test_what_a_run_prints_into_a_pipe(grown_run):
     assert "\r" not in printed
     assert max(len(line) for line in lines if "tensorboard" not in line) <= 100
     text = "\n".join(lines)
-    assert "step 2/2 selection: 40 iterations in 0:00, loss 3.800, 512 samples/s" in text
+    assert re.search(r"step 2/2 selection: 40 iterations in 0:\d\d, loss 3\.800, 512 samples/s", text)
     assert "step 2/2 selected (0, 2, 1, 1, 2, 0) of 64: 1.23 M parameters, accuracy 41.2 %, metric 41.99" in text
     assert "step 2/2 zero-shot: scenes_objects 40.0 %, scenes_retrieval 40.0 %" in text
     assert f"tensorboard --logdir {folder.path}" in printed
@@ -322,7 +323,7 @@ def test_a_terminal_has_one_live_line(monkeypatch: pytest.MonkeyPatch):
 def test_waiting_for_data_shows_where_it_matters():
     slow = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, data_wait_share=0.34)
     assert slow.splitlines()[0].endswith("waits for data 34%")
-    fast = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, data_wait_share=0.05)
+    fast = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, data_wait_share=0.15)
     assert "waits" not in fast
 
 

@@ -15,7 +15,7 @@ from growclip_ds.monitor.words import duration
 from growclip_ds.run_folder import Phase
 
 PLAIN_INTERVAL = 5.0  # seconds from one plain line to the next
-NOTABLE_WAIT = 0.1  # share of the time waiting for data from which on it is shown
+NOTABLE_WAIT = 0.2  # share of the time waiting for data from which on it is shown
 SMOOTHING = 0.3  # weight of the newest report in the time an iteration takes
 BAR_WIDTH = 16
 
