@@ -1,0 +1,35 @@
+# Two commands: `make demo` trains and grows a model on this machine's CPU, `make test` runs the tests.
+
+PYTHON ?= python3
+RUN ?= runs/demo
+RANKS ?= 2
+BIN := .venv/bin
+# Each rank computes in one thread: two ranks fill two cores.
+CPU_RANKS := env PATH="$(CURDIR)/$(BIN):$(PATH)" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
+
+.PHONY: demo test test-slow lint install
+
+demo: install
+	$(BIN)/growclip data scenes data/scenes --samples 9000 --subsets 3
+	$(CPU_RANKS) deepspeed --num_accelerators $(RANKS) train.py \
+		--deepspeed_config ds_configs/cpu.json --config configs/demo.yaml --output-dir $(RUN)
+
+test: install
+	$(CPU_RANKS) python -m pytest
+
+test-slow: install
+	$(CPU_RANKS) python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "GrowCLIP-DS needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@

@@ -1,0 +1,196 @@
+"""One phase of a growth step on one engine: weights in, training, judging, weights out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from growclip_ds import distributed
+from growclip_ds.architecture import Architecture
+from growclip_ds.checkpoint import describe, owners, write_checkpoint
+from growclip_ds.config import Config
+from growclip_ds.data.batch import batches_in_order
+from growclip_ds.data.stream import TrainingStream
+from growclip_ds.deepspeed_config import ResolvedDeepSpeed
+from growclip_ds.engine import Engine
+from growclip_ds.evaluation import evaluate, retrieve_pairs
+from growclip_ds.growth_space import GrowthSpace
+from growclip_ds.model.checkpointing import checkpoint_activations
+from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.model.initial import MAX_LOGIT_SCALE
+from growclip_ds.monitor import Monitor
+from growclip_ds.optim import AdamW, Lamb, SubnetOptimizer
+from growclip_ds.prepare import RunInputs
+from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.schedule import learning_rate
+from growclip_ds.selection import SupernetEncoder, rank_candidates
+from growclip_ds.training import train
+
+
+class PhaseRun:
+    """A phase while it runs; a context, at whose end the weights are written and the engine is torn down.
+
+    All methods are collective.
+
+    Args:
+        config, deepspeed, folder, inputs, monitor: of the run.
+        step: the growth step.
+        phase: what is run.
+        architecture: what the engine is built for.
+        weights: every parameter's initial value, taken one at a time.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        deepspeed: ResolvedDeepSpeed,
+        folder: RunFolder,
+        inputs: RunInputs,
+        monitor: Monitor,
+        step: int,
+        phase: Phase,
+        architecture: Architecture,
+        weights: Iterable[tuple[str, Tensor]],
+    ) -> None:
+        self.config = config
+        self.deepspeed = deepspeed
+        self.folder = folder
+        self.inputs = inputs
+        self.monitor = monitor
+        self.step = step
+        self.phase = phase
+        self.architecture = architecture
+        self.data = inputs.data.first(step)
+        self._start = time.monotonic()
+        self.record: dict[str, Any] = {
+            "samples": inputs.samples(step),
+            "parameters": inputs.sizes.parameters_of(architecture),
+            "iterations": 0,
+            "first_iteration": folder.iterations_before(step, phase),
+        }
+        self.engine = Engine(self._build_model, self._make_optimizer, deepspeed.config)
+        self.engine.load_masters(weights)
+
+    def train(self, epochs: int, space: GrowthSpace | None = None) -> None:
+        """Trains on the step's data: the whole model, or in each iteration a subnet sampled from the space."""
+        stream = TrainingStream(
+            self.data.train,
+            self.inputs.tokenizer,
+            image_size=self.inputs.sizes.image_size,
+            global_batch_size=self.config.training.global_batch_size,
+            epochs=epochs,
+            seed=self._seed("order"),
+            micro_batches=self.deepspeed.accumulation_steps,
+            workers=self.config.data.workers,
+        )
+        training = self.config.training
+        peak, warmup = training.learning_rate, training.warmup_iterations
+        rate = partial(learning_rate, iterations=stream.iterations, peak=peak, warmup_iterations=warmup)
+        self.monitor.start_phase(
+            self.step, self.phase, self.architecture, stream.iterations, self.record["first_iteration"]
+        )
+
+        def subnet(iteration: int) -> Architecture | None:
+            if space is None:
+                return None
+            return space.sample(torch.Generator().manual_seed(self._seed(f"subnet {iteration}")))
+
+        train(self.engine, stream, rate, subnet, self.monitor.progress, self.config.monitoring.log_every)
+        faults = distributed.all_gather_object(stream.faults)
+        self.record["iterations"] = stream.iterations
+        self.record["broken_samples"] = {str(cause): n for cause, n in sum(faults, start=type(faults[0])()).items()}
+
+    def select(self, space: GrowthSpace) -> None:
+        """Evaluates every candidate with the supernet's weights and records them, best by Eq. 7 first."""
+        encoder = SupernetEncoder(self.engine.module, space.candidates)
+        size, batch_size = self.inputs.sizes.image_size, self.config.selection.batch_size
+        if self.inputs.selection_set is None:
+            results = retrieve_pairs(
+                encoder, batches_in_order(self.data.held_out, self.inputs.tokenizer, size, batch_size), size
+            )
+        else:
+            results = evaluate(encoder, self.inputs.selection_set, self.inputs.tokenizer, size, batch_size)
+        accuracies = dict(zip(space, (result.accuracy for result in results), strict=True))
+        candidates = rank_candidates(
+            accuracies,
+            self.inputs.sizes.parameters_of,
+            space.supernet,
+            self.inputs.samples(self.step - 1),
+            self.inputs.samples(self.step),
+            self.config.growth.alpha,
+        )
+        self.record["selection_set"] = results[0].dataset
+        self.record["candidates"] = [candidate.to_json() for candidate in candidates]
+        self.monitor.selection(self.step, candidates)
+
+    def evaluate(self) -> None:
+        """Evaluates the model on every set that is reported."""
+        encoder = SupernetEncoder(self.engine.module, [self.architecture])
+        results = [
+            evaluate(encoder, dataset, self.inputs.tokenizer, self.inputs.sizes.image_size, batch_size)[0]
+            for batch_size in [self.config.evaluation.batch_size]
+            for dataset in self.inputs.evaluation_sets
+        ]
+        self.record["evaluation"] = [result.to_json() for result in results]
+        self.monitor.evaluation(self.step, results)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            return  # the process ends: other ranks may be anywhere, so nothing collective may be done
+        shapes = self.architecture.parameter_shapes(self.inputs.sizes)
+        owner = owners(shapes, distributed.world_size()).__getitem__
+        description = describe(
+            self.architecture,
+            self.inputs.sizes,
+            self.inputs.tokenizer.end_of_text,
+            growth_step=self.step,
+            phase=str(self.phase),
+        )
+        write_checkpoint(
+            self.folder.weights(self.step, self.phase), self.engine.masters(owner), shapes, owner, description
+        )
+        self.engine.destroy()
+        del self.engine
+        self.record["seconds"] = time.monotonic() - self._start
+        self.folder.finish(self.step, self.phase, self.record)
+
+    def _build_model(self) -> GrowCLIP:
+        sizes = self.inputs.sizes
+        model = GrowCLIP(
+            self.architecture,
+            sizes.vocab_size,
+            sizes.context_length,
+            sizes.image_size,
+            sizes.embed_dim,
+            self.inputs.tokenizer.end_of_text,
+            initialise=False,
+        )
+        return checkpoint_activations(model, self.config.training.activation_checkpointing)
+
+    def _make_optimizer(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> SubnetOptimizer:
+        training = self.config.training
+        make = {"lamb": Lamb, "adamw": AdamW}[training.optimizer]
+        return make(
+            [parameter for _, parameter in parameters],
+            lr=training.learning_rate,
+            betas=training.betas,
+            eps=training.eps,
+            weight_decay=training.weight_decay,
+            upper_bounds={"logit_scale": MAX_LOGIT_SCALE},
+        )
+
+    def _seed(self, purpose: str) -> int:
+        name = f"{self.config.seed}/{self.step}/{self.phase}/{purpose}"
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,164 @@
+"""The growth pipeline (Section 3.4): each growth step as phases, weights in, weights out.
+
+Nothing but weights passes from phase to phase, through the run folder, so a run goes on with its first unfinished
+phase whenever and wherever it is started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.checkpoint import Checkpoint
+from growclip_ds.config import Config
+from growclip_ds.deepspeed_config import ResolvedDeepSpeed
+from growclip_ds.errors import InputError
+from growclip_ds.growth_space import GrowthSpace
+from growclip_ds.inherit import Momentum, inherited_tensors
+from growclip_ds.model.initial import initial_tensor
+from growclip_ds.monitor import Monitor, open_monitor
+from growclip_ds.phase import PhaseRun
+from growclip_ds.prepare import RunInputs, prepare
+from growclip_ds.run_folder import Phase, RunFolder, open_run
+
+Weights = Iterator[tuple[str, Tensor]]
+
+
+def prepare_growth(
+    config: Config, deepspeed: ResolvedDeepSpeed, output_dir: Path, growth_step: int | None = None
+) -> GrowthPipeline:
+    """Opens the run and all that it reads, so that whatever of it cannot be used shows before any training. Collective.
+
+    Args:
+        config: of the run.
+        deepspeed: how to build engines.
+        output_dir: the run's folder, new or of a run to go on with.
+        growth_step: the only growth step to run; all of them if None.
+
+    Raises:
+        InputError: on every rank alike.
+    """
+    steps = range(1, config.num_growth_steps + 1)
+    if growth_step is not None:
+        if growth_step not in steps:
+            raise InputError(f"--growth-step {growth_step}: the run has growth steps 1 to {len(steps)}")
+        steps = range(growth_step, growth_step + 1)
+    folder = open_run(output_dir, config)
+    folder.require_step_before(steps.start)
+    inputs = prepare(config, folder, last_step=steps[-1])
+    samples = [inputs.samples(step) for step in range(1, steps.stop)]
+    monitor = open_monitor(folder, config, inputs.sizes, samples)
+    return GrowthPipeline(config, deepspeed, folder, inputs, monitor, steps)
+
+
+class GrowthPipeline:
+    """Runs growth steps.
+
+    Args:
+        config: of the run.
+        deepspeed: how to build engines.
+        folder: the run on disk.
+        inputs: what the steps share.
+        monitor: told what happens.
+        steps: the growth steps to run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        deepspeed: ResolvedDeepSpeed,
+        folder: RunFolder,
+        inputs: RunInputs,
+        monitor: Monitor,
+        steps: range,
+    ) -> None:
+        self.config = config
+        self.deepspeed = deepspeed
+        self.folder = folder
+        self.inputs = inputs
+        self.monitor = monitor
+        self.steps = steps
+        growth = config.growth
+        fresh = 1.0 if growth.fresh_weights == "full" else growth.gamma
+        self.momentum = Momentum(growth.beta, growth.gamma, fresh, growth.blend_vectors)
+
+    def run(self) -> None:
+        """Runs the unfinished phases of the growth steps, in order."""
+        phases = {
+            Phase.FINETUNE: self.finetune_supernet,
+            Phase.SELECTION: self.select_architecture,
+            Phase.TRAIN: self.train_selected,
+        }
+        while (place := self.folder.first_unfinished(self.steps)) is not None:
+            step, phase = place
+            self.folder.discard_unfinished(step, phase)
+            if step == 1:
+                self.train_base()
+            else:
+                phases[phase](step)
+        self.monitor.finish()
+        self.monitor.close()
+
+    def train_base(self) -> None:
+        """Growth step 1: the base model from scratch."""
+        base = self.config.model.base
+        seed = self._seed(1, Phase.TRAIN)
+        shapes = base.parameter_shapes(self.inputs.sizes)
+        weights = ((name, initial_tensor(name, shape, base, seed)) for name, shape in shapes.items())
+        with self._phase(1, Phase.TRAIN, base, weights) as run:
+            run.train(self.config.epochs.first)
+            run.evaluate()
+
+    def finetune_supernet(self, step: int) -> None:
+        """Phase 1: the supernet inherits from the last step's model (Eq. 5) and is trained whole, shortly."""
+        old = self._weights(step - 1, Phase.TRAIN)
+        supernet = self._growth_space(old.architecture).supernet
+        weights = self._inherit(old, old.architecture, supernet, step, Phase.FINETUNE)
+        with self._phase(step, Phase.FINETUNE, supernet, weights) as run:
+            run.train(self.config.epochs.supernet)
+
+    def select_architecture(self, step: int) -> None:
+        """Phase 2: sampled subnets are trained (Eq. 6), every candidate is evaluated, the best by Eq. 7 taken."""
+        base = self._weights(step - 1, Phase.TRAIN).architecture
+        space = self._growth_space(base)
+        supernet = self._weights(step, Phase.FINETUNE)
+        weights = ((name, supernet.read(name)) for name in supernet.names)
+        with self._phase(step, Phase.SELECTION, supernet.architecture, weights) as run:
+            run.train(self.config.epochs.selection, space)
+            run.select(space)
+
+    def train_selected(self, step: int) -> None:
+        """Phase 3: the selected architecture inherits from its slice of the supernet (Eq. 8) and is trained."""
+        chosen = self.folder.selected_architecture(step)
+        supernet = self._weights(step, Phase.SELECTION)
+        weights = self._inherit(supernet, chosen, chosen, step, Phase.TRAIN)
+        with self._phase(step, Phase.TRAIN, chosen, weights) as run:
+            run.train(self.config.epochs.selected)
+            run.evaluate()
+
+    def _phase(self, step: int, phase: Phase, architecture: Architecture, weights: Weights) -> PhaseRun:
+        return PhaseRun(
+            self.config, self.deepspeed, self.folder, self.inputs, self.monitor, step, phase, architecture, weights
+        )
+
+    def _growth_space(self, base: Architecture) -> GrowthSpace:
+        growth = self.config.growth
+        space = GrowthSpace(base, growth.conv_step, growth.block_step, growth.head_step, growth.frozen)
+        if growth.max_parameters is None:
+            return space
+        return space.within(growth.max_parameters, self.inputs.sizes.parameters_of)
+
+    def _inherit(self, old: Checkpoint, part: Architecture, new: Architecture, step: int, phase: Phase) -> Weights:
+        """The weights of `new`, inherited from the leading slice `part` of the old weights, a tensor at a time."""
+        seed = self._seed(step, phase)
+        return inherited_tensors(part, new, self.inputs.sizes, old.read, self.momentum, seed)
+
+    def _weights(self, step: int, phase: Phase) -> Checkpoint:
+        return Checkpoint(self.folder.weights(step, phase))
+
+    def _seed(self, step: int, phase: Phase) -> str:
+        """What random weights are drawn from, together with their names."""
+        return f"{self.config.seed}/{step}/{phase}"

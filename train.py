@@ -1,0 +1,81 @@
+"""Trains a GrowCLIP through its growth steps.
+
+deepspeed train.py --deepspeed_config ds_configs/zero2.json --config configs/cc12m.yaml [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+INPUT_ERROR = 2  # exit code for what the user can mend
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    # Not at the top: the data loading workers import this file too.
+    from growclip_ds.config import load_config
+    from growclip_ds.deepspeed_config import load_deepspeed_config, resolve
+    from growclip_ds.errors import InputError
+    from growclip_ds.pipeline import prepare_growth
+
+    options = _parser().parse_args(arguments)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        config = load_config(options.config, options.overrides)
+        deepspeed = resolve(load_deepspeed_config(options.deepspeed_config), config, world_size)
+        _join_ranks()
+        output_dir = options.output_dir or Path("runs") / Path(options.config).stem
+        pipeline = prepare_growth(config, deepspeed, output_dir, options.growth_step)
+    except InputError as error:  # the same on every rank
+        if rank == 0:
+            _print_error(error)
+        return INPUT_ERROR
+    try:
+        pipeline.run()
+    except InputError as error:
+        _print_error(error)
+        return INPUT_ERROR
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train a GrowCLIP through its growth steps; started again, a run goes on with what is unfinished.",
+        epilog="Rank and world size come from the environment, as the deepspeed launcher, torchrun and Slurm set it.",
+    )
+    parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="ZeRO stage, precision, offloading")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="the run's folder (default: runs/CONFIG)")
+    parser.add_argument("--growth-step", type=int, metavar="N", help="run this growth step only")
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # the launcher passes it; ranks read the environment
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
+    return parser
+
+
+def _join_ranks() -> None:
+    """Joins the process group; a process that was started alone makes one of its own."""
+    import deepspeed
+
+    if "RANK" not in os.environ:
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }  # any port
+        os.environ.update(alone)
+    deepspeed.init_distributed(verbose=False)
+
+
+def _print_error(error: Exception) -> None:
+    print(f"train.py: error: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
