@@ -49,6 +49,9 @@ def prepare_growth(
     folder = open_run(output_dir, config)
     folder.require_step_before(steps.start)
     inputs = prepare(config, folder, last_step=steps[-1])
+    least, limit = inputs.sizes.parameters_of(config.model.base), config.growth.max_parameters
+    if limit is not None and limit < least:
+        raise InputError(f"growth.max_parameters is {limit:,}, but model.base has {least:,} already; raise the limit")
     samples = [inputs.samples(step) for step in range(1, steps.stop)]
     monitor = open_monitor(folder, config, inputs.sizes, samples)
     return GrowthPipeline(config, deepspeed, folder, inputs, monitor, steps)

@@ -165,19 +165,25 @@ class RunFolder:
 def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     """Creates a run's folder, or opens that of a run to go on with. Collective.
 
+    A run that has not finished anything yet may begin anew with another configuration.
+
     Raises:
         InputError: on every rank, if the folder holds another run, or cannot be written.
     """
     folder = RunFolder(Path(output_dir))
 
     def open_on_main() -> None:
-        if folder.config_file.exists():
-            _check_same_run(folder, config)
-        elif list(folder.path.glob("step_*")):
+        begun, known = any(folder.path.glob("step_*/*")), folder.config_file.exists()
+        if begun and not known:
             raise InputError(
                 f"{folder.path} holds growth steps, but no config.yaml to tell whose; take another --output-dir"
             )
+        if begun:
+            _check_same_run(folder, config)
         try:
+            if known and not begun:  # its tokenizer may not be what this configuration asks for
+                folder.data_file.unlink(missing_ok=True)
+                shutil.rmtree(folder.tokenizer, ignore_errors=True)
             folder.path.mkdir(parents=True, exist_ok=True)
             write_text(folder.config_file, config.to_yaml())
         except OSError as error:

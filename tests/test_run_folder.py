@@ -29,6 +29,12 @@ def folder(tmp_path: Path) -> RunFolder:
     return open_run(tmp_path / "runs" / "one", config())
 
 
+@pytest.fixture
+def begun(folder: RunFolder) -> RunFolder:
+    finish(folder, 1, Phase.TRAIN)
+    return folder
+
+
 def test_phases():
     assert Phase.of_step(1) == (Phase.TRAIN,)
     assert [str(phase) for phase in Phase.of_step(4)] == ["finetune", "selection", "train"]
@@ -44,34 +50,43 @@ def test_the_same_run_opens_again(folder: RunFolder):
     assert open_run(folder.path, config()) == folder
 
 
-def test_another_run_is_refused(folder: RunFolder):
-    before = folder.config_file.read_text()
+def test_another_run_is_refused(begun: RunFolder):
+    before = begun.config_file.read_text()
     other = config(
         seed=1,
         training={"learning_rate": 0.1},
         data={"subsets": [{"name": "s0", "shards": "moved"}, {"name": "s1", "shards": "shards/1"}]},
     )
     with pytest.raises(InputError) as caught:
-        open_run(folder.path, other)
+        open_run(begun.path, other)
     assert str(caught.value).splitlines() == [
-        f"{folder.path} holds a run with another configuration:",
+        f"{begun.path} holds a run with another configuration:",
         "  seed: 0 there, 1 now",
         '  data.subsets.0.shards: "shards/0" there, "moved" now',
         "  training.learning_rate: 0.01 there, 0.1 now",
-        f"take another --output-dir, or go on with the run as it began (--config {folder.config_file})",
+        f"take another --output-dir, or go on with the run as it began (--config {begun.config_file})",
     ]
-    assert folder.config_file.read_text() == before
+    assert begun.config_file.read_text() == before
 
 
-def test_a_run_of_an_older_configuration_is_refused(folder: RunFolder):
-    folder.config_file.write_text(folder.config_file.read_text().replace("beta:", "old_beta:"))
+def test_a_run_that_has_done_nothing_may_begin_anew_with_another_configuration(folder: RunFolder):
+    folder.data_file.write_text("[]")
+    folder.tokenizer.mkdir()
+    other = config(seed=1, model={"context_length": 20})
+    open_run(folder.path, other)
+    assert load_config(folder.config_file) == other
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml"]
+
+
+def test_a_run_of_an_older_configuration_is_refused(begun: RunFolder):
+    begun.config_file.write_text(begun.config_file.read_text().replace("beta:", "old_beta:"))
     with pytest.raises(
         InputError, match=r"growth\.old_beta: 0\.3 there, not set now\n  growth\.beta: not set there, 0\.3"
     ):
-        open_run(folder.path, config())
+        open_run(begun.path, config())
 
 
-def test_what_does_not_bear_on_the_weights_may_change(folder: RunFolder):
+def test_what_does_not_bear_on_the_weights_may_change(begun: RunFolder):
     changed = config(
         subsets=3,
         data={"workers": 0},
@@ -81,20 +96,20 @@ def test_what_does_not_bear_on_the_weights_may_change(folder: RunFolder):
         evaluation={"datasets": ["eval/a"], "batch_size": 5},
         monitoring={"log_every": 3},
     )
-    open_run(folder.path, changed)
-    assert load_config(folder.config_file) == changed
+    open_run(begun.path, changed)
+    assert load_config(begun.config_file) == changed
     with pytest.raises(InputError, match=r"data\.subsets\.2"):
-        open_run(folder.path, config(subsets=2))
+        open_run(begun.path, config(subsets=2))
 
 
 def test_folders_that_cannot_be_runs(tmp_path: Path):
-    (tmp_path / "odd" / "step_1").mkdir(parents=True)
+    (tmp_path / "odd" / "step_1" / "train").mkdir(parents=True)
     with pytest.raises(InputError, match=r"holds growth steps, but no config\.yaml"):
         open_run(tmp_path / "odd", config())
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         open_run(tmp_path / "file", config())
-    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "step_1" / "train").mkdir(parents=True)
     (tmp_path / "damaged" / "config.yaml").write_text("")
     with pytest.raises(InputError, match=r"config\.yaml is damaged"):
         open_run(tmp_path / "damaged", config())
