@@ -1,0 +1,233 @@
+"""Writes the built-in data: training subsets as img2dataset lays them out, evaluation sets as CLIP-benchmark does.
+
+    OUT/scenes.json                                   what was asked for, and what is there
+    OUT/train/subset_1/10000.tar, 10000_stats.json    subset s has the shards from s0000 on
+    OUT/eval/scenes_objects/test/0.tar, …             beside each set's class names and templates
+
+Shards depend on the arguments alone, so writing is resumed by writing what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from growclip_ds.data.scenes.sets import CLASSES, EVALUATION_SETS, TEMPLATES, evaluation_sample, training_sample
+from growclip_ds.errors import InputError
+
+GENERATOR_VERSION = 1  # to be raised with every change that changes the samples
+SHARDS_PER_SUBSET = 10_000
+MOST_SHARD_SAMPLES = 10_000  # keys have four digits for the place within the shard
+MANIFEST = "scenes.json"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What decides every byte of the data; see `write_scenes`."""
+
+    samples: int
+    subsets: int
+    seed: int
+    size: int
+    shard_size: int
+    eval_samples: int
+    generator_version: int = GENERATOR_VERSION
+
+    def check(self) -> None:
+        """Raises InputError where no data can be made of these."""
+        most_classes = max(map(len, CLASSES.values()))
+        for name, least, most, why in (
+            ("subsets", 1, None, ""),
+            ("samples", self.subsets, None, ", one for each subset"),
+            ("seed", 0, None, ""),
+            ("size", 32, 4096, " pixels"),
+            ("shard_size", 1, MOST_SHARD_SAMPLES, ""),
+            ("eval_samples", most_classes, None, ", one for each class"),
+        ):
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+                raise InputError(f"--{name.replace('_', '-')} must be {bounds}{why}, not {value}")
+        if -(-self.subset_sizes()[0] // self.shard_size) > SHARDS_PER_SUBSET:
+            raise InputError(
+                f"--shard-size {self.shard_size} makes more than {SHARDS_PER_SUBSET} shards a subset: "
+                "raise it, or ask for more subsets"
+            )
+
+    def subset_sizes(self) -> list[int]:
+        """Samples of each subset, equal to within one."""
+        share, rest = divmod(self.samples, self.subsets)
+        return [share + (subset < rest) for subset in range(self.subsets)]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: samples first … first + count - 1 of a training subset, or of an evaluation set."""
+
+    path: Path
+    first: int
+    count: int
+    subset: int = 0
+    dataset: str = ""
+
+    @property
+    def stats_path(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}_stats.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of the shard is on disk; of a training shard, the stats come last."""
+        return self.path.is_file() and (bool(self.dataset) or self.stats_path.is_file())
+
+
+def write_scenes(
+    out: Path,
+    samples: int,
+    subsets: int = 1,
+    seed: int = 0,
+    size: int = 96,
+    shard_size: int = 1000,
+    eval_samples: int = 960,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Writes the built-in data to a folder, or what of it is not there yet.
+
+    Sample i of a subset is the same for every number of samples, subsets, shards and workers.
+
+    Args:
+        out: an empty or new folder, or one that an earlier call with the same arguments has begun or filled.
+        samples: training pairs in all subsets together.
+        subsets: parts of equal size (to within one) that the training pairs are divided into.
+        seed: what the data is drawn from.
+        size: side of the square pictures in pixels.
+        shard_size: most samples of a tar.
+        eval_samples: pictures of each evaluation set.
+        workers: processes that draw.
+        progress: called with the number of finished shards and of all shards after each one.
+
+    Returns:
+        The number of shards written; 0 if everything was there.
+
+    Raises:
+        InputError: an argument out of its range, or the folder holds something else.
+    """
+    arguments = Arguments(samples, subsets, seed, size, shard_size, eval_samples)
+    arguments.check()
+    shards = list(_plan(out, arguments))
+    _claim(out, arguments)
+    missing = [shard for shard in shards if not shard.finished]
+    for folder in {shard.path.parent for shard in missing}:
+        folder.mkdir(parents=True, exist_ok=True)
+    done = len(shards) - len(missing)
+    for _ in _write_all(missing, arguments, workers):
+        done += 1
+        if progress is not None:
+            progress(done, len(shards))
+    for dataset in EVALUATION_SETS:
+        _describe_set(out / "eval" / dataset, dataset, sum(shard.dataset == dataset for shard in shards))
+    return len(missing)
+
+
+def _plan(out: Path, arguments: Arguments) -> Iterator[Shard]:
+    for subset, samples in enumerate(arguments.subset_sizes(), start=1):
+        for number, first in enumerate(range(0, samples, arguments.shard_size), start=subset * SHARDS_PER_SUBSET):
+            path = out / "train" / f"subset_{subset}" / f"{number:05d}.tar"
+            yield Shard(path, first, min(arguments.shard_size, samples - first), subset=subset)
+    for dataset in EVALUATION_SETS:
+        for number, first in enumerate(range(0, arguments.eval_samples, arguments.shard_size)):
+            path = out / "eval" / dataset / "test" / f"{number}.tar"
+            yield Shard(path, first, min(arguments.shard_size, arguments.eval_samples - first), dataset=dataset)
+
+
+def _claim(out: Path, arguments: Arguments) -> None:
+    """Leaves the manifest in the folder; InputError if the folder holds anything but this data."""
+    manifest = out / MANIFEST
+    contents = {
+        "arguments": asdict(arguments),
+        "train": {f"subset_{subset}": size for subset, size in enumerate(arguments.subset_sizes(), start=1)},
+        "eval": dict.fromkeys(EVALUATION_SETS, arguments.eval_samples),
+    }
+    if manifest.is_file():
+        try:
+            before = json.loads(manifest.read_text())["arguments"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{manifest} cannot be read ({error}): remove {out}, or give another folder") from error
+        if before != asdict(arguments):
+            changed = [name for name, value in asdict(arguments).items() if before.get(name) != value]
+            was = ", ".join(f"{name} {before.get(name)}, now {getattr(arguments, name)}" for name in changed)
+            raise InputError(f"{out} holds other scenes ({was}): give another folder, or remove this one first")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not an empty folder and holds no {MANIFEST}: give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(manifest, json.dumps(contents, indent=2) + "\n")
+
+
+def _write_all(shards: list[Shard], arguments: Arguments, workers: int) -> Iterator[None]:
+    if workers <= 1 or len(shards) <= 1:
+        for shard in shards:
+            yield write_shard(shard, arguments)
+        return
+    # A fork server: forking this process would be unsafe where it has threads, and a fresh interpreter for every
+    # worker would import webdataset, and with it torch, every time.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "webdataset"])
+    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=context) as pool:
+        futures = [pool.submit(write_shard, shard, arguments) for shard in shards]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def write_shard(shard: Shard, arguments: Arguments) -> None:
+    """Draws the samples of a shard and writes its tar, and its stats beside it; each appears whole or not at all."""
+    from webdataset.writer import TarWriter  # late, as it imports torch, which nothing else here needs
+
+    part = part_of(shard.path)
+    # Raw bytes, fixed times and owners: the same arguments give the same tar to the byte.
+    with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
+        for place in range(shard.count):
+            index = shard.first + place
+            if shard.dataset:
+                key = f"s{index:07d}"
+                files = evaluation_sample(arguments.seed, shard.dataset, index, arguments.size)
+            else:
+                key = f"{shard.path.stem}{place:04d}"
+                files = training_sample(arguments.seed, shard.subset, index, arguments.size, key)
+            tar.write({"__key__": key, **files})
+    part.replace(shard.path)
+    if not shard.dataset:
+        write_whole(shard.stats_path, json.dumps({"count": shard.count, "successes": shard.count}) + "\n")
+
+
+def _describe_set(folder: Path, dataset: str, shards: int) -> None:
+    """Writes what CLIP-benchmark's layout has beside the tars."""
+    texts = {"test/nshards.txt": [str(shards)], "dataset_type.txt": ["retrieval"]}
+    if dataset in CLASSES:
+        texts["dataset_type.txt"] = ["classification"]
+        texts["classnames.txt"] = [str(combination) for combination in CLASSES[dataset]]
+        texts["zeroshot_classification_templates.txt"] = list(TEMPLATES)
+    for name, lines in texts.items():
+        text = "".join(f"{line}\n" for line in lines)
+        if not (folder / name).is_file() or (folder / name).read_text() != text:
+            write_whole(folder / name, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text that appears under its name whole or not at all."""
+    part = part_of(path)
+    part.write_text(text)
+    part.replace(path)
+
+
+def part_of(path: Path) -> Path:
+    """The name of a file that is still being written."""
+    return path.with_name(f"{path.name}.part")
