@@ -11,6 +11,7 @@ import math
 from random import Random
 
 from growclip_ds.data.scenes.composition import Background, Scene, Thing
+from growclip_ds.data.scenes.vocabulary import SIZES
 
 FEWEST_WORDS, MOST_WORDS = 4, 60
 
@@ -46,7 +47,6 @@ _BEHIND = {  # what stands behind the noun instead of the texture before it
     "glossy": ("with a glossy surface", "with a highlight"),
 }
 _NUMBERS = {1: ("one", "a single"), 2: ("two", "a pair of"), 3: ("three",), 4: ("four",)}
-_LARGER = {"small": 0, "medium": 1, "large": 2}
 
 
 def describe(scene: Scene, rng: Random) -> str:
@@ -114,6 +114,10 @@ def _the(group: Group, rng: Random) -> str:
     return f"the {_noun(group, rng, 0.1, known=True)}"
 
 
+def _be(group: Group) -> str:
+    return "is" if len(group) == 1 else "are"
+
+
 def _listed(phrases: list[str]) -> str:
     *first, last = phrases
     return f"{', '.join(first)} and {last}" if first else last
@@ -174,7 +178,7 @@ def _sentence(scene: Scene, groups: list[Group], rng: Random) -> str:
             f"A picture of {listed}{place}{setting}.",
             f"A drawing with {listed}{place}{setting}.",
             f"An image of {listed}{place}{setting}.",
-            f"There {be} {listed}{place}{setting}.",
+            f"There {_be(groups[0])} {listed}{place}{setting}.",
             f"This picture shows {listed}{place}{setting}.",
             f"{listed.capitalize()} {be} drawn{place}{setting}.",
             f"{listed.capitalize()} can be seen{place}{setting}.",
@@ -184,7 +188,7 @@ def _sentence(scene: Scene, groups: list[Group], rng: Random) -> str:
 
 
 def _account(scene: Scene, groups: list[Group], rng: Random) -> str:
-    """Two to six sentences, as many as the words allow, the first of which names things."""
+    """Three to seven sentences, as many as the words allow, the first of which names things."""
     count = len(scene.things)
     sentences = [_overview(groups, count, rng)]
     more = []
@@ -194,16 +198,14 @@ def _account(scene: Scene, groups: list[Group], rng: Random) -> str:
     for one, other in itertools.pairwise(groups):
         if len(one) == len(other) == 1:
             more.append(f"{_the(one, rng)} is {_relation(one[0], other[0], rng)} {_the(other, rng)}.")
-        sizes = [_LARGER[group[0].look.size] for group in (one, other)]
+        sizes = [SIZES[group[0].look.size] for group in (one, other)]
         if sizes[0] != sizes[1] and rng.random() < 0.4:
-            be = "is" if len(one) == 1 else "are"
             degree = rng.choice(("larger", "bigger")) if sizes[0] > sizes[1] else "smaller"
-            more.append(f"{_the(one, rng)} {be} {degree} than {_the(other, rng)}.")
+            more.append(f"{_the(one, rng)} {_be(one)} {degree} than {_the(other, rng)}.")
     more.append(_ground(scene.background, count, rng))
     if rng.random() < 0.25:
         more.append(rng.choice(("there is nothing else to see.", "nothing else is in the picture.", "that is all.")))
-    keep = rng.randint(1, min(len(more), 5))
-    kept = sorted(rng.sample(range(len(more)), keep))
+    kept = sorted(rng.sample(range(len(more)), rng.randint(2, min(len(more), 6))))
     words = len(sentences[0].split())
     for sentence in (more[i] for i in kept):
         words += len(sentence.split())
@@ -216,10 +218,9 @@ def _account(scene: Scene, groups: list[Group], rng: Random) -> str:
 def _overview(groups: list[Group], count: int, rng: Random) -> str:
     listed = _listed([_some(group, rng, 0.3) for group in groups])
     things = f"{rng.choice(_NUMBERS[count])} {'object' if count == 1 else 'objects'}"
-    be = "is" if len(groups) == 1 and count == 1 else "are"
     return rng.choice(
         (
-            f"there {be} {listed} in the picture.",
+            f"there {_be(groups[0])} {listed} in the picture.",
             f"the picture shows {listed}.",
             f"a picture with {listed}.",
             f"{listed}.",
@@ -231,7 +232,7 @@ def _overview(groups: list[Group], count: int, rng: Random) -> str:
 
 def _detail(group: Group, shared: bool, rng: Random) -> str:
     """A sentence about one group, its place or its looks; `shared`: another group has its shape too."""
-    look, be = group[0].look, "is" if len(group) == 1 else "are"
+    look = group[0].look
     if len(group) == 1 and rng.random() < 0.6:
         return f"{_the(group, rng)} is {_where(group[0].x, group[0].y, rng)}."
     looks = [_word(look.size, rng)]
@@ -243,7 +244,7 @@ def _detail(group: Group, shared: bool, rng: Random) -> str:
     elif rng.random() < 0.4:
         looks.append(_word(look.colour, rng))
     spread = _spread(group) if len(group) > 1 else ""
-    return f"the {_plural(noun) if len(group) > 1 else noun} {be} {_listed(looks)}{spread}."
+    return f"the {_plural(noun) if len(group) > 1 else noun} {_be(group)} {_listed(looks)}{spread}."
 
 
 def _spread(group: Group) -> str:

@@ -107,7 +107,7 @@ def write_scenes(
         size: side of the square pictures in pixels.
         shard_size: most samples of a tar.
         eval_samples: pictures of each evaluation set.
-        workers: processes that draw.
+        workers: processes that draw; with 1, this one does.
         progress: called with the number of finished shards and of all shards after each one.
 
     Returns:
@@ -164,8 +164,11 @@ def _claim(out: Path, arguments: Arguments) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder and holds no {MANIFEST}: give another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(manifest, json.dumps(contents, indent=2) + "\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(manifest, json.dumps(contents, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written to ({error.strerror}): give another folder") from error
 
 
 def _write_all(shards: list[Shard], arguments: Arguments, workers: int) -> Iterator[None]:

@@ -162,6 +162,12 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="scenes cannot be written to"):
+        write_scenes(tmp_path / "file" / "scenes", **ARGUMENTS)
+
+
 def test_an_unreadable_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "scenes.json").write_text("{")
     with pytest.raises(InputError, match=r"scenes\.json cannot be read"):
