@@ -79,7 +79,8 @@ class Engine:
     def backward(self, loss: Tensor, final: bool = True) -> None:
         """Adds the loss's gradients to those of this iteration.
 
-        Over the ranks they are averaged, over calls of `backward` added up.
+        Over the ranks they are averaged, over calls of `backward` added up. All ranks, and all calls of an iteration,
+        must reach the same parameters (DeepSpeed mixes in older gradients otherwise, or hangs).
 
         Args:
             loss: of one element.
@@ -113,11 +114,6 @@ class Engine:
     def skipped(self) -> bool:
         """Whether the last step changed nothing, its gradients not being finite."""
         return not self._deepspeed.was_step_applied()
-
-    @property
-    def loss_scale(self) -> float:
-        """What losses are multiplied by against underflow; 1 unless in fp16."""
-        return float(self._zero.loss_scale)
 
     def load_masters(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Sets every fp32 master, and with them the working copies.
@@ -176,8 +172,6 @@ def _complete(ds_config: Mapping[str, Any]) -> dict[str, Any]:
     config["zero_force_ds_cpu_optimizer"] = False
     config["steps_per_print"] = None
     config.setdefault("log_level", "error")
-    if config.get("bf16", {}).get("enabled"):
-        config["bf16"].setdefault("check_grad_overflow", True)  # otherwise one NaN becomes all weights
     return config
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -121,6 +122,7 @@ class Scenario:
             fed[name] = torch.randn(shape, generator=generator)
             if self.dtype != "fp32":
                 fed[name] = (fed[name] * 2).round().clamp(-8, 8) / 4
+        fed["logit_scale"] = -fed["logit_scale"].abs() - 0.25  # always up, against its bound
         return fed
 
 
@@ -132,13 +134,14 @@ def initial_weights() -> dict[str, Tensor]:
 
 @dataclass
 class State:
-    """Weights, moments and numbers of updates by name."""
+    """Weights, moments and numbers of updates by name; gradient norms by iteration; the model's working copies."""
 
     weights: dict[str, Tensor]
     exp_avg: dict[str, Tensor]
     exp_avg_sq: dict[str, Tensor]
     steps: dict[str, int]
     gradient_norms: list[float] = field(default_factory=list)
+    working: dict[str, Tensor] = field(default_factory=dict)
 
     def copy(self) -> State:
         moments = [{n: t.clone() for n, t in ts.items()} for ts in (self.weights, self.exp_avg, self.exp_avg_sq)]
@@ -182,9 +185,19 @@ def train(scenario: Scenario) -> list[State]:
         assert not engine.skipped
         norms.append(engine.gradient_norm)
         states.append(collect(engine))
-        states[-1].gradient_norms = list(norms)
+    states[-1].gradient_norms = norms
+    states[-1].working = working_copies(engine)
     engine.destroy()
     return states
+
+
+def working_copies(engine: Engine) -> dict[str, Tensor]:
+    """What the model computes with, whole on every rank."""
+    copies = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            copies[name] = parameter.detach().clone()
+    return copies
 
 
 def reference(scenario: Scenario, ranks: int) -> State:

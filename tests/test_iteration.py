@@ -32,6 +32,7 @@ SIZES = {"vocab_size": 64, "context_length": 16, "image_size": 32, "embed_dim": 
 BATCH = 12
 SEED = 30  # of batches without a gradient so near zero that rounding decides its sign, and so LAMB's first steps
 ITERATIONS = 5
+LEARNING_RATE = 0.005
 
 
 def model() -> GrowCLIP:
@@ -104,7 +105,7 @@ def train(division: Division) -> tuple[list[Outcome], dict[str, Tensor]]:
     outcomes = []
     for iteration in range(ITERATIONS):
         batches = [(i.to(engine.dtype), t) for i, t in division.micro_batches(iteration, dist.get_rank())]
-        outcomes.append(train_iteration(engine, batches, 0.01, sampled(iteration, division.subnets)))
+        outcomes.append(train_iteration(engine, batches, LEARNING_RATE, sampled(iteration, division.subnets)))
     weights = dict(engine.masters(rank0))
     engine.destroy()
     return outcomes, weights
@@ -146,7 +147,7 @@ def lamb_step(w: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int) -> None:
     if w.dim() > 1:
         update = update + 1e-4 * w
         update = update * (w.norm() / update.norm())
-    w -= 0.01 * update
+    w -= LEARNING_RATE * update
 
 
 def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:

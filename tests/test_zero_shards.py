@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.fed_gradients import SHAPES, Scenario, build, rank0
+from tests.fed_gradients import SHAPES, Scenario, build, rank0, working_copies
 from tests.group import Groups
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
@@ -55,10 +54,7 @@ def round_trip(scenario: Scenario) -> tuple[dict[str, Any], dict[str, Tensor], d
     engine = build(scenario)
     engine.load_masters(reversed(any_bits().items()))
     by_owner, on_rank0 = dict(engine.masters(owner)), dict(engine.masters(rank0))
-    working = {}
-    for name, parameter in engine.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=scenario.stage == 3):
-            working[name] = parameter.detach().clone()
+    working = working_copies(engine)
     engine.destroy()
     return bits(by_owner), working, bits(on_rank0)
 

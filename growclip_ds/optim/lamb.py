@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from growclip_ds.optim.subnet import ActiveTensor, Part, SubnetOptimizer
 from growclip_ds.zero_shards import FlatShard
 
+ROW = 4096  # elements
+
 
 class Lamb(SubnetOptimizer):
     """Adam's update plus weight decay, scaled tensor by tensor to the norm of the weights.
@@ -74,4 +76,9 @@ def _direction(part: Part, tensor: ActiveTensor, group: dict[str, Any]) -> None:
 
 
 def _square(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values, dtype=torch.float64).square()
+    """Squared norm in fp64: of rows of some thousand elements in fp32, which is several times as fast, then summed."""
+    rows = [values]
+    if values.dim() == 1:
+        whole = values.numel() // ROW * ROW
+        rows = [values[:whole].view(-1, ROW), values[whole:].view(1, -1)]
+    return torch.stack([torch.linalg.vector_norm(part, dim=1).double().square().sum() for part in rows]).sum()

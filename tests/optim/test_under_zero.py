@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from tests.fed_gradients import SHAPES, Scenario, State, leading, reference, relative_error, train
+from tests.fed_gradients import BOUND, SHAPES, Scenario, State, leading, reference, relative_error, train
 from tests.group import Groups
 
 PRECISIONS = ["fp32", "bf16"] + ["fp16"] * (torch.float16 in get_accelerator().supported_dtypes())
@@ -38,13 +39,27 @@ def train_all(scenarios: list[Scenario]) -> list[list[State]]:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("scenarios", [BOTH, LOW_PRECISION, CLIPPED, SETTINGS], ids=["both", "low", "clipped", "more"])
 def test_equals_the_plain_optimiser(group: Groups, ranks: int, scenarios: list[Scenario]) -> None:
-    for scenario, states in zip(scenarios, group(ranks).run(train_all, scenarios)[0], strict=True):
+    check(group, ranks, scenarios)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_equals_the_plain_optimiser_for_longer(group: Groups, ranks: int) -> None:
+    check(group, ranks, [replace(s, iterations=20) for s in (*BOTH, *LOW_PRECISION, *CLIPPED, *SETTINGS)])
+
+
+def check(group: Groups, ranks: int, scenarios: list[Scenario]) -> None:
+    results = group(ranks).run(train_all, scenarios, limit=60 + 10 * len(scenarios))[0]
+    for scenario, states in zip(scenarios, results, strict=True):
         found, expected = states[-1], reference(scenario, ranks)
         assert found.steps == expected.steps, scenario
         assert found.gradient_norms == pytest.approx(expected.gradient_norms, rel=1e-5), scenario
         for part in ("weights", "exp_avg", "exp_avg_sq"):
             error = relative_error(getattr(found, part), getattr(expected, part))
             assert error < 1e-5, (scenario, part)
+        for name, master in found.weights.items():
+            assert torch.equal(found.working[name], master.to(found.working[name].dtype)), (scenario, name)
+        assert found.weights["logit_scale"].item() == pytest.approx(BOUND, abs=1e-6)
         check_untouched(scenario, states)
 
 
