@@ -19,6 +19,7 @@ import torch
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from growclip_ds.architecture import Shape
 from growclip_ds.optim import SubnetOptimizer
@@ -63,14 +64,14 @@ class Engine:
         stage3 = config["zero_optimization"]["stage"] == 3
         with deepspeed.zero.Init(config_dict_or_path=config) if stage3 else contextlib.nullcontext():
             module = build_model()
-        names = list(module.named_parameters())
-        self.optimizer = make_optimizer(names)
+        parameters = list(module.named_parameters())
+        self.optimizer = make_optimizer(parameters)
         self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
         self._zero = self._deepspeed.optimizer
-        self.optimizer.attach(self._zero, {parameter: name for name, parameter in names})
+        self.optimizer.attach(self._zero, {parameter: name for name, parameter in parameters})
         self.module: nn.Module = module
         self.device = torch.device(self._deepspeed.device)
-        self.dtype = names[0][1].dtype
+        self.dtype = parameters[0][1].dtype
 
     def __call__(self, *inputs: Any) -> Any:
         """The module's forward pass."""
@@ -150,15 +151,15 @@ class Engine:
     def destroy(self) -> None:
         """Frees all that the engine holds, the module's parameters among it. The engine cannot be used afterwards.
 
-        DeepSpeed 0.19 forgets some of it, of which this is the whole list:
-        stage 3 keeps modules in a global stack, and everything else in the cache of a method that is wrapped in
-        `functools.lru_cache`, itself hidden under a decorator without `__wrapped__`; objects refer to each other in
-        cycles; and glibc keeps what was freed in pieces.
+        DeepSpeed 0.19 forgets some of it. This is all that was found: at stage 3 modules stay in a global stack,
+        everything else in the cache of a method under `functools.lru_cache`, which a decorator without `__wrapped__`
+        hides, and its own `torch.nn.functional.linear` stays in place; at any stage objects refer to each other in
+        cycles, and glibc keeps what was freed in pieces.
         """
         self._deepspeed.destroy()
         parameter_offload.FWD_MODULE_STACK.clear()
         _clear_cache(PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release)
-        self.optimizer.shards = []
+        functional.linear = getattr(deepspeed.zero.Init, "linear_bk", functional.linear)
         del self._deepspeed, self._zero, self.optimizer, self.module
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # not glibc

@@ -178,20 +178,30 @@ def _shard(flat: Tensor, segments: list[Segment], group: dist.ProcessGroup) -> F
 
 @torch.no_grad()
 def _gather_one(shard: FlatShard, segment: Segment, flat: Tensor, owner: int) -> Tensor | None:
+    # In one batch, as NCCL makes a communicator for every pair of ranks that talk outside of one.
+    transfers: list[dist.P2POp] = []
     if shard.rank != owner:
         piece = shard.piece(segment)
         if piece.numel:
-            dist.send(piece.of(flat).detach().to(shard.device), group=shard.group, group_dst=owner)
+            sent = piece.of(flat).to(shard.device)
+            transfers.append(dist.P2POp(dist.isend, sent, group=shard.group, group_peer=owner))
+        _complete(transfers)
         return None
-    full = torch.empty(math.prod(segment.shape), dtype=flat.dtype)
+    received: list[tuple[Piece, Tensor]] = []
     for rank, piece in enumerate(segment.pieces):
-        if piece.numel:
-            target = full[piece.param_offset : piece.param_offset + piece.numel]
-            if rank == owner:
-                target.copy_(piece.of(flat))
-            else:
-                received = target if target.device == shard.device else torch.empty_like(target, device=shard.device)
-                dist.recv(received, group=shard.group, group_src=rank)
-                if received is not target:
-                    target.copy_(received)
+        if rank == owner:
+            received.append((piece, piece.of(flat)))
+        elif piece.numel:
+            buffer = torch.empty(piece.numel, dtype=flat.dtype, device=shard.device)
+            transfers.append(dist.P2POp(dist.irecv, buffer, group=shard.group, group_peer=rank))
+            received.append((piece, buffer))
+    _complete(transfers)
+    full = torch.empty(math.prod(segment.shape), dtype=flat.dtype)
+    for piece, values in received:
+        full[piece.param_offset : piece.param_offset + piece.numel].copy_(values)
     return full.view(segment.shape)
+
+
+def _complete(transfers: list[dist.P2POp]) -> None:
+    for work in dist.batch_isend_irecv(transfers) if transfers else []:
+        work.wait()

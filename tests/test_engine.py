@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
@@ -148,8 +149,6 @@ def clip_engine(stage: int) -> Engine:
         "gradient_clipping": 0.0,
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
     }
-    if stage < 3:
-        del config["zero_optimization"]["stage3_param_persistence_threshold"]
     engine = Engine(
         lambda: GrowCLIP(SUPERNET, **SIZES, initialise=False), lambda named: Lamb([p for _, p in named]), config
     )
@@ -192,9 +191,18 @@ def test_evaluation_in_between_changes_nothing(group: Groups, stage: int) -> Non
     assert group(2).run(evaluate_in_between, stage) == [True, True]
 
 
-def rebuild(stage: int, times: int) -> tuple[list[float], list[int]]:
-    """Resident memory in MiB and live tensors after each of several engines."""
-    memory, tensors = [], []
+class Held(NamedTuple):
+    """What a process holds."""
+
+    tensors: int
+    files: int
+    threads: int
+    groups: int
+
+
+def rebuild(stage: int, times: int) -> tuple[list[float], set[Held], bool]:
+    """Resident memory in MiB after each of several engines, what was held then, and whether torch is itself again."""
+    memory, held, linear = [], set(), F.linear
     for _ in range(times):
         engine = clip_engine(stage)
         train_clip(engine, 3)  # from the second iteration on, stage 3 follows the order of the first
@@ -203,14 +211,17 @@ def rebuild(stage: int, times: int) -> tuple[list[float], list[int]]:
         engine.destroy()
         del engine, _tensor
         memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
-        tensors.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
-    return memory, tensors
+        tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        files, threads = (len(list(Path("/proc/self", kind).iterdir())) for kind in ("fd", "task"))
+        held.add(Held(tensors, files, threads, len(dist.distributed_c10d._world.pg_map)))
+    return memory, held, F.linear is linear
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_ten_engines_leave_nothing_behind(group: Groups, stage: int) -> None:
     """Invariant 6."""
-    for memory, tensors in group(2).run(rebuild, stage, 10):
-        assert len(set(tensors)) == 1
+    for memory, held, torch_is_itself in group(2).run(rebuild, stage, 10):
+        assert len(held) == 1
+        assert torch_is_itself
         # An engine takes some 20 MiB; a tenth of it left behind each time would be 10 MiB over five engines.
         assert np.median(memory[7:]) - np.median(memory[2:5]) < 6, memory

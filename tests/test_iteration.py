@@ -171,7 +171,7 @@ DIVISIONS = {
     ],
     2: [
         Division(1, ((5, 0, 2, 1), (3, 1, 0, 0))),
-        Division(2, ((5, 4), (3, 0)), subnets=True),
+        Division(2, ((5, 4), (3, 0)), subnets=True, zero={"overlap_comm": True}),
         Division(2, ((5, 4), (3, 0)), subnets=True, zero=OFFLOAD),
         Division(3, ((12,), (0,))),
         Division(3, ((5, 4), (3, 0)), subnets=True, checkpointing="on"),

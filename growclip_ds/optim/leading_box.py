@@ -8,6 +8,7 @@ mask in memory and touches nothing else.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -74,9 +75,7 @@ def _spans(sizes: list[int], limits: list[int], start: int, end: int, shift: int
     if len(sizes) == 1:
         start, end = max(start, 0), min(end, limits[0])
         return [Span(start + shift, 1, end - start, end - start)] if start < end else []
-    width = 1
-    for size in sizes[1:]:
-        width *= size
+    width = math.prod(sizes[1:])
     start, end = max(start, 0), min(end, limits[0] * width)
     if start >= end or not width:
         return []
