@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Not at the top: the data loading workers import this file too.
     from growclip_ds.config import load_config
     from growclip_ds.deepspeed_config import load_deepspeed_config, resolve
+    from growclip_ds.engine import init_distributed
     from growclip_ds.errors import InputError
     from growclip_ds.pipeline import prepare_growth
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         deepspeed = resolve(load_deepspeed_config(options.deepspeed_config), config, world_size)
-        _join_ranks()
+        init_distributed()
         output_dir = options.output_dir or Path("runs") / Path(options.config).stem
         pipeline = prepare_growth(config, deepspeed, output_dir, options.growth_step)
     except InputError as error:  # the same on every rank
@@ -50,27 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="the run's folder (default: runs/CONFIG)")
     parser.add_argument("--growth-step", type=int, metavar="N", help="run this growth step only")
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # the launcher passes it; ranks read the environment
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # LOCAL_RANK says the same
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
     return parser
-
-
-def _join_ranks() -> None:
-    """Joins the process group; a process that was started alone makes one of its own."""
-    import deepspeed
-
-    if "RANK" not in os.environ:
-        alone = {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "0",
-        }  # any port
-        os.environ.update(alone)
-    deepspeed.init_distributed(verbose=False)
 
 
 def _print_error(error: Exception) -> None:

@@ -205,7 +205,7 @@ ZERO: dict[str, Key | Refused] = {
     "stage3_gather_fp16_weights_on_model_save": Refused(_CHECKPOINTS, (False,)),
     "stage3_module_granularity_threshold": Refused(_SUBNETS, (0,)),
     "leaf_module": Refused(_SUBNETS),
-    "override_module_apply": Refused("it concerns models built under deepspeed.zero.Init; these are not", (True,)),
+    "override_module_apply": Refused("models are built by their constructor, in which nothing is applied", (True,)),
     "zero_hpz_partition_size": Refused("ZeRO++ was not tried with weights that are written into a new engine", (1,)),
     "zero_quantized_weights": Refused(_ROUNDS, (False,)),
     "zero_quantized_nontrainable_weights": Refused(_ROUNDS, (False,)),

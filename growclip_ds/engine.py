@@ -10,6 +10,7 @@ import contextlib
 import copy
 import ctypes
 import gc
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -27,7 +28,12 @@ from growclip_ds.zero_shards import gather, refresh_weights, scatter
 
 
 def init_distributed() -> None:
-    """Joins the process group that the launcher's environment describes, or takes over the one that there is."""
+    """Joins the process group that the launcher's environment describes, or takes over the one that there is.
+
+    A process that was started without a launcher makes a group of its own.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     # An all-reduce for inference on the CPU, which DeepSpeed otherwise spends a minute to compile where it finds a
     # compiler, and announces with a print.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
