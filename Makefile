@@ -10,7 +10,7 @@ CPU_RANKS := env PATH="$(CURDIR)/$(BIN):$(PATH)" DS_ACCELERATOR=cpu OMP_NUM_THRE
 .PHONY: demo test test-slow lint install
 
 demo: install
-	$(BIN)/growclip data scenes data/scenes --samples 9000 --subsets 3
+	$(BIN)/growclip data scenes data/scenes --samples 6000 --subsets 3 --size 64
 	$(CPU_RANKS) deepspeed --num_accelerators $(RANKS) train.py \
 		--deepspeed_config ds_configs/cpu.json --config configs/demo.yaml --output-dir $(RUN)
 

@@ -4,11 +4,36 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
 
 import torch
 
 from growclip_ds.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An evaluated member of a growth space.
+
+    Attributes:
+        architecture: its sizes.
+        parameters: P(ψ), without the temperature.
+        accuracy: A(ψ) in percent.
+        metric: Eq. 7.
+    """
+
+    architecture: Architecture
+    parameters: int
+    accuracy: float
+    metric: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Candidate:
+        return cls(**values | {"architecture": Architecture(**values["architecture"])})
 
 
 class GrowthSpace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -34,13 +35,32 @@ from growclip_ds.selection import SupernetEncoder, rank_candidates
 from growclip_ds.training import train
 
 
+@dataclass(frozen=True)
+class Run:
+    """What all phases of a run have in common.
+
+    Attributes:
+        config: its configuration.
+        deepspeed: how to build engines.
+        folder: where it is on disk.
+        inputs: the data, the tokenizer and the evaluation sets.
+        monitor: told what happens.
+    """
+
+    config: Config
+    deepspeed: ResolvedDeepSpeed
+    folder: RunFolder
+    inputs: RunInputs
+    monitor: Monitor
+
+
 class PhaseRun:
     """A phase while it runs; a context, at whose end the weights are written and the engine is torn down.
 
     All methods are collective.
 
     Args:
-        config, deepspeed, folder, inputs, monitor: of the run.
+        run: that the phase belongs to.
         step: the growth step.
         phase: what is run.
         architecture: what the engine is built for.
@@ -48,34 +68,22 @@ class PhaseRun:
     """
 
     def __init__(
-        self,
-        config: Config,
-        deepspeed: ResolvedDeepSpeed,
-        folder: RunFolder,
-        inputs: RunInputs,
-        monitor: Monitor,
-        step: int,
-        phase: Phase,
-        architecture: Architecture,
-        weights: Iterable[tuple[str, Tensor]],
+        self, run: Run, step: int, phase: Phase, architecture: Architecture, weights: Iterable[tuple[str, Tensor]]
     ) -> None:
-        self.config = config
-        self.deepspeed = deepspeed
-        self.folder = folder
-        self.inputs = inputs
-        self.monitor = monitor
+        self.config, self.inputs, self.folder, self.monitor = run.config, run.inputs, run.folder, run.monitor
+        self.micro_batches = run.deepspeed.accumulation_steps
         self.step = step
         self.phase = phase
         self.architecture = architecture
-        self.data = inputs.data.first(step)
+        self.data = self.inputs.data.first(step)
         self._start = time.monotonic()
         self.record: dict[str, Any] = {
-            "samples": inputs.samples(step),
-            "parameters": inputs.sizes.parameters_of(architecture),
+            "samples": self.inputs.samples(step),
+            "parameters": self.inputs.sizes.parameters_of(architecture),
             "iterations": 0,
-            "first_iteration": folder.iterations_before(step, phase),
+            "first_iteration": self.folder.iterations_before(step, phase),
         }
-        self.engine = Engine(self._build_model, self._make_optimizer, deepspeed.config)
+        self.engine = Engine(self._build_model, self._make_optimizer, run.deepspeed.config)
         self.engine.load_masters(weights)
 
     def train(self, epochs: int, space: GrowthSpace | None = None) -> None:
@@ -87,7 +95,7 @@ class PhaseRun:
             global_batch_size=self.config.training.global_batch_size,
             epochs=epochs,
             seed=self._seed("order"),
-            micro_batches=self.deepspeed.accumulation_steps,
+            micro_batches=self.micro_batches,
             workers=self.config.data.workers,
         )
         training = self.config.training

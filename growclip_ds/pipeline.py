@@ -19,10 +19,10 @@ from growclip_ds.errors import InputError
 from growclip_ds.growth_space import GrowthSpace
 from growclip_ds.inherit import Momentum, inherited_tensors
 from growclip_ds.model.initial import initial_tensor
-from growclip_ds.monitor import Monitor, open_monitor
-from growclip_ds.phase import PhaseRun
-from growclip_ds.prepare import RunInputs, prepare
-from growclip_ds.run_folder import Phase, RunFolder, open_run
+from growclip_ds.monitor import open_monitor
+from growclip_ds.phase import PhaseRun, Run
+from growclip_ds.prepare import prepare
+from growclip_ds.run_folder import Phase, open_run
 
 Weights = Iterator[tuple[str, Tensor]]
 
@@ -54,37 +54,23 @@ def prepare_growth(
         raise InputError(f"growth.max_parameters is {limit:,}, but model.base has {least:,} already; raise the limit")
     samples = [inputs.samples(step) for step in range(1, steps.stop)]
     monitor = open_monitor(folder, config, inputs.sizes, samples)
-    return GrowthPipeline(config, deepspeed, folder, inputs, monitor, steps)
+    return GrowthPipeline(Run(config, deepspeed, folder, inputs, monitor), steps)
 
 
 class GrowthPipeline:
     """Runs growth steps.
 
     Args:
-        config: of the run.
-        deepspeed: how to build engines.
-        folder: the run on disk.
-        inputs: what the steps share.
-        monitor: told what happens.
+        run: that they belong to.
         steps: the growth steps to run.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        deepspeed: ResolvedDeepSpeed,
-        folder: RunFolder,
-        inputs: RunInputs,
-        monitor: Monitor,
-        steps: range,
-    ) -> None:
-        self.config = config
-        self.deepspeed = deepspeed
-        self.folder = folder
-        self.inputs = inputs
-        self.monitor = monitor
+    def __init__(self, run: Run, steps: range) -> None:
+        self._run = run
+        self.config, self.folder, self.monitor = run.config, run.folder, run.monitor
+        self.sizes = run.inputs.sizes
         self.steps = steps
-        growth = config.growth
+        growth = self.config.growth
         fresh = 1.0 if growth.fresh_weights == "full" else growth.gamma
         self.momentum = Momentum(growth.beta, growth.gamma, fresh, growth.blend_vectors)
 
@@ -109,9 +95,9 @@ class GrowthPipeline:
         """Growth step 1: the base model from scratch."""
         base = self.config.model.base
         seed = self._seed(1, Phase.TRAIN)
-        shapes = base.parameter_shapes(self.inputs.sizes)
+        shapes = base.parameter_shapes(self.sizes)
         weights = ((name, initial_tensor(name, shape, base, seed)) for name, shape in shapes.items())
-        with self._phase(1, Phase.TRAIN, base, weights) as run:
+        with PhaseRun(self._run, 1, Phase.TRAIN, base, weights) as run:
             run.train(self.config.epochs.first)
             run.evaluate()
 
@@ -120,7 +106,7 @@ class GrowthPipeline:
         old = self._weights(step - 1, Phase.TRAIN)
         supernet = self._growth_space(old.architecture).supernet
         weights = self._inherit(old, old.architecture, supernet, step, Phase.FINETUNE)
-        with self._phase(step, Phase.FINETUNE, supernet, weights) as run:
+        with PhaseRun(self._run, step, Phase.FINETUNE, supernet, weights) as run:
             run.train(self.config.epochs.supernet)
 
     def select_architecture(self, step: int) -> None:
@@ -129,7 +115,7 @@ class GrowthPipeline:
         space = self._growth_space(base)
         supernet = self._weights(step, Phase.FINETUNE)
         weights = ((name, supernet.read(name)) for name in supernet.names)
-        with self._phase(step, Phase.SELECTION, supernet.architecture, weights) as run:
+        with PhaseRun(self._run, step, Phase.SELECTION, supernet.architecture, weights) as run:
             run.train(self.config.epochs.selection, space)
             run.select(space)
 
@@ -138,26 +124,21 @@ class GrowthPipeline:
         chosen = self.folder.selected_architecture(step)
         supernet = self._weights(step, Phase.SELECTION)
         weights = self._inherit(supernet, chosen, chosen, step, Phase.TRAIN)
-        with self._phase(step, Phase.TRAIN, chosen, weights) as run:
+        with PhaseRun(self._run, step, Phase.TRAIN, chosen, weights) as run:
             run.train(self.config.epochs.selected)
             run.evaluate()
-
-    def _phase(self, step: int, phase: Phase, architecture: Architecture, weights: Weights) -> PhaseRun:
-        return PhaseRun(
-            self.config, self.deepspeed, self.folder, self.inputs, self.monitor, step, phase, architecture, weights
-        )
 
     def _growth_space(self, base: Architecture) -> GrowthSpace:
         growth = self.config.growth
         space = GrowthSpace(base, growth.conv_step, growth.block_step, growth.head_step, growth.frozen)
         if growth.max_parameters is None:
             return space
-        return space.within(growth.max_parameters, self.inputs.sizes.parameters_of)
+        return space.within(growth.max_parameters, self.sizes.parameters_of)
 
     def _inherit(self, old: Checkpoint, part: Architecture, new: Architecture, step: int, phase: Phase) -> Weights:
         """The weights of `new`, inherited from the leading slice `part` of the old weights, a tensor at a time."""
         seed = self._seed(step, phase)
-        return inherited_tensors(part, new, self.inputs.sizes, old.read, self.momentum, seed)
+        return inherited_tensors(part, new, self.sizes, old.read, self.momentum, seed)
 
     def _weights(self, step: int, phase: Phase) -> Checkpoint:
         return Checkpoint(self.folder.weights(step, phase))

@@ -6,10 +6,8 @@ Candidates that agree in their first layers share the work: 64 of them cost a fe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from growclip_ds.architecture import HEAD_WIDTH, Architecture
 from growclip_ds.data.pictures import normalise
+from growclip_ds.growth_space import Candidate
 from growclip_ds.model.encoders import Head, SharedEncoder
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import PackedTokens
@@ -41,23 +40,6 @@ def composite_metric(
         alpha: weight of the second term, which prefers small models, the less so the more data has come.
     """
     return accuracy + alpha * previous_samples / samples * supernet_parameters / parameters
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An evaluated candidate: accuracy in percent, and what Eq. 7 makes of it."""
-
-    architecture: Architecture
-    parameters: int
-    accuracy: float
-    metric: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Candidate:
-        return cls(**values | {"architecture": Architecture(**values["architecture"])})
 
 
 def rank_candidates(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 from growclip_ds.architecture import Architecture
@@ -12,35 +11,9 @@ from growclip_ds.data.pictures import normalise
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.engine import Engine
 from growclip_ds.iteration import train_iteration
+from growclip_ds.monitor import Progress
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a phase stands after an iteration.
-
-    Attributes:
-        iteration: iterations done.
-        iterations: of the whole phase.
-        loss: contrastive loss of the iteration's global batch.
-        learning_rate: of the iteration.
-        logit_scale: what similarities were multiplied by.
-        gradient_norm: before clipping.
-        skipped: whether the update was left out, gradients not being finite.
-        samples_per_second: over all ranks, since the last report.
-        data_wait_share: share of the time since the last report that this rank waited for data.
-    """
-
-    iteration: int
-    iterations: int
-    loss: float
-    learning_rate: float
-    logit_scale: float
-    gradient_norm: float
-    skipped: bool
-    samples_per_second: float
-    data_wait_share: float
 
 
 def train(

@@ -17,8 +17,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from growclip_ds import Architecture, GrowthSpace
 from growclip_ds.architecture import ModelSizes
 from growclip_ds.config import Config
+from growclip_ds.growth_space import Candidate
 from growclip_ds.monitor import (
-    CandidateRow,
     Monitor,
     RunMonitor,
     StepSummary,
@@ -80,14 +80,14 @@ def config(steps: int = 2) -> Config:
     )
 
 
-def candidates(base: Architecture = BASE) -> list[CandidateRow]:
+def candidates(base: Architecture = BASE) -> list[Candidate]:
     """All 64 in no order, the one that grows in image blocks and text heads best."""
     chance = random.Random(0)
     rows = []
     for architecture in GrowthSpace(base, 1, 1, 1):
         parameters, accuracy = SIZES.parameters_of(architecture), 30 + 5 * chance.random()
-        rows.append(CandidateRow(architecture, parameters, accuracy, accuracy + 0.4))
-    best = CandidateRow(Architecture(0, 2, 1, 1, 2, 0), 1_234_567, 41.234, 41.987)
+        rows.append(Candidate(architecture, parameters, accuracy, accuracy + 0.4))
+    best = Candidate(Architecture(0, 2, 1, 1, 2, 0), 1_234_567, 41.234, 41.987)
     rows = [row for row in rows if row.architecture != best.architecture]
     rows.insert(20, best)
     return rows
@@ -240,7 +240,7 @@ def test_summaries_are_read_from_the_folder(grown_run):
     assert (second.before, second.after) == (first.after, dict.fromkeys(SETS, 40.0))
     assert second.selection_set == "scenes_selection"
     assert len(second.candidates) == 64
-    assert second.candidates[0] == CandidateRow(second.architecture, 1_234_567, 41.234, 41.987)
+    assert second.candidates[0] == Candidate(second.architecture, 1_234_567, 41.234, 41.987)
 
 
 def summary(step: int, sets: list[str]) -> StepSummary:

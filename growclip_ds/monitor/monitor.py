@@ -11,10 +11,11 @@ import torch
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.config import Config
+from growclip_ds.growth_space import Candidate
 from growclip_ds.monitor.curves import Curves
 from growclip_ds.monitor.figures import architecture_figure, selection_figure
 from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
-from growclip_ds.monitor.reports import Candidate, Progress, Result
+from growclip_ds.monitor.reports import Progress, Result
 from growclip_ds.monitor.summary import read_summaries
 from growclip_ds.monitor.tables import architecture_markdown, candidates_markdown, print_summary
 from growclip_ds.monitor.words import best_first, millions

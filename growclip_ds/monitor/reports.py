@@ -1,67 +1,36 @@
-"""What the monitor is told: the shape of it, so that whatever tells it need not be imported."""
+"""What the monitor is told."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-from growclip_ds.architecture import Architecture
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a phase stands after an iteration.
 
-class Progress(Protocol):
-    """Where a phase stands after an iteration."""
+    Attributes:
+        iteration: iterations done.
+        iterations: of the whole phase.
+        loss: contrastive loss of the iteration's global batch.
+        learning_rate: of the iteration.
+        logit_scale: what similarities were multiplied by.
+        gradient_norm: before clipping.
+        skipped: whether the update was left out, gradients not being finite.
+        samples_per_second: over all ranks, since the last report.
+        data_wait_share: share of the time since the last report that rank 0 waited for data, 0 to 1.
+    """
 
-    @property
-    def iteration(self) -> int:
-        """Iterations done."""
-
-    @property
-    def iterations(self) -> int:
-        """Of the whole phase."""
-
-    @property
-    def loss(self) -> float:
-        """Of the iteration's global batch."""
-
-    @property
-    def learning_rate(self) -> float: ...
-
-    @property
-    def logit_scale(self) -> float:
-        """What similarities were multiplied by."""
-
-    @property
-    def gradient_norm(self) -> float:
-        """Before clipping."""
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the update was left out, gradients not being finite."""
-
-    @property
-    def samples_per_second(self) -> float:
-        """Over all ranks, since the last report."""
-
-    @property
-    def data_wait_share(self) -> float:
-        """Share of the time since the last report that went by waiting for data, 0 to 1."""
-
-
-class Candidate(Protocol):
-    """A candidate of architecture selection, evaluated."""
-
-    @property
-    def architecture(self) -> Architecture: ...
-
-    @property
-    def parameters(self) -> int: ...
-
-    @property
-    def accuracy(self) -> float:
-        """In percent."""
-
-    @property
-    def metric(self) -> float:
-        """Eq. 7."""
+    iteration: int
+    iterations: int
+    loss: float
+    learning_rate: float
+    logit_scale: float
+    gradient_norm: float
+    skipped: bool
+    samples_per_second: float
+    data_wait_share: float
 
 
 class Result(Protocol):

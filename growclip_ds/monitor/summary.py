@@ -8,17 +8,8 @@ from typing import Any
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.config import load_config
+from growclip_ds.growth_space import Candidate
 from growclip_ds.run_folder import Phase, RunFolder
-
-
-@dataclass(frozen=True)
-class CandidateRow:
-    """A candidate of architecture selection: accuracy in percent, and what Eq. 7 makes of it."""
-
-    architecture: Architecture
-    parameters: int
-    accuracy: float
-    metric: float
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class StepSummary:
     seconds: float
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)
-    candidates: Sequence[CandidateRow] = ()
+    candidates: Sequence[Candidate] = ()
     selection_set: str | None = None
 
 
@@ -71,16 +62,12 @@ def read_summaries(folder: RunFolder) -> list[StepSummary]:
                 seconds=seconds,
                 before=summaries[-1].after if summaries else {},
                 after={result["dataset"]: _accuracy(result) for result in record["evaluation"]},
-                candidates=[_candidate(row) for row in selection.get("candidates", [])],
+                candidates=[Candidate.from_json(row) for row in selection.get("candidates", [])],
                 selection_set=selection.get("selection_set"),
             )
             summaries.append(summary)
             seconds, selection = 0.0, {}
     return summaries
-
-
-def _candidate(row: Mapping[str, Any]) -> CandidateRow:
-    return CandidateRow(**{**row, "architecture": Architecture(**row["architecture"])})
 
 
 def _accuracy(result: Mapping[str, Any]) -> float:
