@@ -1,9 +1,30 @@
 """GrowCLIP-DS: contrastive language-image pre-training that grows with its data, on DeepSpeed."""
 
-from growclip_ds.architecture import Architecture
-from growclip_ds.growth_space import GrowthSpace
-from growclip_ds.inherit import inherit
-from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.selection import composite_metric
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from growclip_ds.architecture import Architecture
+    from growclip_ds.growth_space import GrowthSpace
+    from growclip_ds.inheritance import inherit
+    from growclip_ds.model.growclip import GrowCLIP
+    from growclip_ds.selection import composite_metric
+
+_HOMES = {
+    "Architecture": "architecture",
+    "GrowCLIP": "model.growclip",
+    "GrowthSpace": "growth_space",
+    "composite_metric": "selection",
+    "inherit": "inheritance",
+}
 
 __all__ = ["Architecture", "GrowCLIP", "GrowthSpace", "composite_metric", "inherit"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: `growclip --help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

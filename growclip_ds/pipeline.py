@@ -17,7 +17,7 @@ from growclip_ds.config import Config
 from growclip_ds.deepspeed_config import ResolvedDeepSpeed
 from growclip_ds.errors import InputError
 from growclip_ds.growth_space import GrowthSpace
-from growclip_ds.inherit import Momentum, inherited_tensors
+from growclip_ds.inheritance import Momentum, inherited_tensors
 from growclip_ds.model.initial import initial_tensor
 from growclip_ds.monitor import open_monitor
 from growclip_ds.phase import PhaseRun, Run

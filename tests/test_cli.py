@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,12 @@ def test_an_interrupt_is_no_traceback(
     monkeypatch.setattr("growclip_ds.data.scenes.write.write_scenes", interrupted)
     assert main(["data", "scenes", str(tmp_path / "scenes")]) == 130
     assert capsys.readouterr().err == "growclip: interrupted\n"
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    lines = [
+        "import sys, growclip_ds.cli",
+        "try: growclip_ds.cli.main(['--help'])",
+        "except SystemExit: sys.exit('torch' in sys.modules)",
+    ]
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, check=False).returncode == 0

@@ -40,7 +40,7 @@ def take_steps(stage: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(rank())
     images = torch.randn(LOCAL_BATCH, 3, 224, 224, generator=generator)
     captions = pack([[*torch.randint(49407, (19,), generator=generator).tolist(), 49407] for _ in range(LOCAL_BATCH)])
-    outcomes = [train_iteration(engine, [(images, captions)], 0.003) for _ in range(2)]
+    outcomes = [train_iteration(engine, [(images, captions)], 1e-5) for _ in range(2)]
     stepped = time.perf_counter()
     engine.destroy()
     return {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from growclip_ds import Architecture, GrowCLIP, inherit
-from growclip_ds.inherit import Momentum, inherited_tensors
+from growclip_ds.inheritance import Momentum, inherited_tensors
 from growclip_ds.model.initial import initial_tensor
 
 SIZES = {"vocab_size": 40, "context_length": 8, "image_size": 32, "embed_dim": 16}
