@@ -17,6 +17,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ def init_distributed() -> None:
     # An all-reduce for inference on the CPU, which DeepSpeed otherwise spends a minute to compile where it finds a
     # compiler, and announces with a print.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Before any collective: NCCL takes the current device, which would be the first GPU on every rank.
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(verbose=False)
 
 

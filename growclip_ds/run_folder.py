@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from growclip_ds.architecture import Architecture
 from growclip_ds.config import Config
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
+from growclip_ds.files import write_json, write_text
 from growclip_ds.yaml_files import read_yaml
 
 # What a run that goes on may have changed: it bears on speed, memory and reports, not on the weights.
@@ -191,22 +191,6 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
 
     on_main(open_on_main)
     return folder
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file that appears whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def _check_same_run(folder: RunFolder, config: Config) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import pytest
 from growclip_ds import Architecture
 from growclip_ds.config import Config, load_config
 from growclip_ds.errors import InputError
-from growclip_ds.run_folder import Phase, RunFolder, open_run, write_json, write_text
+from growclip_ds.run_folder import Phase, RunFolder, open_run
 
 
 def config(subsets: int = 2, **sections: Any) -> Config:
@@ -167,23 +165,6 @@ def test_records(folder: RunFolder):
     (folder.phase(2, Phase.FINETUNE) / "phase.json").write_text("{")
     with pytest.raises(InputError, match=r"phase\.json cannot be read .*; remove .*finetune to run the phase again"):
         folder.record(2, Phase.FINETUNE)
-
-
-def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = tmp_path / "deep" / "file.json"
-    write_json(file, {"first": 1})
-
-    def full(descriptor: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        write_text(file, "second")
-    assert json.loads(file.read_text()) == {"first": 1}
-    monkeypatch.undo()
-    write_text(file, "third")
-    assert file.read_text() == "third"
-    assert [path.name for path in file.parent.iterdir()] == ["file.json"]
 
 
 def open_run_on_a_rank(path: str, seed: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from growclip_ds.data.order import held_out_mask
 from growclip_ds.data.shards import ShardIndex, concatenate, index_shards
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
+from growclip_ds.files import write_text
 from growclip_ds.yaml_files import read_yaml, to_yaml
 
 
@@ -124,10 +124,7 @@ def find_shards(pattern: str, base: Path | str = ".") -> list[str]:
 
 def write_subsets(subsets: Sequence[Subset], path: Path | str) -> None:
     """Writes `data.yaml`, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(to_yaml([asdict(subset) for subset in subsets]), encoding="utf-8")
-    temporary.replace(path)
+    write_text(Path(path), to_yaml([asdict(subset) for subset in subsets]))
 
 
 def read_subsets(path: Path | str) -> list[Subset]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from growclip_ds.data.scenes.sets import CLASSES, EVALUATION_SETS, TEMPLATES, evaluation_sample, training_sample
 from growclip_ds.errors import InputError
+from growclip_ds.files import write_json, write_text
 
 GENERATOR_VERSION = 1  # to be raised with every change that changes the samples
 SHARDS_PER_SUBSET = 10_000
@@ -166,7 +167,7 @@ def _claim(out: Path, arguments: Arguments) -> None:
         raise InputError(f"{out} is not an empty folder and holds no {MANIFEST}: give another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(manifest, json.dumps(contents, indent=2) + "\n")
+        write_json(manifest, contents)
     except OSError as error:
         raise InputError(f"{out} cannot be written to ({error.strerror}): give another folder") from error
 
@@ -208,7 +209,7 @@ def write_shard(shard: Shard, arguments: Arguments) -> None:
             tar.write({"__key__": key, **files})
     part.replace(shard.path)
     if not shard.dataset:
-        write_whole(shard.stats_path, json.dumps({"count": shard.count, "successes": shard.count}) + "\n")
+        write_json(shard.stats_path, {"count": shard.count, "successes": shard.count})
 
 
 def _describe_set(folder: Path, dataset: str, shards: int) -> None:
@@ -221,14 +222,7 @@ def _describe_set(folder: Path, dataset: str, shards: int) -> None:
     for name, lines in texts.items():
         text = "".join(f"{line}\n" for line in lines)
         if not (folder / name).is_file() or (folder / name).read_text() != text:
-            write_whole(folder / name, text)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text that appears under its name whole or not at all."""
-    part = part_of(path)
-    part.write_text(text)
-    part.replace(path)
+            write_text(folder / name, text)
 
 
 def part_of(path: Path) -> Path:
