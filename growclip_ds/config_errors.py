@@ -41,6 +41,8 @@ def override(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _index(items: list[Any], part: str, path: str, key: str) -> int:
+    if not items:
+        raise InputError(f"the command line sets {key}, but {path.rpartition('.')[0]} is an empty list")
     if not part.isdecimal() or int(part) >= len(items):
         raise InputError(f"the command line sets {key}, but {path} is none of the list's items 0 to {len(items) - 1}")
     return int(part)

@@ -14,11 +14,12 @@ import yaml
 
 from growclip_ds.errors import InputError
 
+_DIGITS = r"[0-9]+(?:_[0-9]+)*"
 _PLAIN_SCALARS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("int", rf"[-+]?{_DIGITS}", list("-+0123456789")),
+    ("float", rf"[-+]?(?:\.{_DIGITS}|{_DIGITS}(?:\.(?:{_DIGITS})?)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
     ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
 )
 
@@ -29,6 +30,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key has to be plain text, not a list or section of its own", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
@@ -37,7 +42,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(node.value)  # PyYAML takes a leading zero for octal
+        try:
+            return int(node.value)  # PyYAML takes a leading zero for octal
+        except ValueError:  # tagged !!int by hand, or longer than Python converts
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value[:40]!r} is no whole number", node.start_mark
+            ) from None
 
 
 class _Dumper(yaml.SafeDumper):

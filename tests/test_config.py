@@ -213,12 +213,22 @@ def test_override_problems(problem, override: str, message: str):
     assert message in problem(DATA, override)
 
 
+def test_an_override_of_an_item_of_an_empty_list(problem):
+    text = DATA + "evaluation: {datasets: []}"
+    for key in ("evaluation.datasets.0", "evaluation.datasets.0.name"):
+        shown = problem(text, f"{key}=x")
+        assert shown == f"the command line sets {key}, but evaluation.datasets is an empty list"
+
+
 def test_unreadable_files(tmp_path: Path, problem):
     with pytest.raises(InputError, match="there is no file"):
         load_config(tmp_path / "missing.yaml")
     with pytest.raises(InputError, match="cannot be read"):
         load_config(tmp_path)
     assert "FILE, line 2, column 1 is not valid YAML: the key 'seed' is given twice" in problem("seed: 1\nseed: 2")
+    assert "FILE, line 2, column 8 is not valid YAML: a key has to be plain text" in problem("seed: 1\ndata: {{x}}")
+    assert "FILE, line 1, column 2 is not valid YAML: a key has to be plain text" in problem("{[1, 2]: 3}")
+    assert "FILE, line 1, column 7 is not valid YAML: 'x' is no whole number" in problem("seed: !!int x")
     assert "FILE has to hold sections of settings" in problem("- 1")
     assert "could not determine a constructor" in problem("seed: !!python/object/apply:os.getcwd []")
 
@@ -242,6 +252,13 @@ def test_warns_of_choosing_by_what_is_reported(load):
         ("1.5E6", 1.5e6),
         (".5", 0.5),
         ("1_000", 1000),
+        ("1_000.000_5", 1000.0005),
+        ("1.", 1.0),
+        ("1_", "1_"),
+        ("1__0", "1__0"),
+        ("1_.5", "1_.5"),
+        ("1._5", "1._5"),
+        ("1.5_", "1.5_"),
         ("010", 10),
         ("-3", -3),
         ("off", "off"),

@@ -29,6 +29,7 @@ from growclip_ds.errors import InputError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 DECODING_THREADS = 4
+TRIAL_SIZE = 32  # side in pixels at which a set's first picture is decoded to see that it can be
 
 log = logging.getLogger(__name__)
 
@@ -92,17 +93,20 @@ class RetrievalSet(EvaluationSet):
 def load_evaluation_set(folder: Path | str, split: str = "test") -> ClassificationSet | RetrievalSet:
     """Opens a set and looks through all of it but the pictures' contents, so that nothing is amiss later.
 
+    Of the pictures the first is decoded, since a set in a format that nothing here reads would show only when used.
+
     Every shard's headers are read; in a run of many ranks let one do it (`distributed.on_main`).
 
     Raises:
-        InputError: a file is missing, unreadable or empty, a template has no `{c}`, a sample has no picture, no
-            caption or no valid class.
+        InputError: a file is missing, unreadable, empty or not UTF-8, a template has no `{c}`, a sample has no picture,
+            no caption or no valid class, or the first picture cannot be decoded.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"evaluation set {folder}: no such folder; give one in the layout of CLIP-benchmark")
     type_file = folder / "dataset_type.txt"
-    kind = type_file.read_text(encoding="utf-8").strip() if type_file.exists() else "classification"
+    text = _read(type_file)
+    kind = "classification" if text is None else text.strip()
     shards = _shards(folder / split)
     dataset: ClassificationSet | RetrievalSet
     if kind == "classification":
@@ -124,6 +128,7 @@ def load_evaluation_set(folder: Path | str, split: str = "test") -> Classificati
     samples = sum(_count_valid_samples(dataset, shard) for shard in shards)
     if not samples:
         raise InputError(f"evaluation set {folder}: no samples in {len(shards)} shards under {split}/")
+    _check_first_picture(dataset)
     if isinstance(dataset, ClassificationSet):
         return ClassificationSet(folder.name, shards, samples, dataset.class_names, dataset.templates)
     return RetrievalSet(folder.name, shards, samples)
@@ -156,11 +161,24 @@ def batches(dataset: EvaluationSet, image_size: int, batch_size: int) -> Iterato
             yield pixels, [annotation for _, annotation in readable]
 
 
+def _read(file: Path) -> str | None:
+    """The file's text; None if there is no such file."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: the file is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); see that it is a file you may read") from None
+
+
 def _lines(file: Path, content: str) -> tuple[str, ...]:
     """The file's lines, stripped; blank ones are allowed at the end only, since a line's number may have a meaning."""
-    if not file.exists():
+    text = _read(file)
+    if text is None:
         raise InputError(f"{file}: no such file; the set needs it, {content}")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").rstrip().splitlines()]
+    lines = [line.strip() for line in text.rstrip().splitlines()]
     if not lines:
         raise InputError(f"{file}: the file is empty; it must hold {content}")
     if "" in lines:
@@ -170,9 +188,10 @@ def _lines(file: Path, content: str) -> tuple[str, ...]:
 
 def _shards(folder: Path) -> tuple[Path, ...]:
     file = folder / "nshards.txt"
-    text = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    content = _read(file)
+    text = (content or "").strip()
     if not text.isdecimal() or int(text) == 0:
-        problem = f"{text!r} is not a number of shards" if file.exists() else "no such file"
+        problem = "no such file" if content is None else f"{text!r} is not a number of shards"
         raise InputError(f"{file}: {problem}; it must say how many tar files, 0.tar and so on, lie beside it")
     shards = tuple(folder / f"{number}.tar" for number in range(int(text)))
     for shard in shards:
@@ -230,8 +249,24 @@ def _parse(dataset: EvaluationSet, sample: dict[str, Any]) -> Any:
         raise InputError(f"{sample['__url__']}: sample {sample['__key__']}: {error}; correct the set") from error
 
 
+def _check_first_picture(dataset: EvaluationSet) -> None:
+    sample = next(_stream(dataset))
+    extension = _extension(sample)
+    try:
+        decode_picture(sample[extension], TRIAL_SIZE)
+    except BrokenSample as error:
+        raise InputError(
+            f"evaluation set {dataset.name}: its first picture, {sample['__key__']}.{extension} in "
+            f"{sample['__url__']}, cannot be decoded ({error}); replace it or make the set again"
+        ) from error
+
+
+def _extension(sample: dict[str, Any]) -> str:
+    return next(extension for extension in PICTURES if extension in sample)
+
+
 def _decode(sample: dict[str, Any], size: int) -> Tensor | None:
-    extension = next(extension for extension in PICTURES if extension in sample)
+    extension = _extension(sample)
     try:
         return decode_picture(sample[extension], size)
     except BrokenSample as error:

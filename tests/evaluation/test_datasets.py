@@ -97,7 +97,14 @@ def test_a_set_of_unreadable_pictures_is_an_error(tmp_path: Path, evaluate: Call
     annotation = ("x.cls", b"3") if evaluate is classify else ("x.txt", b"text")
     for shard in (folder / "test").glob("*.tar"):
         sets.write_tar(shard, [("x.png", b"no picture"), annotation])
-    dataset = load_evaluation_set(folder)
+    with pytest.raises(
+        InputError, match=r"evaluation set it: its first picture, x\.png in .*0\.tar, cannot be decoded"
+    ):
+        load_evaluation_set(folder)
+    # Nor is one whose pictures are spoilt after it was loaded.
+    dataset = load_evaluation_set((make_set if evaluate is classify else make_retrieval_set)(tmp_path / "later" / "it"))
+    for shard in dataset.shards:
+        sets.write_tar(shard, [("x.png", b"no picture"), annotation])
     with pytest.raises(InputError, match=f"evaluation set it: not one of its {dataset.samples} pictures"):
         evaluate(sets.KnownEncoder(), dataset, sets.tokenize, sets.SIZE, 2)
 
@@ -108,6 +115,11 @@ def replace(name: str, text: str) -> Callable[[Path], object]:
 
 def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
+
+
+def make_folder(name: str) -> Callable[[Path], object]:
+    """What reading fails on for everyone, where a file without permissions would not stop the superuser."""
+    return lambda folder: ((folder / name).unlink(), (folder / name).mkdir())
 
 
 def put(*members: tuple[str, bytes]) -> Callable[[Path], object]:
@@ -143,6 +155,20 @@ BAD_SETS = {
     "label missing": (put(PICTURE), r"1\.tar: sample s2: no class; every sample needs a member s2\.cls"),
     "picture missing": (put(("s2.cls", b"1")), r"1\.tar: sample s2: no picture; .*jpg, jpeg, png, webp"),
 }
+
+
+TEXT_FILES = (
+    "classnames.txt",
+    "zeroshot_classification_templates.txt",
+    "dataset_type.txt",
+    "test/nshards.txt",
+)
+for _name in TEXT_FILES:
+    BAD_SETS[f"{_name} in Latin-1"] = (
+        lambda folder, name=_name: (folder / name).write_bytes("café {c}".encode("latin-1")),
+        rf"{_name}: the file is not UTF-8; save it as UTF-8",
+    )
+    BAD_SETS[f"{_name} unreadable"] = (make_folder(_name), rf"{_name}: cannot be read \(Is a directory\)")
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_SETS.values(), ids=BAD_SETS)
