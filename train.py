@@ -22,30 +22,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from growclip_ds.errors import InputError
     from growclip_ds.pipeline import prepare_growth
 
-    options = _parser().parse_args(arguments)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    options = _parser().parse_intermixed_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
-        deepspeed = resolve(load_deepspeed_config(options.deepspeed_config), config, world_size)
+        deepspeed_file = load_deepspeed_config(options.deepspeed_config)
+        deepspeed = resolve(deepspeed_file, config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
         init_distributed()
         output_dir = options.output_dir or Path("runs") / Path(options.config).stem
         pipeline = prepare_growth(config, deepspeed, output_dir, options.growth_step)
-    except InputError as error:  # the same on every rank
-        if rank == 0:
+    except InputError as error:  # the same on every rank, unless machines have other files
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             _print_error(error)
         return INPUT_ERROR
     try:
         pipeline.run()
-    except InputError as error:
+    except InputError as error:  # perhaps on this rank alone, and the others wait for it
         _print_error(error)
-        return INPUT_ERROR
+        sys.stdout.flush()
+        os._exit(INPUT_ERROR)  # at once: the launcher then ends the other ranks
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train a GrowCLIP through its growth steps; started again, a run goes on with what is unfinished.",
-        epilog="Rank and world size come from the environment, as the deepspeed launcher, torchrun and Slurm set it.",
+        epilog="Rank and world size come from the environment, as the deepspeed launcher and torchrun set it.",
     )
     parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="ZeRO stage, precision, offloading")
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")

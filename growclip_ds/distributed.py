@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -61,34 +61,47 @@ def on_main(function: Callable[[], T]) -> T:
 
     Raises:
         InputError: on every rank, if the function raised one, so that all stop for the same reason.
+        RuntimeError: on the other ranks, if it raised anything else; rank 0 raises that itself.
     """
-    outcome: tuple[T | None, str | None] = (None, None)
-    if is_main():
-        try:
-            outcome = (function(), None)
-        except InputError as error:
-            outcome = (None, str(error))
-    result, message = broadcast_object(outcome)
-    if message is not None:
-        raise InputError(message)
+    result, error = _attempt(function) if is_main() else (None, None)
+    result, shared = broadcast_object((result, error and _for_every_rank(error)))
+    if shared is not None:
+        _raise(shared, error)
     return result  # type: ignore[return-value]
 
 
 def on_every_rank(function: Callable[[], T]) -> T:
-    """Runs the function on every rank; an InputError on one is raised on all, the lowest rank's first.
+    """Runs the function on every rank; an error on one is raised on all, the lowest rank's first.
 
     Raises:
         InputError: some rank's function raised one.
+        RuntimeError: some other rank's function raised anything else; that rank raises it itself.
     """
-    result, message = None, None
-    try:
-        result = function()
-    except InputError as error:
-        message = str(error)
-    for other in all_gather_object(message):
-        if other is not None:
-            raise InputError(other)
+    result, error = _attempt(function)
+    for shared in all_gather_object(error and _for_every_rank(error)):
+        if shared is not None:
+            _raise(shared, error)
     return result  # type: ignore[return-value]
+
+
+def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return function(), None
+    except Exception as error:
+        return None, error
+
+
+def _for_every_rank(error: Exception) -> Exception:
+    """An error of this rank as all ranks raise it."""
+    if isinstance(error, InputError):
+        return InputError(str(error))
+    return RuntimeError(f"rank {rank()}: {type(error).__name__}: {error}")
+
+
+def _raise(shared: Exception, own: Exception | None) -> NoReturn:
+    if own is not None and not isinstance(own, InputError):
+        raise own
+    raise shared from own
 
 
 def ragged_all_gather(local: Tensor) -> Tensor:

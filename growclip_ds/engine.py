@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from growclip_ds.architecture import Shape
+from growclip_ds.errors import InputError
 from growclip_ds.optim import SubnetOptimizer
 from growclip_ds.zero_shards import gather, refresh_weights, scatter
 
@@ -31,15 +32,25 @@ from growclip_ds.zero_shards import gather, refresh_weights, scatter
 def init_distributed() -> None:
     """Joins the process group that the launcher's environment describes, or takes over the one that there is.
 
-    A process that was started without a launcher makes a group of its own.
+    A process that was started alone makes a group of its own.
+
+    Raises:
+        InputError: it is one of several, but the launcher did not say which.
     """
     if "RANK" not in os.environ:
+        for variable in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+            if int(os.environ.get(variable, "1")) > 1:
+                raise InputError(
+                    f"{variable} says that this is one of {os.environ[variable]} processes, but RANK and WORLD_SIZE "
+                    "are not set; start with deepspeed or torchrun, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR "
+                    "and MASTER_PORT for each process"
+                )
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     # An all-reduce for inference on the CPU, which DeepSpeed otherwise spends a minute to compile where it finds a
     # compiler, and announces with a print.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Before any collective: NCCL takes the current device, which would be the first GPU on every rank.
-    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed.init_distributed(verbose=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
-from growclip_ds.checkpoint import describe, owners, write_checkpoint
+from growclip_ds.checkpoint import Checkpoint, describe, owners, write_checkpoint
 from growclip_ds.config import Config
 from growclip_ds.data.batch import batches_in_order
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.deepspeed_config import ResolvedDeepSpeed
+from growclip_ds.distributed import on_every_rank
 from growclip_ds.engine import Engine
 from growclip_ds.evaluation import evaluate, retrieve_pairs
 from growclip_ds.growth_space import GrowthSpace
@@ -55,7 +57,7 @@ class Run:
 
 
 class PhaseRun:
-    """A phase while it runs; a context, at whose end the weights are written and the engine is torn down.
+    """A phase while it runs; a context, at whose end the engine is torn down and the phase is marked finished.
 
     All methods are collective.
 
@@ -82,12 +84,25 @@ class PhaseRun:
             "parameters": self.inputs.sizes.parameters_of(architecture),
             "iterations": 0,
             "first_iteration": self.folder.iterations_before(step, phase),
+            "seconds": 0.0,
         }
+        self._trained = self.folder.is_trained(step, phase)
+        if self._trained:  # and interrupted while it was evaluated
+            trained = on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
+            self.record = trained.description["record"]
+            weights = ((name, trained.read(name)) for name in trained.names)
         self.engine = Engine(self._build_model, self._make_optimizer, run.deepspeed.config)
         self.engine.load_masters(weights)
 
     def train(self, epochs: int, space: GrowthSpace | None = None) -> None:
-        """Trains on the step's data: the whole model, or in each iteration a subnet sampled from the space."""
+        """Trains on the step's data: the whole model, or in each iteration a subnet sampled from the space.
+
+        Leaves the weights in the run's folder.
+        """
+        first, iterations = self.record["first_iteration"], self.record["iterations"]
+        if self._trained:
+            self.monitor.start_phase(self.step, self.phase, self.architecture, iterations, first + iterations)
+            return
         stream = TrainingStream(
             self.data.train,
             self.inputs.tokenizer,
@@ -97,23 +112,27 @@ class PhaseRun:
             seed=self._seed("order"),
             micro_batches=self.micro_batches,
             workers=self.config.data.workers,
+            pin_memory=self.engine.device.type == "cuda",
         )
         training = self.config.training
         peak, warmup = training.learning_rate, training.warmup_iterations
         rate = partial(learning_rate, iterations=stream.iterations, peak=peak, warmup_iterations=warmup)
-        self.monitor.start_phase(
-            self.step, self.phase, self.architecture, stream.iterations, self.record["first_iteration"]
-        )
+        self.monitor.start_phase(self.step, self.phase, self.architecture, stream.iterations, first)
 
         def subnet(iteration: int) -> Architecture | None:
             if space is None:
                 return None
             return space.sample(torch.Generator().manual_seed(self._seed(f"subnet {iteration}")))
 
-        train(self.engine, stream, rate, subnet, self.monitor.progress, self.config.monitoring.log_every)
-        faults = distributed.all_gather_object(stream.faults)
+        every = self.config.monitoring.log_every
+        skipped = train(self.engine, stream, rate, subnet, self.monitor.progress, every)
+        broken = sum(distributed.all_gather_object(stream.faults), Counter())
+        if broken:
+            self.monitor.note("broken samples: " + ", ".join(f"{n:,} with {cause}" for cause, n in broken.items()))
         self.record["iterations"] = stream.iterations
-        self.record["broken_samples"] = {str(cause): n for cause, n in sum(faults, start=type(faults[0])()).items()}
+        self.record["broken_samples"] = {str(cause): n for cause, n in broken.items()}
+        self.record["skipped_iterations"] = skipped
+        self._write_weights()
 
     def select(self, space: GrowthSpace) -> None:
         """Evaluates every candidate with the supernet's weights and records them, best by Eq. 7 first."""
@@ -141,9 +160,9 @@ class PhaseRun:
     def evaluate(self) -> None:
         """Evaluates the model on every set that is reported."""
         encoder = SupernetEncoder(self.engine.module, [self.architecture])
+        size, batch_size = self.inputs.sizes.image_size, self.config.evaluation.batch_size
         results = [
-            evaluate(encoder, dataset, self.inputs.tokenizer, self.inputs.sizes.image_size, batch_size)[0]
-            for batch_size in [self.config.evaluation.batch_size]
+            evaluate(encoder, dataset, self.inputs.tokenizer, size, batch_size)[0]
             for dataset in self.inputs.evaluation_sets
         ]
         self.record["evaluation"] = [result.to_json() for result in results]
@@ -157,6 +176,18 @@ class PhaseRun:
     ) -> None:
         if kind is not None:
             return  # the process ends: other ranks may be anywhere, so nothing collective may be done
+        self.engine.destroy()
+        del self.engine
+        self._count_seconds()
+        self.folder.finish(self.step, self.phase, self.record)
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self.record["seconds"] += now - self._start
+        self._start = now
+
+    def _write_weights(self) -> None:
+        self._count_seconds()
         shapes = self.architecture.parameter_shapes(self.inputs.sizes)
         owner = owners(shapes, distributed.world_size()).__getitem__
         description = describe(
@@ -165,14 +196,11 @@ class PhaseRun:
             self.inputs.tokenizer.end_of_text,
             growth_step=self.step,
             phase=str(self.phase),
+            record=self.record,
         )
         write_checkpoint(
             self.folder.weights(self.step, self.phase), self.engine.masters(owner), shapes, owner, description
         )
-        self.engine.destroy()
-        del self.engine
-        self.record["seconds"] = time.monotonic() - self._start
-        self.folder.finish(self.step, self.phase, self.record)
 
     def _build_model(self) -> GrowCLIP:
         sizes = self.inputs.sizes

@@ -6,6 +6,7 @@ phase whenever and wherever it is started again.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint import Checkpoint
 from growclip_ds.config import Config
 from growclip_ds.deepspeed_config import ResolvedDeepSpeed
+from growclip_ds.distributed import on_every_rank
 from growclip_ds.errors import InputError
 from growclip_ds.growth_space import GrowthSpace
 from growclip_ds.inheritance import Momentum, inherited_tensors
@@ -49,11 +51,14 @@ def prepare_growth(
     folder = open_run(output_dir, config)
     folder.require_step_before(steps.start)
     inputs = prepare(config, folder, last_step=steps[-1])
+    folder.write_config(config)  # not before its data was seen to be there
     least, limit = inputs.sizes.parameters_of(config.model.base), config.growth.max_parameters
     if limit is not None and limit < least:
         raise InputError(f"growth.max_parameters is {limit:,}, but model.base has {least:,} already; raise the limit")
     samples = [inputs.samples(step) for step in range(1, steps.stop)]
     monitor = open_monitor(folder, config, inputs.sizes, samples)
+    if left_out := inputs.data.train.left_out:
+        monitor.note("left out of the data: " + ", ".join(f"{n:,} with {cause}" for cause, n in left_out.items()))
     return GrowthPipeline(Run(config, deepspeed, folder, inputs, monitor), steps)
 
 
@@ -76,6 +81,11 @@ class GrowthPipeline:
 
     def run(self) -> None:
         """Runs the unfinished phases of the growth steps, in order."""
+        with contextlib.closing(self.monitor):
+            self._run_phases()
+            self.monitor.finish()
+
+    def _run_phases(self) -> None:
         phases = {
             Phase.FINETUNE: self.finetune_supernet,
             Phase.SELECTION: self.select_architecture,
@@ -83,13 +93,10 @@ class GrowthPipeline:
         }
         while (place := self.folder.first_unfinished(self.steps)) is not None:
             step, phase = place
-            self.folder.discard_unfinished(step, phase)
             if step == 1:
                 self.train_base()
             else:
                 phases[phase](step)
-        self.monitor.finish()
-        self.monitor.close()
 
     def train_base(self) -> None:
         """Growth step 1: the base model from scratch."""
@@ -141,7 +148,7 @@ class GrowthPipeline:
         return inherited_tensors(part, new, self.sizes, old.read, self.momentum, seed)
 
     def _weights(self, step: int, phase: Phase) -> Checkpoint:
-        return Checkpoint(self.folder.weights(step, phase))
+        return on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
 
     def _seed(self, step: int, phase: Phase) -> str:
         """What random weights are drawn from, together with their names."""

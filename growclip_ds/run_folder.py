@@ -4,13 +4,14 @@
     data.yaml                 its data subsets
     tokenizer/
     tensorboard/
-    step_1/train/             weights/ and, written last, phase.json: what the phase did
+    step_1/train/             weights/, written when trained, and, written last, phase.json: what the phase did
     step_2/finetune/          phase 1, the supernet
     step_2/selection/         phase 2, the supernet trained by subnets; phase.json lists the candidates
     step_2/train/             phase 3, the selected model
     step_3/…
 
-A phase is finished once its phase.json is there. Starting a run again skips the finished ones.
+A phase is finished once its phase.json is there. Starting a run again skips the finished ones; of one that has its
+weights already, only the evaluation is done again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from growclip_ds.yaml_files import read_yaml
 # What a run that goes on may have changed: it bears on speed, memory and reports, not on the weights.
 MAY_CHANGE = (
     "growth.steps",
+    "data.subsets",  # data.yaml knows which ones have been used
     "data.workers",
     "training.micro_batch_size",
     "training.activation_checkpointing",
@@ -108,10 +110,9 @@ class RunFolder:
                 f"run --growth-step {step - 1} first"
             )
 
-    def discard_unfinished(self, step: int, phase: Phase) -> None:
-        """Removes what an interrupted run left of a phase."""
-        if not self.is_finished(step, phase):
-            on_main(lambda: shutil.rmtree(self.phase(step, phase), ignore_errors=True))
+    def is_trained(self, step: int, phase: Phase) -> bool:
+        """Whether a phase has its final weights, finished or not."""
+        return on_main(self.weights(step, phase).exists)
 
     def finish(self, step: int, phase: Phase, record: dict[str, Any]) -> None:
         """Marks a phase finished, its weights being there.
@@ -150,6 +151,10 @@ class RunFolder:
                     return
                 yield step, phase, self._read_record(step, phase)
 
+    def write_config(self, config: Config) -> None:
+        """Keeps the configuration that the run goes on with."""
+        on_main(lambda: write_text(self.config_file, config.to_yaml()))
+
     def iterations_before(self, step: int, phase: Phase) -> int:
         """Iterations of the run before a phase began: where its curves start."""
         before = [(s, p) for s in range(1, step) for p in Phase.of_step(s)]
@@ -165,7 +170,7 @@ class RunFolder:
 def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     """Creates a run's folder, or opens that of a run to go on with. Collective.
 
-    A run that has not finished anything yet may begin anew with another configuration.
+    A run that has not trained any phase to its end may begin anew with another configuration.
 
     Raises:
         InputError: on every rank, if the folder holds another run, or cannot be written.
@@ -173,17 +178,20 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     folder = RunFolder(Path(output_dir))
 
     def open_on_main() -> None:
-        begun, known = any(folder.path.glob("step_*/*")), folder.config_file.exists()
+        begun = any(folder.path.glob("step_*/*/weights"))
+        known = folder.config_file.exists()
         if begun and not known:
             raise InputError(
                 f"{folder.path} holds growth steps, but no config.yaml to tell whose; take another --output-dir"
             )
         if begun:
             _check_same_run(folder, config)
+            return
         try:
-            if known and not begun:  # its tokenizer may not be what this configuration asks for
+            if known:  # its tokenizer may not be what this configuration asks for
                 folder.data_file.unlink(missing_ok=True)
-                shutil.rmtree(folder.tokenizer, ignore_errors=True)
+                for leftover in (folder.tokenizer, *folder.path.glob("step_*")):
+                    shutil.rmtree(leftover, ignore_errors=True)
             folder.path.mkdir(parents=True, exist_ok=True)
             write_text(folder.config_file, config.to_yaml())
         except OSError as error:
@@ -197,8 +205,6 @@ def _check_same_run(folder: RunFolder, config: Config) -> None:
     old, new = read_yaml(folder.config_file), config.model_dump(mode="json")
     if not isinstance(old, dict):
         raise InputError(f"{folder.config_file} is damaged; take another --output-dir")
-    old_subsets = old.get("data", {}).get("subsets", [])
-    new["data"]["subsets"] = new["data"]["subsets"][: len(old_subsets)]  # more may have come
     lines = [
         f"  {key}: {before} there, {after} now"
         for key, before, after in _differences(old, new)

@@ -23,7 +23,7 @@ def train(
     subnet: Callable[[int], Architecture | None],
     report: Callable[[Progress], None],
     report_every: int,
-) -> None:
+) -> int:
     """Trains on the stream to its end. Collective.
 
     Args:
@@ -32,9 +32,12 @@ def train(
         learning_rate: of an iteration, counted from 0.
         subnet: what an iteration trains, the same on every rank; None: the whole model.
         report: gets the progress, every `report_every` iterations and at the end.
+
+    Returns:
+        Iterations without an update, gradients not being finite.
     """
     clock = _Clock()
-    samples = 0
+    samples = skipped = reported = 0
     for iteration, batches in enumerate(clock.timed(iter(stream)), start=stream.start_iteration):
         micro_batches = []
         for batch in batches:
@@ -43,6 +46,7 @@ def train(
         rate = learning_rate(iteration)
         outcome = train_iteration(engine, micro_batches, rate, subnet(iteration))
         samples += stream.order.batch_size(iteration)
+        skipped += outcome.skipped
         done = iteration + 1
         if done % report_every == 0 or done == stream.iterations:
             seconds, waited = clock.lap()
@@ -53,12 +57,13 @@ def train(
                 learning_rate=rate,
                 logit_scale=outcome.logit_scale,
                 gradient_norm=outcome.gradient_norm,
-                skipped=outcome.skipped,
+                skipped=skipped - reported,
                 samples_per_second=samples / seconds,
                 data_wait_share=waited / seconds,
             )
             report(progress)
-            samples = 0
+            samples, reported = 0, skipped
+    return skipped
 
 
 class _Clock:

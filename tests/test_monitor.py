@@ -57,7 +57,7 @@ class Progress:
     learning_rate: float = 0.01
     logit_scale: float = 14.3
     gradient_norm: float = 1.5
-    skipped: bool = False
+    skipped: int = 0
     samples_per_second: float = 512.3
     data_wait_share: float = 0.02
 
@@ -328,8 +328,8 @@ def test_waiting_for_data_shows_where_it_matters():
 
 
 def test_updates_left_out_are_told():
-    shown = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, skipped=True)
-    assert "step 2/3 selection: gradients of iteration 10 are not finite, update left out" in shown
+    shown = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, skipped=2)
+    assert "step 2/3 selection: no update in 2 of the iterations up to 10: gradients were not finite" in shown
 
 
 def test_the_first_report_does_not_count_for_long():

@@ -125,11 +125,39 @@ def test_a_run_goes_on_with_its_first_unfinished_phase(
     again = RunFolder(tmp_path / "again")
     shutil.copytree(run.path, again.path)
     shutil.rmtree(again.phase(2, Phase.TRAIN))
-    (again.phase(2, Phase.SELECTION) / "phase.json").unlink()  # its weights written, but not finished
+    shutil.rmtree(again.weights(2, Phase.SELECTION))
+    (again.phase(2, Phase.SELECTION) / "phase.json").unlink()
     stamp = (again.phase(2, Phase.FINETUNE) / "phase.json").stat().st_mtime_ns
     group(2).run(grow, data, again.path)
     assert (again.phase(2, Phase.FINETUNE) / "phase.json").stat().st_mtime_ns == stamp
     assert_same_bits(run, again)
+
+
+def test_what_is_trained_is_not_trained_again(run: RunFolder, data: Path, group: Groups, tmp_path: Path) -> None:
+    """Stopped while it evaluates: weights stay as they are, and the phase ends with the same record."""
+    again = RunFolder(tmp_path / "again")
+    shutil.copytree(run.path, again.path)
+    shutil.rmtree(again.phase(2, Phase.TRAIN))
+    (again.phase(2, Phase.SELECTION) / "phase.json").unlink()
+    stamp = (again.weights(2, Phase.SELECTION) / "weights.json").stat().st_mtime_ns
+    group(2).run(grow, data, again.path)
+    assert (again.weights(2, Phase.SELECTION) / "weights.json").stat().st_mtime_ns == stamp
+    ours, theirs = (folder.record(2, Phase.SELECTION) for folder in (run, again))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert_same_bits(run, again)
+
+
+def test_data_that_has_not_come_may_still_change(run: RunFolder, data: Path, group: Groups, tmp_path: Path) -> None:
+    """The path of a second subset, first mistyped, then right."""
+    more = RunFolder(tmp_path / "more")
+    shutil.copytree(run.path, more.path)
+    shutil.rmtree(more.path / "step_2")
+    (more.path / "data.yaml").unlink()
+    group(2).run(grow, data, more.path, 2, 1)
+    with pytest.raises(RankError, match="data subset 's2'"):
+        group(2).run(grow, data, more.path, 2, None, ("data.subsets.1.shards=nowhere",))
+    group(2).run(grow, data, more.path)
+    assert_same_bits(run, more)
 
 
 def test_growth_steps_one_at_a_time(run: RunFolder, data: Path, group: Groups, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class TrainingStream:
         micro_batches: batches that a rank's share comes in.
         workers: processes that read and decode; 0 does it in this one.
         start_iteration: first iteration to give, at no cost for those before it.
+        pin_memory: whether batches are put where copies to a GPU need not be waited for.
         rank, world_size: of this process where they are not those of torch.distributed.
 
     Attributes:
@@ -63,6 +64,7 @@ class TrainingStream:
         micro_batches: int = 1,
         workers: int = 0,
         start_iteration: int = 0,
+        pin_memory: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class TrainingStream:
         self.start_iteration = start_iteration
         self.micro_batches = micro_batches
         self.workers = workers
+        self.pin_memory = pin_memory
         self.faults: Counter[Cause] = Counter()
         self._loader = BatchLoader(index, tokenizer, image_size)
 
@@ -103,7 +106,7 @@ class TrainingStream:
             batch_size=None,
             sampler=self._shares(),
             num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # its seeds for workers, which use none, are not to come from the global one
             **options,

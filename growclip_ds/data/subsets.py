@@ -147,9 +147,12 @@ def read_subsets(path: Path | str) -> list[Subset]:
 def continue_subsets(recorded: Sequence[Subset], configured: Sequence[Subset]) -> list[Subset]:
     """A run's subsets, as recorded in its `data.yaml`, with those that its config has appended since.
 
+    Those that were never opened, their samples not counted, may still change.
+
     Raises:
         InputError: the config changes, moves or leaves out a recorded subset.
     """
+    recorded = [subset for subset in recorded if subset.samples is not None]
     for place, old in enumerate(recorded):
         new = configured[place] if place < len(configured) else None
         if new is None or (new.name, new.shards) != (old.name, old.shards):

@@ -89,7 +89,8 @@ class GrowCLIP(nn.Module):
             image_stream, text_stream = stream.split([image_tokens, text_tokens])
         image_features = self.image_head(self.class_tokens(image_stream))
         text_features = self.text_head(self.last_tokens(text_stream, text))
-        return image_features, text_features, self.logit_scale.exp()
+        at_least_fp32 = torch.promote_types(self.logit_scale.dtype, torch.float32)  # bf16 is coarse at a scale of 100
+        return image_features, text_features, self.logit_scale.to(at_least_fp32).exp()
 
     def encode_image(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
         """(n, 3, S, S) -> (n, e), L2-normalised."""

@@ -24,11 +24,14 @@ class Curves:
         self._training: SummaryWriter | None = None
         self._growth: SummaryWriter | None = None
 
-    def start_phase(self, step: int, first_iteration: int) -> None:
-        """Goes on with a phase of a growth step, after so many iterations of the run."""
+    def start_phase(self, step: int, first_iteration: int, is_new_step: bool) -> None:
+        """Goes on with a phase of a growth step, after so many iterations of the run.
+
+        What an interrupted run wrote of the phase is hidden; what an earlier phase of the step wrote stays.
+        """
         if self._training is None:
             self._training = SummaryWriter(self.folder / "training", purge_step=first_iteration + 1)
-            self._growth = SummaryWriter(self.folder / "growth", purge_step=step)
+            self._growth = SummaryWriter(self.folder / "growth", purge_step=step if is_new_step else None)
 
     def training(
         self,

@@ -51,6 +51,9 @@ class Monitor:
     def evaluation(self, step: int, results: Sequence[Result]) -> None:
         """The model of a growth step is evaluated."""
 
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
     def finish(self) -> None:
         """The run, or the part of it that was asked for, is done: shows what it came to."""
 
@@ -91,7 +94,7 @@ class RunMonitor(Monitor):
     ) -> None:
         self._step, self._phase, self._first_iteration = step, phase, first_iteration
         self._progress = PhaseProgress(self.output, step, self.steps, phase, self.plan)
-        self.curves.start_phase(step, first_iteration)
+        self.curves.start_phase(step, first_iteration, is_new_step=phase is Phase.of_step(step)[0])
         parameters = self.sizes.parameters_of(architecture)
         kind = "model" if phase is Phase.TRAIN else "supernet"
         before = self._architecture_before(step)
@@ -154,6 +157,9 @@ class RunMonitor(Monitor):
         self.curves.growth(step, accuracies | {"zero_shot/mean": mean})
         self.curves.flush()
 
+    def note(self, text: str) -> None:
+        self.output.line(f"Note: {text}")
+
     def finish(self) -> None:
         summaries = read_summaries(self.folder)
         self.output.line("")
@@ -178,6 +184,6 @@ def open_monitor(
 def _memory() -> dict[str, float]:
     """Of this rank in GiB: resident, and on its device the most so far."""
     memory = {"memory/resident_gib": psutil.Process().memory_info().rss / GIB}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         memory["memory/device_gib"] = torch.cuda.max_memory_allocated() / GIB
     return memory

@@ -99,7 +99,8 @@ class PhaseProgress:
         now = self.output.clock()
         if progress.skipped:
             self.output.line(
-                f"{self.name}: gradients of iteration {progress.iteration} are not finite, update left out"
+                f"{self.name}: no update in {progress.skipped} of the iterations up to {progress.iteration}: "
+                "gradients were not finite"
             )
         if progress.iteration == progress.iterations:
             self.output.line(

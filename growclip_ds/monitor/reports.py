@@ -17,7 +17,7 @@ class Progress:
         learning_rate: of the iteration.
         logit_scale: what similarities were multiplied by.
         gradient_norm: before clipping.
-        skipped: whether the update was left out, gradients not being finite.
+        skipped: iterations since the last report without an update, gradients not being finite.
         samples_per_second: over all ranks, since the last report.
         data_wait_share: share of the time since the last report that rank 0 waited for data, 0 to 1.
     """
@@ -28,7 +28,7 @@ class Progress:
     learning_rate: float
     logit_scale: float
     gradient_norm: float
-    skipped: bool
+    skipped: int
     samples_per_second: float
     data_wait_share: float
 

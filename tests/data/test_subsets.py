@@ -165,6 +165,8 @@ def test_a_config_may_only_append() -> None:
     assert continue_subsets(recorded, [a, b]) == recorded
     assert continue_subsets(recorded, [a, b, c]) == [*recorded, c]
     assert continue_subsets([], [a, b]) == [a, b]
+    not_come = [*recorded, Subset("c", "mistyped")]  # its samples were never counted
+    assert continue_subsets(not_come, [a, b, c]) == [*recorded, c]
     for changed, now in (
         ([b, a], "data subset 1 of this run is 'a' (x), but in the config it is 'b' (y)"),
         ([a, c, b], "data subset 2 of this run is 'b' (y), but in the config it is 'c' (z)"),

@@ -82,7 +82,7 @@ def test_ranks_with_unequal_batches(group, counts):
     expected = whole_matrix(*inputs)
     gradients = torch.autograd.grad(expected, inputs)
     results = group(2).run(on_ranks, counts)
-    assert all(result[0] == pytest.approx(float(expected), rel=1e-12) for result in results)
+    assert all(result[0] == pytest.approx(expected.item(), rel=1e-12) for result in results)
     for i in (0, 1):
         torch.testing.assert_close(torch.cat([result[1 + i] for result in results]), gradients[i])
     torch.testing.assert_close(sum(result[3] for result in results), gradients[2])  # the ranks' shares add up
