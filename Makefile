@@ -11,7 +11,7 @@ CPU_RANKS := env PATH="$(CURDIR)/$(BIN):$(PATH)" DS_ACCELERATOR=cpu OMP_NUM_THRE
 
 demo: install
 	$(BIN)/growclip data scenes data/scenes --samples 6000 --subsets 3 --size 64
-	$(CPU_RANKS) deepspeed --num_accelerators $(RANKS) train.py \
+	$(CPU_RANKS) deepspeed --log_level error --num_accelerators $(RANKS) train.py \
 		--deepspeed_config ds_configs/cpu.json --config configs/demo.yaml --output-dir $(RUN)
 
 test: install

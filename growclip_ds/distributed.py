@@ -26,11 +26,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def all_gather_object(value: T) -> list[T]:
     """Every rank's value, in the order of the ranks."""
     if not dist.is_initialized():

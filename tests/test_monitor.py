@@ -208,6 +208,22 @@ def test_growth_steps_have_curves_of_their_own(grown_run):
     assert lines[4] == "| 1 | (0, 2, 1, 1, 2, 0) | b^I h^T | 1.23 M | 41.23 | 41.99 |"
 
 
+def test_a_phase_that_is_run_again_leaves_the_selection_before_it(folder: RunFolder):
+    monitor = RunMonitor(folder, config(), SIZES, [3000, 6000], io.StringIO())
+    monitor.start_phase(2, Phase.SELECTION, BASE, 40, 80)
+    monitor.selection(2, candidates())
+    monitor.start_phase(2, Phase.TRAIN, BASE, 40, 120)
+    monitor.evaluation(2, [Result("scenes", 10.0)])
+    monitor.close()
+    monitor = RunMonitor(folder, config(), SIZES, [3000, 6000], io.StringIO())
+    monitor.start_phase(2, Phase.TRAIN, BASE, 40, 120)
+    monitor.evaluation(2, [Result("scenes", 20.0)])
+    monitor.close()
+    growth = curves(folder.tensorboard / "growth")
+    assert growth["selection/metric"] == [(2, pytest.approx(41.987))]
+    assert growth["zero_shot/scenes"][-1] == (2, 20.0)
+
+
 def test_a_step_that_is_run_again_replaces_its_accuracy(folder: RunFolder):
     for accuracy in (10.0, 20.0):
         monitor = RunMonitor(folder, config(), SIZES, [3000, 6000], io.StringIO())
@@ -251,7 +267,8 @@ def summary(step: int, sets: list[str]) -> StepSummary:
         parameters=188_520_000,
         seconds=3_723.0 * step,
         before={} if step == 1 else dict.fromkeys(sets, 20.0),
-        after=dict.fromkeys(sets, 30.06),
+        after=dict.fromkeys(sets, 30.06) | dict.fromkeys(sets[7:], 0.0),
+        averaged=sets[:7],
         candidates=() if step == 1 else candidates(),
         selection_set=None if step == 1 else "scenes_selection",
     )
@@ -271,8 +288,9 @@ def test_the_summary_fits_100_columns(sets: list[str], tmp_path: Path):
     assert "– → 30.1" in text
     assert "2 1 of 64 (0, 2, 1, 1, 2, 0) b^I h^T 1.23 M 41.23 41.99" in text
     if len(sets) > 2:
-        assert "mean of 9 sets" in text
-        assert "set_8 30.1 30.1 30.1 30.1" in text
+        assert "mean of 7 sets" in text  # those of classification
+        assert "set_8 0.0 0.0 0.0 0.0" in text
+        assert "mean of 7 30.1 30.1 30.1 30.1" in text
 
 
 def test_a_summary_in_ascii(tmp_path: Path):

@@ -149,10 +149,11 @@ class RunMonitor(Monitor):
         if not results:
             return
         accuracies = {f"zero_shot/{result.dataset}": result.accuracy for result in results}
-        mean = sum(accuracies.values()) / len(accuracies)
+        averaged = [result.accuracy for result in results if hasattr(result, "top1")] or list(accuracies.values())
+        mean = sum(averaged) / len(averaged)
         shown = ", ".join(f"{result.dataset} {result.accuracy:.1f} %" for result in results)
         if len(results) > MOST_SETS_IN_A_LINE:
-            shown = f"mean of {len(results)} sets {mean:.1f} %"
+            shown = f"mean of {len(averaged)} sets {mean:.1f} %"
         self.output.line(f"step {step}/{self.steps} zero-shot: {shown}")
         self.curves.growth(step, accuracies | {"zero_shot/mean": mean})
         self.curves.flush()

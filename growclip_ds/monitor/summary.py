@@ -24,6 +24,7 @@ class StepSummary:
         seconds: that its phases took.
         before: zero-shot accuracy of the step before, in percent by set; empty for the first step.
         after: that of this step's model.
+        averaged: the sets that a mean is over: those of classification, where there are any.
         candidates: that it was chosen among, best first; none in the first step.
         selection_set: on which they were compared.
     """
@@ -35,6 +36,7 @@ class StepSummary:
     seconds: float
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)
+    averaged: Sequence[str] = ()
     candidates: Sequence[Candidate] = ()
     selection_set: str | None = None
 
@@ -62,12 +64,18 @@ def read_summaries(folder: RunFolder) -> list[StepSummary]:
                 seconds=seconds,
                 before=summaries[-1].after if summaries else {},
                 after={result["dataset"]: _accuracy(result) for result in record["evaluation"]},
+                averaged=[result["dataset"] for result in _averaged(record["evaluation"])],
                 candidates=[Candidate.from_json(row) for row in selection.get("candidates", [])],
                 selection_set=selection.get("selection_set"),
             )
             summaries.append(summary)
             seconds, selection = 0.0, {}
     return summaries
+
+
+def _averaged(results: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Top-1 of a classification and recall of a retrieval make no mean together."""
+    return [result for result in results if result["type"] == "classification"] or results
 
 
 def _accuracy(result: Mapping[str, Any]) -> float:

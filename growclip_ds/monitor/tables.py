@@ -59,7 +59,8 @@ def _table(title: str) -> Table:
 
 def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table:
     table = _table("Growth steps")
-    columns = list(sets) if len(sets) <= MOST_SET_COLUMNS else [f"mean of {len(sets)} sets"]
+    averaged = _averaged(summaries)
+    columns = list(sets) if len(sets) <= MOST_SET_COLUMNS else [f"mean of {len(averaged)} sets"]
     table.add_column("step", justify="right")
     table.add_column("samples", justify="right")
     table.add_column("architecture", no_wrap=True)
@@ -68,7 +69,7 @@ def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table
         table.add_column(column, justify="right", overflow="fold")
     table.add_column("time", justify="right", no_wrap=True)
     for summary in summaries:
-        shown = [_change(summary, [name]) for name in sets] if columns == list(sets) else [_change(summary, sets)]
+        shown = [_change(summary, [name]) for name in sets] if columns == list(sets) else [_change(summary, averaged)]
         table.add_row(
             str(summary.step),
             f"{summary.samples:,}",
@@ -88,8 +89,14 @@ def _sets_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table:
     for name in sets:
         table.add_row(name, *(_percent(summary.after, [name]) for summary in summaries))
     table.add_section()
-    table.add_row("mean", *(_percent(summary.after, sets) for summary in summaries))
+    averaged = _averaged(summaries)
+    table.add_row(f"mean of {len(averaged)}", *(_percent(summary.after, averaged) for summary in summaries))
     return table
+
+
+def _averaged(summaries: Sequence[StepSummary]) -> Sequence[str]:
+    """The sets that a mean is over."""
+    return summaries[-1].averaged if summaries else ()
 
 
 def _candidates_table(summaries: Sequence[StepSummary]) -> Table:
