@@ -67,7 +67,8 @@ class SupernetEncoder:
     in the lists returned.
 
     Args:
-        model: the supernet; may be sharded by ZeRO 3: all ranks make the same calls.
+        model: the supernet, or a model that is its own only candidate; may be sharded by ZeRO 3, so all ranks make the
+            same calls.
         candidates: what to evaluate, each covered by the model.
     """
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.checkpoint import Checkpoint, describe, load_model, owners, save_model, write_checkpoint
-from growclip_ds.distributed import barrier, rank, world_size
+from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
 from tests.group import Groups
@@ -200,7 +200,7 @@ def write_with_little_room(folder: Path) -> str:
 
     def tensors() -> Iterator[tuple[str, Tensor | None]]:
         for number in range(4):
-            barrier()
+            torch.distributed.barrier()
             yield f"t{number}", torch.zeros(20_000) if number % 2 == rank() else None
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

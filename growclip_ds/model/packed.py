@@ -25,6 +25,10 @@ class PackedTokens(NamedTuple):
         ids = self.ids.to(device, non_blocking=non_blocking)
         return PackedTokens(ids, self.cu_seqlens.to(device, non_blocking=non_blocking), self.max_seqlen)
 
+    @property
+    def num_captions(self) -> int:
+        return self.cu_seqlens.numel() - 1
+
 
 def pack(captions: list[list[int]]) -> PackedTokens:
     """Lays captions (each a list of ids, the end-of-text token last) end to end."""
