@@ -140,7 +140,9 @@ def test_what_is_honoured_reaches_deepspeed_unchanged(stated: dict[str, Any], mo
     ],
 )
 def test_what_happens_anyway_may_be_stated(harmless: dict[str, Any]):
-    resolve(changed(**harmless), run(), 1)
+    plain, stated = resolve(changed(), run(), 1), resolve(changed(**harmless), run(), 1)
+    assert (stated.stage, stated.precision) == (plain.stage, plain.precision)
+    assert plain.config.items() <= {**stated.config, "zero_optimization": plain.config["zero_optimization"]}.items()
 
 
 @pytest.mark.parametrize(
