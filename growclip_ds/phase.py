@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +18,7 @@ from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint import Checkpoint, describe, owners, write_checkpoint
 from growclip_ds.config import Config
 from growclip_ds.data.batch import batches_in_order
+from growclip_ds.data.faults import in_words
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.deepspeed_config import ResolvedDeepSpeed
 from growclip_ds.distributed import on_every_rank
@@ -33,6 +33,7 @@ from growclip_ds.optim import AdamW, Lamb, SubnetOptimizer
 from growclip_ds.prepare import RunInputs
 from growclip_ds.run_folder import Phase, RunFolder
 from growclip_ds.schedule import learning_rate
+from growclip_ds.seeds import named_seed
 from growclip_ds.selection import SupernetEncoder, rank_candidates
 from growclip_ds.training import train
 
@@ -128,7 +129,7 @@ class PhaseRun:
         skipped = train(self.engine, stream, rate, subnet, self.monitor.progress, every)
         broken = sum(distributed.all_gather_object(stream.faults), Counter())
         if broken:
-            self.monitor.note("broken samples: " + ", ".join(f"{n:,} with {cause}" for cause, n in broken.items()))
+            self.monitor.note(f"broken samples: {in_words(broken)}")
         self.record["iterations"] = stream.iterations
         self.record["broken_samples"] = {str(cause): n for cause, n in broken.items()}
         self.record["skipped_iterations"] = skipped
@@ -203,16 +204,9 @@ class PhaseRun:
         )
 
     def _build_model(self) -> GrowCLIP:
-        sizes = self.inputs.sizes
-        model = GrowCLIP(
-            self.architecture,
-            sizes.vocab_size,
-            sizes.context_length,
-            sizes.image_size,
-            sizes.embed_dim,
-            self.inputs.tokenizer.end_of_text,
-            initialise=False,
-        )
+        end_of_text = self.inputs.tokenizer.end_of_text
+        sizes = asdict(self.inputs.sizes)
+        model = GrowCLIP(self.architecture, **sizes, end_of_text=end_of_text, initialise=False)
         return checkpoint_activations(model, self.config.training.activation_checkpointing)
 
     def _make_optimizer(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> SubnetOptimizer:
@@ -228,5 +222,4 @@ class PhaseRun:
         )
 
     def _seed(self, purpose: str) -> int:
-        name = f"{self.config.seed}/{self.step}/{self.phase}/{purpose}"
-        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+        return named_seed(self.config.seed, self.step, self.phase, purpose)

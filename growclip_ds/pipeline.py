@@ -15,6 +15,7 @@ from torch import Tensor
 from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint import Checkpoint
 from growclip_ds.config import Config
+from growclip_ds.data.faults import in_words
 from growclip_ds.deepspeed_config import ResolvedDeepSpeed
 from growclip_ds.distributed import on_every_rank
 from growclip_ds.errors import InputError
@@ -58,7 +59,7 @@ def prepare_growth(
     samples = [inputs.samples(step) for step in range(1, steps.stop)]
     monitor = open_monitor(folder, config, inputs.sizes, samples)
     if left_out := inputs.data.train.left_out:
-        monitor.note("left out of the data: " + ", ".join(f"{n:,} with {cause}" for cause, n in left_out.items()))
+        monitor.note(f"left out of the data: {in_words(left_out)}")
     return GrowthPipeline(Run(config, deepspeed, folder, inputs, monitor), steps)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -40,3 +41,8 @@ class Fault(NamedTuple):
 
     key: str
     cause: Cause
+
+
+def in_words(counts: Mapping[Cause, int]) -> str:
+    """Samples by what is wrong with them, for a message."""
+    return ", ".join(f"{count:,} with {cause}" for cause, count in counts.items())

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from growclip_ds.data.faults import Cause
+from growclip_ds.data.faults import Cause, in_words
 from growclip_ds.distributed import all_gather_object, on_every_rank, rank, world_size
 from growclip_ds.errors import InputError
 
@@ -84,7 +84,7 @@ def index_shards(shards: Sequence[str | os.PathLike[str]]) -> ShardIndex:
     parts = [scans[i % world_size()][i // world_size()] for i in range(len(paths))]
     index = concatenate(parts)
     if not len(index):
-        missing = ", ".join(f"{count} with {cause}" for cause, count in index.left_out.items())
+        missing = in_words(index.left_out)
         raise InputError(
             f"no usable sample in {_few(paths)}: a sample is a picture ({', '.join(PICTURE_EXTENSIONS)}) and a caption "
             f"({CAPTION_EXTENSION}) of the same name, one after the other in the tar"

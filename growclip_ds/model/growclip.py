@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -129,16 +130,7 @@ class GrowCLIP(nn.Module):
 
     def empty_like(self, architecture: Architecture) -> GrowCLIP:
         """A model of another architecture for the same input, its weights not yet written."""
-        sizes = self.sizes
-        return GrowCLIP(
-            architecture,
-            sizes.vocab_size,
-            sizes.context_length,
-            sizes.image_size,
-            sizes.embed_dim,
-            self.end_of_text,
-            initialise=False,
-        )
+        return GrowCLIP(architecture, **asdict(self.sizes), end_of_text=self.end_of_text, initialise=False)
 
     def image_cu_seqlens(self, images: Tensor) -> Tensor:
         """Where the tokens of each picture begin and end, (n + 1,)."""

@@ -8,13 +8,13 @@ the residual stream.
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture, Shape
+from growclip_ds.seeds import named_seed
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 MAX_LOGIT_SCALE = math.log(100)
@@ -43,8 +43,7 @@ def initial_tensor(name: str, shape: Shape, architecture: Architecture, seed: in
     """
     if is_vector(name):
         return initial_vector(name, shape)
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = torch.Generator().manual_seed(named_seed(seed, name))
     return torch.empty(shape).normal_(0, _standard_deviation(name, shape, architecture), generator=generator)
 
 
