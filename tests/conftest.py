@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed is imported: the tests run on the CPU
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share the machine
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is: its kernels too run on the CPU here
 
 from collections.abc import Iterator
 

@@ -1,6 +1,6 @@
 """Fused operations of contrastive language-image training. Knows nothing of `growclip_ds`."""
 
-from growclip_kernels.attention import attention
-from growclip_kernels.contrastive import contrastive_loss
+from growclip_kernels.contrastive import contrastive_loss, sigmoid_loss
+from growclip_kernels.packed_attention import attention
 
-__all__ = ["attention", "contrastive_loss"]
+__all__ = ["attention", "contrastive_loss", "sigmoid_loss"]

@@ -1,4 +1,4 @@
-"""Self-attention of packed sequences: no sequence sees another, nothing is computed for padding by the caller."""
+"""The PyTorch path of attention: scaled_dot_product_attention over runs of sequences of one causality."""
 
 from __future__ import annotations
 
@@ -9,32 +9,8 @@ from torch import Tensor
 HEAD_WIDTH = 64
 
 
-def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor = False) -> Tensor:
-    """softmax(q kᵀ / √64) v within each sequence.
-
-    Args:
-        qkv: (T, H, 3, 64), the tokens of all sequences end to end; queries, keys and values of a head side by side.
-        cu_seqlens: (B + 1,) int32, where sequences begin and end: starts with 0, ends with T.
-        max_seqlen: length of the longest sequence, or an upper bound of it.
-        causal: whether a token sees only itself and those before it; (B,) booleans to say it for each sequence.
-
-    Returns:
-        (T, H, 64).
-
-    Raises:
-        ValueError: a shape that is not the above.
-    """
-    if qkv.dim() != 4 or qkv.shape[2:] != (3, HEAD_WIDTH):
-        raise ValueError(f"qkv must be (tokens, heads, 3, {HEAD_WIDTH}), not {tuple(qkv.shape)}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
-        raise ValueError(f"cu_seqlens must be (sequences + 1,), not {tuple(cu_seqlens.shape)}")
-    if isinstance(causal, Tensor) and causal.shape != (cu_seqlens.numel() - 1,):
-        raise ValueError(f"causal must have one flag a sequence ({cu_seqlens.numel() - 1}), not {tuple(causal.shape)}")
-    return attention_torch(qkv, cu_seqlens, max_seqlen, causal)
-
-
 def attention_torch(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor = False) -> Tensor:
-    """The PyTorch path of `attention`: scaled_dot_product_attention over runs of sequences of one causality."""
+    """The PyTorch path of `attention`, of its arguments checked: (T, H, 3, 64) -> (T, H, 64)."""
     if not isinstance(causal, Tensor):
         return _attend(qkv, cu_seqlens, max_seqlen, causal)
     flags, runs = torch.unique_consecutive(causal, return_counts=True)

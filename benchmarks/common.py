@@ -1,0 +1,259 @@
+"""What every benchmark needs: the machine, its measured ceilings, time, peak memory, and where results go."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "triton", "deepspeed", "transformers", "open_clip_torch")
+
+# Dense bf16 operations a second by the vendor's data sheets, where the device's name tells which part it is.
+PEAK_BF16 = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
+
+CPU_SECONDS = 0.5  # that a measurement on the CPU goes on for, at least
+CPU_REPEATS = 5  # and its fewest repeats
+
+Row = Mapping[str, Any]
+
+
+def find_device() -> torch.device:
+    """This process's GPU (by LOCAL_RANK, as launchers set it), or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a figure was measured on and with; None for what is not there."""
+    described: dict[str, Any] = {"device": device_name(device)}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described |= {
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "cuda": torch.version.cuda,
+        }
+    return described | {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "GROWCLIP_KERNELS": os.environ.get("GROWCLIP_KERNELS"),
+        "load_average": round(os.getloadavg()[0], 2),  # over the last minute, this measurement included
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_cpu_name()}"
+
+
+def ceilings(device: torch.device) -> dict[str, Any]:
+    """What the device does at most, measured on random data: copying, and multiplying matrices.
+
+    Returns:
+        copy_gb_s: 10^9 bytes read and written a second by a copy within the device's memory.
+        matmul_tflop_s: 10^12 operations a second of a matrix product, two a multiplication and addition.
+        matmul: which product.
+        peak_tflop_s: the data sheet's dense bf16 rate; None if the device is not in PEAK_BF16.
+    """
+    on_gpu = device.type == "cuda"
+    size = 2**32 if on_gpu else 2**28
+    source, target = torch.randint(256, (2, size), dtype=torch.uint8, device=device)
+    copy_ms = median_ms(lambda: target.copy_(source), device)
+    side, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
+    left, right = torch.randn(2, side, side, device=device).to(dtype)
+    product_ms = median_ms(lambda: left @ right, device)
+    peak = PEAK_BF16.get(device_name(device))
+    return {
+        "copy_gb_s": 2 * size / copy_ms / 1e6,
+        "matmul_tflop_s": 2 * side**3 / product_ms / 1e9,
+        "matmul": f"{side}^3 {str(dtype).removeprefix('torch.')}",
+        "peak_tflop_s": peak and peak / 1e12,
+    }
+
+
+def median_ms(function: Callable[[], Any], device: torch.device) -> float:
+    """Median duration of a call in milliseconds, warmed up: Triton's `do_bench` on a GPU, the clock on the CPU.
+
+    Not for functions that communicate: how often it calls is settled by each process for itself.
+    """
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        return do_bench(function, return_mode="median")
+    function()
+    durations: list[float] = []
+    while len(durations) < CPU_REPEATS or sum(durations) < CPU_SECONDS:
+        start = time.perf_counter()
+        function()
+        durations.append(time.perf_counter() - start)
+    return 1000 * statistics.median(durations)
+
+
+def iteration_seconds(step: Callable[[], Any], iterations: int, device: torch.device) -> list[float]:
+    """Durations of training steps by the wall clock, which includes what the device waits for."""
+    durations = []
+    for _ in range(iterations):
+        synchronize(device)
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        durations.append(time.perf_counter() - start)
+    return durations
+
+
+class PeakMemory:
+    """Most memory that was in use at once, over what was in use when this was made.
+
+    On a GPU what PyTorch's allocator has handed out. On the CPU the process's resident memory, whose high-water mark
+    Linux lets a process set back; what was freed before is given back to the system first, so that using it again
+    counts.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self._before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident("VmRSS")
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets the peak so far; it stays counted from the same base."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    @property
+    def bytes(self) -> int:
+        on_gpu = self._device.type == "cuda"
+        return (torch.cuda.max_memory_allocated(self._device) if on_gpu else _resident("VmHWM")) - self._before
+
+
+def write_results(
+    name: str,
+    rows: Sequence[Row],
+    device: torch.device,
+    ceilings: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    folder: Path = RESULTS,
+) -> Path:
+    """Writes a benchmark's figures with where they come from.
+
+    Args:
+        name: of the benchmark.
+        rows: a mapping for each thing measured, of what JSON can hold.
+        device: measured on.
+        ceilings: what `ceilings` gave in the same run.
+        notes: what a reader has to know about how the figures were made.
+        folder: where NAME_DEVICE.json goes.
+
+    Returns:
+        The file.
+    """
+    path = result_path(name, device, ".json", folder)
+    content = {
+        "benchmark": name,
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine(device),
+        "ceilings": dict(ceilings),
+        "notes": list(notes),
+        "rows": [dict(row) for row in rows],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def result_path(name: str, device: torch.device, suffix: str, folder: Path = RESULTS) -> Path:
+    """Where a result of this device goes, such as `results/attention_nvidia-h200.json`."""
+    return folder / f"{name}_{slug(device_name(device))}{suffix}"
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's: lower case, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def markdown_table(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> str:
+    """The rows as a Markdown table.
+
+    Args:
+        rows: any that lacks a column, or has None there, shows a dash.
+        columns: by key, the header and how a value is formatted, such as ("ms", ".2f").
+    """
+    cells = [[header for header, _ in columns.values()]]
+    cells += [[_cell(row.get(key), form) for key, (_, form) in columns.items()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    is_text = [form.endswith("s") or not form for _, form in columns.values()]
+    lines = [
+        "| " + " | ".join(c.ljust(w) if t else c.rjust(w) for c, w, t in zip(line, widths, is_text, strict=True)) + " |"
+        for line in cells
+    ]
+    rule = (
+        "|" + "|".join("-" * (w + 2) if t else "-" * (w + 1) + ":" for w, t in zip(widths, is_text, strict=True)) + "|"
+    )
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cell(value: Any, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """First line that a command prints; None if it is not there or fails, as git does outside a repository."""
+    if shutil.which(command[0]) is None:
+        return None
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.splitlines()[0].strip() if result.returncode == 0 and result.stdout else None
+
+
+def _resident(field: str) -> int:
+    """VmRSS, the process's resident memory, or VmHWM, its high-water mark, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)[1])

@@ -1,0 +1,204 @@
+"""Times the contrastive loss with its gradients, and its memory, beside the ways that it is usually computed.
+
+    python benchmarks/contrastive.py
+
+with the packages installed (`make install`), or with kernels/ on PYTHONPATH. On a GPU: checks every contestant against
+float64, times forward and backward together, and writes results/contrastive_DEVICE.json, in under four minutes. Without
+one: writes what the kernels should take on an H200 (prediction.py), for the first run there to be held against.
+
+What is compared, on bf16 features of one GPU with a learnable scale: `ours` (fused), the same with the scores made by
+library products (`ours, chunked`), `eager` (the whole matrix and two cross entropies, as most trainers do), that under
+torch.compile, and `eager in chunks` of rows, each recomputed in the backward pass. Where the matrix would not fit,
+those that need it are left out. TFLOP/s count 8 n² d, the least that can be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not the repository
+
+from benchmarks import common
+from growclip_kernels import contrastive_loss
+from growclip_kernels.contrastive import torch_path
+
+SIZES = (1536, 4096, 16384, 65536, 262144)
+WIDTHS = (512, 768)
+CHUNK = 4096  # rows that `eager in chunks` works on
+SCALE = 50.0
+CAPABILITY = (9, 0)
+LOSS_TOLERANCE, TOLERANCE = 2e-3, 2e-2  # relative distances of bf16's value and gradients from float64's
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def eager(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    logits = (images @ texts.T).float() * scale
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def eager_in_chunks(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    def part(rows: Tensor, others: Tensor, scale: Tensor, start: int) -> Tensor:
+        own = torch.arange(start, start + len(rows), device=rows.device)
+        return F.cross_entropy((rows @ others.T).float() * scale, own, reduction="sum")
+
+    total = images.new_zeros((), dtype=torch.float32)
+    for rows, others in ((images, texts), (texts, images)):
+        for start in range(0, len(rows), CHUNK):
+            total = total + checkpoint(part, rows[start : start + CHUNK], others, scale, start, use_reentrant=False)
+    return total / 2 / len(images)
+
+
+class Chunked(torch.autograd.Function):
+    """Ours on one GPU with the design that dispatch does not choose."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+        from growclip_kernels.contrastive import triton_path
+
+        factor = scale.reshape(())
+        row_lse, column_lse, diagonal = triton_path.log_sum_exp(images, texts, factor, 0, "chunked")
+        ctx.save_for_backward(images, texts, factor, row_lse, column_lse)
+        return ((row_lse + column_lse) / 2 - diagonal).mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        from growclip_kernels.contrastive import triton_path
+
+        images, *rest = ctx.saved_tensors
+        d_images, d_texts, d_factor = triton_path.gradient(images, *rest, 0, "chunked")
+        step = grad / len(images)
+        return d_images.mul_(step).to(images.dtype), d_texts.mul_(step).to(images.dtype), (d_factor * step).reshape(1)
+
+
+def contestants(n: int, device: torch.device) -> Iterator[tuple[str, Loss]]:
+    """By name; those whose matrices would not fit are left out."""
+    yield "ours", contrastive_loss
+    if device.type == "cuda":
+        yield "ours, chunked", Chunked.apply
+    yield "eager in chunks", eager_in_chunks
+    whole = 5 * 4 * n * n  # bytes: the scores and their gradient in fp32, a softmax of each, with what copies they take
+    if device.type == "cuda" and whole > torch.cuda.get_device_properties(device).total_memory:
+        return
+    yield "eager", eager
+    if device.type == "cuda":
+        yield "compiled", torch.compile(eager)
+
+
+def features(n: int, d: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs that resemble each other somewhat, as in training, and a scale."""
+    generator = torch.Generator(device).manual_seed(n + d)
+    images = torch.randn(n, d, device=device, generator=generator)
+    texts = images + 2 * torch.randn(n, d, device=device, generator=generator)
+    scale = torch.tensor([SCALE], device=device)
+    return tuple(
+        t.requires_grad_() for t in (F.normalize(images, dim=1).bfloat16(), F.normalize(texts, dim=1).bfloat16(), scale)
+    )
+
+
+def exact(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Loss and gradients in float64, by blocks."""
+    images, texts, scale = (t.detach().double() for t in inputs)
+    factor = scale.reshape(())
+    row_lse, column_lse, diagonal = torch_path.log_sum_exp(images, texts, factor, 0)
+    gradients = torch_path.gradient(images, texts, factor, row_lse, column_lse, 0)
+    return ((row_lse + column_lse) / 2 - diagonal).mean(), *(gradient / len(images) for gradient in gradients)
+
+
+def measure(n: int, d: int, device: torch.device) -> list[dict[str, Any]]:
+    """A row for each contestant."""
+    inputs = features(n, d, device)
+    expected = exact(inputs)
+    rows = []
+    for name, loss in contestants(n, device):
+        row: dict[str, Any] = {"n": n, "d": d, "contestant": name}
+        rows.append(row)
+
+        def both(loss: Loss = loss) -> tuple[Tensor, ...]:
+            value = loss(*inputs)
+            return value.detach(), *torch.autograd.grad(value, inputs)
+
+        try:
+            row["errors"] = [float((a.double() - b).norm() / b.norm()) for a, b in zip(both(), expected, strict=True)]
+            if not (row["errors"][0] <= LOSS_TOLERANCE and max(row["errors"]) <= TOLERANCE):
+                raise RuntimeError(f"wrong: {', '.join(f'{error:.1e}' for error in row['errors'])} from float64")
+            memory = common.PeakMemory(device)
+            both()
+            row["peak_gb"] = memory.bytes / 1e9
+            row["ms"] = common.median_ms(both, device)
+        except RuntimeError as reason:  # out of memory, or a wrong result: say so, go on
+            row["failed"] = str(reason).splitlines()[0][:80]
+            continue
+        row["tflop_s"] = 8 * n * n * d / row["ms"] / 1e9
+    for row in rows:
+        if "ms" in row and "ms" in rows[0]:
+            row["times_ours"] = row["ms"] / rows[0]["ms"]
+    return rows
+
+
+def predictions() -> list[dict[str, Any]]:
+    """What ours should take on an H200."""
+    from benchmarks.prediction import H200, contrastive_seconds
+    from growclip_kernels.contrastive.configurations import configurations
+    from growclip_kernels.resources import compile_for
+
+    used = {
+        item.name: compile_for(item, CAPABILITY)
+        for item in configurations(CAPABILITY)
+        if item.name.endswith("bf16") and "sigmoid" not in item.name
+    }
+    forward, gradient = (used[f"contrastive fused {name}, bf16"] for name in ("log-sum-exp", "softmax gradient"))
+    rows = []
+    for d in WIDTHS:
+        for n in SIZES:
+            seconds = sum(contrastive_seconds(n, d, H200, forward, gradient))
+            row = {"n": n, "d": d, "contestant": "ours, predicted", "ms": 1e3 * seconds}
+            rows.append(row | {"tflop_s": 8 * n * n * d / seconds / 1e12})
+    return rows
+
+
+COLUMNS = {
+    "n": ("n", "d"),
+    "d": ("d", "d"),
+    "contestant": ("", "s"),
+    "ms": ("forward + backward ms", ".3f"),
+    "tflop_s": ("TFLOP/s", ".0f"),
+    "peak_gb": ("peak GB", ".3f"),
+    "times_ours": ("× ours", ".2f"),
+    "failed": ("", "s"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder to write to")
+    options = parser.parse_args()
+    device = common.find_device()
+    if device.type != "cuda":
+        rows = predictions()
+        path = options.results / "contrastive_predicted_nvidia-h200.json"
+        content = {"benchmark": "contrastive, predicted for an H200", "rows": rows}
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(common.markdown_table(rows, COLUMNS))
+        print(f"\nThere is no GPU here: these are predictions ({path})")
+        return
+    limits = common.ceilings(device)
+    rows = [row for d in WIDTHS for n in SIZES for row in measure(n, d, device)]
+    print(common.markdown_table(rows, COLUMNS))
+    print(limits)
+    print(common.write_results("contrastive", rows, device, limits, folder=options.results))
+
+
+if __name__ == "__main__":
+    main()

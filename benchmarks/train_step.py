@@ -1,0 +1,176 @@
+"""Times whole training steps of GrowCLIP, at ViT-B/16's size and at S4's, beside other libraries' CLIPs.
+
+    python benchmarks/train_step.py                 # one process: on the GPU, or small on the CPU where there is none
+    deepspeed --num_gpus 8 benchmarks/train_step.py
+    DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 deepspeed --num_accelerators 2 benchmarks/train_step.py
+
+with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Writes results/train_step_DEVICE.json
+(train_step_N_ranks_DEVICE.json with several) and, with --profile, train_step_profile_MODEL_DEVICE.txt. Takes two
+minutes on two CPU cores. GROWCLIP_KERNELS=torch times GrowCLIP without its Triton kernels; give that a --results of
+its own.
+
+What is compared. GrowCLIP is trained by `train_iteration` on the engine of ds_configs/zeroN.json, as in a run. At
+ViT-B/16's size it is CLIP ViT-B/16 with a convolution before its patches, on packed captions. The others get the same
+pictures and captions, these as rows of the full context length, and are trained by the same engine with the same
+settings and AdamW; and, in one process, as most people would: fp32 weights, autocast, PyTorch's fused AdamW. GrowCLIP
+with all captions of full length shows what of the difference is not due to packing. S4 takes LAMB, as the paper's run
+does. Nothing is compiled or checkpointed.
+
+Before anything is timed, the first loss has to be that of guessing, ln n, and a step has to change every matrix.
+
+Utilisation is by operations counted from sizes (flops.py): of the captions' tokens, not of padding, so at the same
+captions it is the same work for all but for the stem. Time is the median of iterations by the wall clock, on the
+slowest rank; memory is the largest rank's. Shares are of further iterations, with marks between parts (parts.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not the repository
+
+from benchmarks import common
+from benchmarks.contenders import find_contenders
+from benchmarks.parts import BACKWARD, LOSS, OTHER_FORWARD, REST, STEP
+from benchmarks.steps import PARTS, Contest, Preset, Step
+from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.distributed import is_main, world_size
+from growclip_ds.engine import init_distributed
+from growclip_ds.optim import AdamW, Lamb
+
+PRESETS = {
+    "gpu": Preset(
+        compared=Architecture(0, 12, 12, 12, 8, 0),
+        largest=Architecture(6, 18, 10, 10, 8, 8),
+        names=("ViT-B/16 size", "S4"),
+        sizes=ModelSizes(),
+        batch_size=512,
+        iterations=12,
+        bf16=True,
+    ),
+    "cpu-small": Preset(  # a quarter of the width and a third of the depth, so the stem weighs more
+        compared=Architecture(0, 4, 3, 4, 2, 0),
+        largest=Architecture(2, 6, 3, 3, 2, 3),
+        names=("small", "small S4"),
+        sizes=ModelSizes(vocab_size=8192, embed_dim=128),
+        batch_size=8,
+        iterations=3,
+        bf16=False,
+    ),
+}
+PROFILED_OPERATORS = 40
+
+COLUMNS = {
+    "model": ("model", "s"),
+    "captions": ("captions", "s"),
+    "trained_by": ("trained by", "s"),
+    "samples_per_second": ("samples/s", ",.1f"),
+    "ms": ("ms/step", ",.1f"),
+    "times_transformers": ("x transformers", ".2f"),
+    "tflop_s": ("TFLOP/s a rank", ".3g"),
+    "mfu": ("MFU", ".1%"),
+    "of_measured_rate": ("of measured rate", ".1%"),
+    "peak_gib": ("peak GiB", ".2f"),
+}
+SHARE_COLUMNS = {
+    **{key: COLUMNS[key] for key in ("model", "captions", "trained_by")},
+    **{part: (part, ".1%") for part in (*PARTS, OTHER_FORWARD, LOSS, BACKWARD, STEP, REST)},
+}
+NOTES = (
+    "samples/s of all ranks; TFLOP/s of useful operations; MFU: of the data sheet's dense bf16 rate; "
+    "peak GiB: weights, gradients, optimizer state and activations of the largest rank",
+    "x transformers: samples/s over those of transformers' CLIPModel on the same engine at the same ZeRO stage",
+    "loss: forward and backward pass of GrowCLIP's; a contender's is part of its other forward and its backward",
+)
+
+
+def profile_to(path: Path, device: torch.device) -> Callable[[Step], None]:
+    """What writes a step's operators to a file, by device time (CPU time on the CPU), the longest first."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    sort_by = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+
+    def profile(step: Step) -> None:
+        with torch.profiler.profile(activities=activities) if is_main() else nullcontext() as profiler:
+            step()
+            common.synchronize(device)
+        if profiler is not None:
+            operators = profiler.key_averages()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(operators.table(sort_by, row_limit=PROFILED_OPERATORS, max_name_column_width=70))
+            print(f"wrote {path}")
+
+    return profile
+
+
+def compare(rows: list[dict[str, Any]], compared: Architecture) -> None:
+    """Puts samples/s in relation to those of transformers' CLIPModel at the same ZeRO stage."""
+    theirs = {row["stage"]: row["samples_per_second"] for row in rows if row["model"].startswith("transformers")}
+    for row in rows:
+        if row["stage"] is not None and row.get("architecture") in (None, str(compared)):
+            row["times_transformers"] = row["samples_per_second"] / theirs[row["stage"]]
+
+
+def main() -> None:
+    start = time.perf_counter()
+    options = _parser().parse_args()
+    init_distributed()
+    device = common.find_device()
+    preset = PRESETS[options.preset or ("gpu" if device.type == "cuda" else "cpu-small")]
+    sizes = {"batch_size": options.batch_size, "iterations": options.iterations}
+    preset = replace(preset, **{name: value for name, value in sizes.items() if value is not None})
+    name = "train_step" if world_size() == 1 else f"train_step_{world_size()}_ranks"
+
+    def profile(model: str, stage: int) -> Callable[[Step], None] | None:
+        path = common.result_path(f"{name}_profile_{common.slug(model)}", device, ".txt", options.results)
+        return profile_to(path, device) if options.profile and stage == options.stages[0] else None
+
+    contest = Contest(preset, device)
+    if is_main():
+        print(json.dumps(common.machine(device) | contest.ceilings))
+    contenders = find_contenders(preset.compared, preset.sizes, contest.batch.end_of_text)
+    compared, largest = preset.names
+    for stage in options.stages:
+        contest.growclip(compared, preset.compared, AdamW, stage, True, profile(compared, stage))
+        for contender in contenders:
+            contest.contender_on_engine(contender, stage)
+        contest.growclip(largest, preset.largest, Lamb, stage, False, profile(largest, stage))
+    if world_size() == 1:
+        for contender in contenders:
+            contest.contender_alone(contender)
+    compare(contest.rows, preset.compared)
+    if is_main():
+        length = sum(contest.batch.lengths) / len(contest.batch.lengths)
+        notes = (*NOTES, f"{preset}; captions are of {length:.1f} tokens on average")
+        path = common.write_results(name, contest.rows, device, contest.ceilings, notes, options.results)
+        print(f"\n{common.markdown_table(contest.rows, COLUMNS)}\n")
+        shares = [row | row["shares"] for row in contest.rows if "shares" in row]
+        print(f"{common.markdown_table(shares, SHARE_COLUMNS)}\n\n{path}, {time.perf_counter() - start:.0f} s")
+    torch.distributed.destroy_process_group()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Times training steps; see the top of the file.")
+    parser.add_argument("--preset", choices=PRESETS, help="what to run (default: by whether there is a GPU)")
+    parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="of ZeRO")
+    parser.add_argument("--batch-size", type=int, help="pairs a rank (default: the preset's)")
+    parser.add_argument("--iterations", type=int, help="timed ones of each (default: the preset's)")
+    parser.add_argument("--profile", action="store_true", help="also write each model's operators by time")
+    parser.add_argument("--results", type=Path, default=common.RESULTS, metavar="DIR", help="where results go")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # LOCAL_RANK says the same
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Losses over all pairs of the global batch, without a matrix of all similarities in memory.
+
+A rank holds the rows of its own pictures: scores S = scale · I Tᵀ of local pictures with all captions are made a block
+at a time. Softmax: one pass gives the log-sum-exp of rows and of columns (the latter combined across ranks); the
+backward pass makes each block once more and uses it for both directions, 8 · n_local · n · d operations in all.
+Sigmoid: no sum over a row is needed before the gradient, which is made in the forward pass, 6 · n_local · n · d in all.
+Memory is O(n · d).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from growclip_kernels.contrastive import torch_path
+from growclip_kernels.contrastive.ranks import Ranks
+from growclip_kernels.dispatch import uses_triton
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def contrastive_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """The contrastive loss of the global batch (the paper's Eq. 3 and 4, with CLIP's temperature).
+
+    Every rank gets the same value. The gradients of a rank's features are those of the global loss; of the gradient
+    of `logit_scale` each rank gets the share of its own pictures. So for every parameter, features' or scale, the
+    *sum* of the ranks' gradients is the gradient: multiply by the number of ranks where they are averaged.
+
+    Args:
+        image_features: (n_local, d), L2-normalised; n_local may differ between ranks and be 0.
+        text_features: (n_local, d), L2-normalised; the i-th belongs to the i-th picture.
+        logit_scale: one element, what similarities are multiplied by.
+        group: the ranks whose batches make the global batch; the default group if None and one is initialised.
+
+    Returns:
+        () in fp32, or float64 for float64 features; everything is accumulated in that type.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit, or no sample on any rank.
+    """
+    _check(image_features, text_features, logit_scale=logit_scale)
+    with torch.autocast(image_features.device.type, enabled=False):  # it would round what must not be
+        return _SoftmaxLoss.apply(image_features, text_features, logit_scale, group)
+
+
+def sigmoid_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """The sigmoid loss of the global batch (SigLIP, Zhai et al. 2023, Eq. 1).
+
+    -1/n Σᵢⱼ log σ(zᵢⱼ (scale · cosᵢⱼ + bias)) over all n · n pairs, zᵢⱼ = 1 for i = j and -1 otherwise. Value and
+    gradients on several ranks are as for `contrastive_loss`, the bias's gradient as the scale's.
+
+    Args:
+        image_features: (n_local, d), L2-normalised; n_local may differ between ranks and be 0.
+        text_features: (n_local, d), L2-normalised; the i-th belongs to the i-th picture.
+        logit_scale: one element, what similarities are multiplied by.
+        logit_bias: one element, what is then added.
+        group: the ranks whose batches make the global batch; the default group if None and one is initialised.
+
+    Returns:
+        () in fp32, or float64 for float64 features.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit, or no sample on any rank.
+    """
+    _check(image_features, text_features, logit_scale=logit_scale, logit_bias=logit_bias)
+    inputs = image_features, text_features, logit_scale, logit_bias
+    differentiate = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
+    with torch.autocast(image_features.device.type, enabled=False):
+        return _SigmoidLoss.apply(*inputs, group, differentiate)
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, images: Tensor, texts: Tensor, scale: Tensor, group: dist.ProcessGroup | None):
+        ranks, factor = _ranks(images, group), _accumulated(scale, images)
+        all_texts = ranks.gather(texts)
+        row_lse, column_lse, diagonal = _path(images).log_sum_exp(images, all_texts, factor, ranks.offset)
+        column_lse = ranks.combine_lse(column_lse)
+        own = column_lse[ranks.offset : ranks.offset + ranks.local]
+        ctx.save_for_backward(images, all_texts, scale, row_lse, column_lse)
+        ctx.ranks = ranks
+        return ranks.sum(((row_lse + own) / 2 - diagonal).sum()) / ranks.total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_loss: Tensor):
+        images, all_texts, scale, row_lse, column_lse = ctx.saved_tensors
+        ranks: Ranks = ctx.ranks
+        factor = _accumulated(scale, images)
+        d_images, d_texts, d_factor = _path(images).gradient(
+            images, all_texts, factor, row_lse, column_lse, ranks.offset
+        )
+        step = grad_loss / ranks.total
+        return (
+            d_images.mul_(step).to(images.dtype),
+            ranks.sum_scatter(d_texts).mul_(step).to(images.dtype),
+            (d_factor * step).to(scale.dtype).reshape(scale.shape),
+            None,
+        )
+
+
+class _SigmoidLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        group: dist.ProcessGroup | None,
+        differentiate: bool,
+    ):
+        ranks = _ranks(images, group)
+        factor, shift = _accumulated(scale, images), _accumulated(bias, images)
+        loss, d_images, d_texts, d_factor, d_shift = _path(images).sigmoid(
+            images, ranks.gather(texts), factor, shift, ranks.offset, differentiate
+        )
+        if differentiate:
+            ctx.save_for_backward(scale, bias, d_images, ranks.sum_scatter(d_texts), d_factor, d_shift)
+            ctx.dtype, ctx.total = images.dtype, ranks.total
+        return ranks.sum(loss) / ranks.total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_loss: Tensor):
+        scale, bias, d_images, d_texts, d_factor, d_shift = ctx.saved_tensors
+        step = grad_loss / ctx.total
+        return (
+            (d_images * step).to(ctx.dtype),
+            (d_texts * step).to(ctx.dtype),
+            (d_factor * step).to(scale.dtype).reshape(scale.shape),
+            (d_shift * step).to(bias.dtype).reshape(bias.shape),
+            None,
+            None,
+        )
+
+
+def _check(images: Tensor, texts: Tensor, **scalars: Tensor) -> None:
+    if images.dim() != 2 or images.shape != texts.shape:
+        raise ValueError(f"features must both be (n, d), not {tuple(images.shape)} and {tuple(texts.shape)}")
+    if images.dtype != texts.dtype or images.dtype not in DTYPES:
+        raise ValueError(
+            f"features must be of one type, bfloat16, float16, float32 or float64, not {images.dtype} and "
+            f"{texts.dtype}: convert one to the other's"
+        )
+    if images.device != texts.device:
+        raise ValueError(f"features are on {images.device} and {texts.device}: move them to one device")
+    for name, scalar in scalars.items():
+        if scalar.numel() != 1:
+            raise ValueError(f"{name} must have one element, not {tuple(scalar.shape)}")
+        if not scalar.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point number, not {scalar.dtype}")
+        if scalar.device != images.device:
+            raise ValueError(f"{name} is on {scalar.device}, the features on {images.device}: move it there")
+
+
+def _ranks(images: Tensor, group: dist.ProcessGroup | None) -> Ranks:
+    ranks = Ranks(images.shape[0], images.device, group)
+    if ranks.total == 0:
+        raise ValueError("no sample on any rank: the loss of an empty batch is not defined")
+    return ranks
+
+
+def _accumulated(scalar: Tensor, features: Tensor) -> Tensor:
+    """() in the type that is accumulated in. Stays on its device: reading it here would wait for that."""
+    return scalar.to(torch.promote_types(features.dtype, torch.float32)).reshape(())
+
+
+def _path(images: Tensor) -> ModuleType:
+    """What computes a rank's own part: the kernels, for features that they are made for."""
+    d = images.shape[1]
+    if uses_triton(images.device) and images.dtype != torch.float64 and d % 16 == 0 and 64 <= d <= 1024:
+        from growclip_kernels.contrastive import triton_path  # not every machine has Triton
+
+        return triton_path
+    return torch_path

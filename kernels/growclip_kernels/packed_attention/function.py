@@ -1,0 +1,92 @@
+"""`attention`: checks what comes in and hands it to the path that runs on its device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from growclip_kernels.dispatch import uses_triton
+from growclip_kernels.packed_attention.torch_path import HEAD_WIDTH, attention_torch
+
+TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor = False) -> Tensor:
+    """softmax(q kᵀ / √64) v within each sequence.
+
+    `cu_seqlens` is looked at once for each tensor object, which on a GPU waits for it, and not at all under
+    torch.compile and while a CUDA graph is captured.
+
+    Args:
+        qkv: (T, H, 3, 64), the tokens of all sequences end to end; queries, keys and values of a head side by side.
+            May be the leading heads of a wider tensor.
+        cu_seqlens: (B + 1,) int32, where sequences begin and end: starts with 0, ends with T.
+        max_seqlen: length of the longest sequence, or an upper bound of it.
+        causal: whether a token sees only itself and those before it; (B,) booleans to say it for each sequence.
+
+    Returns:
+        (T, H, 64).
+
+    Raises:
+        ValueError: a shape, type, device or boundary that is not the above.
+    """
+    _check(qkv, cu_seqlens, causal)
+    if not torch.compiler.is_compiling():
+        _check_boundaries(cu_seqlens, qkv.shape[0], max_seqlen)
+    if qkv.dtype in TRITON_DTYPES and uses_triton(qkv.device):
+        from growclip_kernels.packed_attention.operators import attention_triton
+
+        return attention_triton(qkv, cu_seqlens, max_seqlen, causal)
+    return attention_torch(qkv, cu_seqlens, max_seqlen, causal)
+
+
+def _check(qkv: Tensor, cu_seqlens: Tensor, causal: bool | Tensor) -> None:
+    if qkv.dim() != 4 or qkv.shape[2:] != (3, HEAD_WIDTH):
+        raise ValueError(f"qkv must be (tokens, heads, 3, {HEAD_WIDTH}), not {tuple(qkv.shape)}")
+    if not qkv.is_floating_point():
+        raise ValueError(f"qkv must be of a floating-point type, not {qkv.dtype}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype != torch.int32:
+        shape = tuple(cu_seqlens.shape)
+        raise ValueError(f"cu_seqlens must be (sequences + 1,) int32, not {shape} {cu_seqlens.dtype}")
+    given = [("cu_seqlens", cu_seqlens)]
+    if isinstance(causal, Tensor):
+        if causal.shape != (cu_seqlens.numel() - 1,) or causal.dtype != torch.bool:
+            raise ValueError(
+                f"causal must have one flag a sequence ({cu_seqlens.numel() - 1}), bool, not {tuple(causal.shape)} "
+                f"{causal.dtype}"
+            )
+        given.append(("causal", causal))
+    for name, tensor in given:
+        if tensor.device != qkv.device:
+            raise ValueError(f"{name} is on {tensor.device}, but qkv on {qkv.device}; move it there")
+
+
+# What each cu_seqlens was found to divide: (its version, tokens, longest sequence).
+_checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _check_boundaries(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
+    version = 0 if cu_seqlens.is_inference() else cu_seqlens._version
+    known = _checked.get(cu_seqlens)
+    if known is None or known[:2] != (version, tokens):
+        if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        known = version, tokens, _longest(cu_seqlens, tokens)
+        _checked[cu_seqlens] = known
+    if known[2] > max_seqlen:
+        raise ValueError(f"max_seqlen is {max_seqlen}, but cu_seqlens has a sequence of {known[2]} tokens")
+
+
+def _longest(cu_seqlens: Tensor, tokens: int) -> int:
+    """Length of the longest sequence, found with one transfer from the device."""
+    lengths = cu_seqlens.diff()
+    none = lengths.new_zeros(1)
+    first, last, shortest, longest = torch.stack(
+        [cu_seqlens[0], cu_seqlens[-1], torch.cat([lengths, none]).min(), torch.cat([lengths, none]).max()]
+    ).tolist()
+    if (first, last) != (0, tokens):
+        raise ValueError(f"cu_seqlens must begin with 0 and end with the {tokens} tokens of qkv: {first} … {last}")
+    if shortest < 0:
+        raise ValueError("cu_seqlens must not decrease: it holds where each sequence begins, and at last the end")
+    return longest

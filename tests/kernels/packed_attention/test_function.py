@@ -1,0 +1,110 @@
+"""The PyTorch path of packed attention against softmax attention in float64, and what `attention` refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from growclip_kernels import attention
+from growclip_kernels.packed_attention import function
+from tests.kernels.packed_attention.cases import boundaries, packed, reference
+
+RAGGED = [
+    pytest.param([3, 1, 17, 0, 5], id="ragged"),
+    pytest.param([4, 4, 4], id="equal"),
+    pytest.param([1], id="one token"),
+    pytest.param([77, 2, 64, 65], id="captions"),
+    pytest.param([0, 0], id="nothing"),
+]
+
+
+@pytest.mark.parametrize("lengths", RAGGED)
+@pytest.mark.parametrize("kind", ["none", "all", "some", "alternating"])
+def test_outputs_and_gradients(lengths, kind):
+    sequences = len(lengths)
+    causal = {
+        "none": [False] * sequences,
+        "all": [True] * sequences,
+        "some": [i >= sequences // 2 for i in range(sequences)],
+        "alternating": [i % 2 == 0 for i in range(sequences)],
+    }[kind]
+    qkv, cu_seqlens = packed(lengths, 2, torch.float64)
+    flag = causal[0] if kind in ("none", "all") else torch.tensor(causal)
+    bound = max(lengths) + 3 if kind == "all" else max(lengths)  # an upper bound will do
+    out, expected = attention(qkv, cu_seqlens, bound, flag), reference(qkv, lengths, causal)
+    torch.testing.assert_close(out, expected)
+    weights = torch.randn_like(out)
+    gradients = [torch.autograd.grad((o * weights).sum(), qkv)[0] for o in (out, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_lower_precision(dtype, tolerance):
+    qkv, cu_seqlens = packed([5, 20, 9], 3, dtype)
+    out = attention(qkv, cu_seqlens, 20, True)
+    assert out.dtype == dtype
+    expected = reference(qkv.detach().double(), [5, 20, 9], [True] * 3)
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_leading_heads_of_a_wider_tensor():
+    qkv, cu_seqlens = packed([6, 4], 4, torch.float64)
+    torch.testing.assert_close(attention(qkv[:, :2], cu_seqlens, 6), attention(qkv, cu_seqlens, 6)[:, :2])
+
+
+def attend(**changed):
+    arguments = {"qkv": torch.zeros(4, 2, 3, 64), "cu_seqlens": boundaries([1, 3]), "max_seqlen": 3, "causal": False}
+    return attention(**{**arguments, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"qkv": torch.zeros(4, 2, 3, 32)}, "qkv must be"),
+        ({"qkv": torch.zeros(4, 2, 64)}, "qkv must be"),
+        ({"qkv": torch.zeros(4, 3, 2, 64)}, "qkv must be"),
+        ({"qkv": torch.zeros(4, 2, 3, 64, dtype=torch.int32)}, "floating-point type, not torch.int32"),
+        ({"qkv": torch.zeros(4, 2, 3, 64, device="meta")}, "cu_seqlens is on cpu, but qkv on meta"),
+        ({"cu_seqlens": torch.tensor([[0, 4]], dtype=torch.int32)}, "cu_seqlens must be"),
+        ({"cu_seqlens": torch.tensor([0, 4])}, "cu_seqlens must be .* int32, not .* torch.int64"),
+        ({"cu_seqlens": torch.tensor([], dtype=torch.int32)}, "cu_seqlens must be"),
+        ({"cu_seqlens": torch.tensor([0, 3, 2, 4], dtype=torch.int32)}, "must not decrease"),
+        (
+            {"cu_seqlens": torch.tensor([1, 4], dtype=torch.int32)},
+            "begin with 0 and end with the 4 tokens .*: 1 … 4",
+        ),
+        ({"cu_seqlens": boundaries([1, 2])}, "begin with 0 and end with the 4 tokens"),
+        ({"cu_seqlens": boundaries([1, 4])}, "begin with 0 and end with the 4 tokens"),
+        ({"max_seqlen": 2}, "max_seqlen is 2, but cu_seqlens has a sequence of 3 tokens"),
+        ({"causal": torch.tensor([True])}, "one flag a sequence"),
+        ({"causal": torch.tensor([1, 0])}, "one flag a sequence .* bool, not .* torch.int64"),
+        ({"causal": torch.zeros(2, dtype=torch.bool, device="meta")}, "causal is on meta, but qkv on cpu"),
+    ],
+)
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_wrong_input_is_refused(monkeypatch, kernels, changed, message):
+    monkeypatch.setenv("GROWCLIP_KERNELS", kernels)
+    with pytest.raises(ValueError, match=message):
+        attend(**changed)
+
+
+def test_boundaries_are_looked_at_once_until_they_change(monkeypatch):
+    looks = []
+    longest = function._longest
+    monkeypatch.setattr(function, "_longest", lambda *arguments: looks.append(arguments) or longest(*arguments))
+    cu_seqlens = boundaries([1, 3])
+    attend(cu_seqlens=cu_seqlens)
+    attend(cu_seqlens=cu_seqlens, max_seqlen=4)
+    assert len(looks) == 1
+    with pytest.raises(ValueError, match="max_seqlen is 2"):
+        attend(cu_seqlens=cu_seqlens, max_seqlen=2)
+    cu_seqlens[1] = 5
+    with pytest.raises(ValueError, match="must not decrease"):
+        attend(cu_seqlens=cu_seqlens)
+    assert len(looks) == 2
+
+
+def test_float64_is_for_the_pytorch_path(monkeypatch):
+    monkeypatch.setenv("GROWCLIP_KERNELS", "triton")
+    qkv, cu_seqlens = packed([5, 2], 1, torch.float64)
+    torch.testing.assert_close(attention(qkv, cu_seqlens, 5), reference(qkv, [5, 2], [False] * 2))

@@ -1,0 +1,194 @@
+"""The Triton path against softmax attention in float64; interpreted where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from growclip_kernels import attention
+from growclip_kernels.packed_attention import operators
+from tests.kernels.packed_attention.cases import LENGTHS, boundaries, packed, reference, worst_error
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+LOW = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def _triton_on_poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is allocated holds NaN until it is written."""
+    monkeypatch.setenv("GROWCLIP_KERNELS", "triton")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def check(
+    qkv: Tensor, lengths: list[int], causal: list[bool], bound: int | None = None, tolerance: float | None = None
+) -> None:
+    """Output and gradient of each sequence, against float64 of the same numbers."""
+    tolerance = tolerance or TOLERANCE[qkv.dtype]
+    flags = torch.tensor(causal) if len(set(causal)) > 1 else causal[0]
+    on_device = [t.to(DEVICE) if isinstance(t, Tensor) else t for t in (qkv, boundaries(lengths), flags)]
+    out = attention(on_device[0], on_device[1], bound or max(lengths), on_device[2])
+    generator = torch.Generator().manual_seed(len(lengths))
+    weights = torch.randn(out.shape, generator=generator).to(qkv.dtype)
+    (gradient,) = torch.autograd.grad(out, qkv, weights.to(DEVICE))
+    exact = qkv.detach().double().requires_grad_()
+    expected = reference(exact, lengths, causal)
+    (expected_gradient,) = torch.autograd.grad(expected, exact, weights.double())
+    assert out.dtype == gradient.dtype == qkv.dtype
+    assert worst_error(out.detach().cpu(), expected.detach(), lengths) <= tolerance
+    # A sequence of one token has no gradient in its query and key: all three parts are measured together.
+    assert worst_error(gradient.cpu().flatten(1), expected_gradient.flatten(1), lengths) <= tolerance
+
+
+def alternating(lengths: list[int]) -> list[bool]:
+    return [i % 2 == 0 for i in range(len(lengths))]
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_all_lengths_mixed(dtype):
+    qkv, _ = packed(LENGTHS, 1, dtype)
+    check(qkv, LENGTHS, alternating(LENGTHS))
+
+
+def test_all_lengths_mixed_in_fp32():
+    lengths = [length for length in LENGTHS if length < 200]
+    qkv, _ = packed(lengths, 1, torch.float32)
+    check(qkv, lengths, alternating(lengths))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW])
+@pytest.mark.parametrize("first_causal", [False, True])
+@pytest.mark.parametrize("every", [1, 2])
+def test_all_lengths_in_either_causality(dtype, first_causal, every):
+    lengths = [*LENGTHS, 1024]
+    qkv, _ = packed(lengths, 2, dtype)
+    check(qkv, lengths, [(i % every == 0) == first_causal for i in range(len(lengths))])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [20, 50, 77, 197])
+def test_all_of_one_length(length, causal):
+    """As pictures come: one launch, of the tile that fits."""
+    qkv, _ = packed([length] * 2, 2, torch.bfloat16)
+    check(qkv, [length] * 2, [causal] * 2)
+
+
+@pytest.mark.parametrize("heads", range(1, 17))
+def test_any_number_of_heads(heads):
+    qkv, _ = packed([5, 33, 18], heads, torch.bfloat16)
+    check(qkv, [5, 33, 18], [True, False, True])
+
+
+@pytest.mark.parametrize("bound", [33, 64, 77, 300])
+def test_max_seqlen_may_be_an_upper_bound(bound):
+    qkv, _ = packed([30, 33, 1], 1, torch.bfloat16)
+    check(qkv, [30, 33, 1], [True, False, False], bound)
+
+
+def test_sequences_of_nothing():
+    qkv, _ = packed([0, 40, 0, 3, 0], 2, torch.float16)
+    out = attention(qkv, boundaries([0, 40, 0, 3, 0]), 40)
+    assert (
+        worst_error(out.detach(), reference(qkv.detach().double(), [40, 3], [False] * 2), [40, 3])
+        <= TOLERANCE[qkv.dtype]
+    )
+    empty = torch.empty(0, 2, 3, 64, dtype=torch.float16, requires_grad=True)
+    assert attention(empty, boundaries([0, 0]), 7).shape == (0, 2, 64)
+    assert attention(empty, boundaries([]), 0).shape == (0, 2, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["large", "identical", "opposed", "one key far ahead"])
+def test_hard_scores(dtype, kind):
+    """Scores of thousands, all alike, all far below zero, and one that takes all the weight."""
+    lengths, (qkv, _) = [70, 31], packed([70, 31], 1, dtype)
+    values = qkv.detach().clone()
+    if kind == "large":
+        values[:, :, :2] *= 30
+    elif kind == "identical":
+        values[:] = values[:1].clone()
+    elif kind == "opposed":  # log-sum-exps near -600, where exp(score - 0) of a masked place would overflow
+        values[:, :, 0], values[:, :, 1] = 9.0, -9.0
+        values[:, :, 1] += torch.randn(values[:, :, 1].shape, generator=torch.Generator().manual_seed(1)) / 16
+    else:
+        values[5, :, 1] = 40 * values[3, :, 0]
+    # fp32 has 2^-24 of a score, and all of that error shows in its exponential: allow what its products may lose.
+    largest = float(torch.einsum("qhd,khd->hqk", values[:, :, 0].abs().double(), values[:, :, 1].abs().double()).max())
+    lost = largest / 8 * 2**-24
+    check(values.requires_grad_(), lengths, [False, True], tolerance=TOLERANCE[dtype] + 4 * lost)
+
+
+def test_leading_heads_are_used_where_they_lie():
+    wide, _ = packed([20, 7], 6, torch.bfloat16)
+    leading = wide[:, :4]
+    assert operators._ready(leading) is leading
+    out = attention(leading, boundaries([20, 7]), 20)
+    torch.testing.assert_close(out, attention(leading.contiguous(), boundaries([20, 7]), 20), rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(out.sum(), wide)
+    assert gradient[:, 4:].eq(0).all()
+    assert gradient[:, :4].ne(0).any()
+
+
+def test_any_other_layout_is_copied():
+    qkv, _ = packed([20, 7], 2, torch.bfloat16)
+    scattered = qkv.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    ours = attention(scattered, boundaries([20, 7]), 20)
+    torch.testing.assert_close(ours, attention(qkv.detach(), boundaries([20, 7]), 20), rtol=0, atol=0)
+
+
+def test_under_compile_and_checkpointing():
+    qkv, cu_seqlens = packed([20, 7], 2, torch.float32)
+    flags = torch.tensor([False, True])
+
+    def twice(x: Tensor) -> Tensor:
+        out = attention(x, cu_seqlens, 20, flags)
+        return attention(x * out.unsqueeze(2), cu_seqlens, 20, True).square().sum()
+
+    (expected,) = torch.autograd.grad(twice(qkv), qkv)
+    compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    (of_compiled,) = torch.autograd.grad(compiled(qkv), qkv)
+    (of_checkpointed,) = torch.autograd.grad(checkpoint(twice, qkv, use_reentrant=False), qkv)
+    torch.testing.assert_close(of_compiled, expected)
+    torch.testing.assert_close(of_checkpointed, expected, rtol=0, atol=0)
+
+
+def test_operators_are_what_torch_expects():
+    qkv, cu_seqlens = packed([20, 7], 2, torch.bfloat16)
+    arguments = (qkv, cu_seqlens, 20, torch.tensor([True, False]), False)
+    torch.library.opcheck(operators.attention_forward, arguments)
+    saved = [tensor.detach() for tensor in (qkv, *operators.attention_forward(*arguments))]
+    torch.library.opcheck(operators.attention_backward, (saved[1], *saved, *arguments[1:]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs are of GPUs")
+def test_captured_in_a_cuda_graph():
+    lengths = [197, 20]
+    qkv, cu_seqlens = packed(lengths, 2, torch.bfloat16)
+    qkv, cu_seqlens = qkv.detach().cuda().requires_grad_(), cu_seqlens.cuda()
+
+    def step() -> tuple[Tensor, Tensor]:
+        out = attention(qkv, cu_seqlens, 197)
+        return out, torch.autograd.grad(out, qkv, torch.ones_like(out))[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            expected = step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for tensor in captured:
+        tensor.fill_(torch.nan)
+    graph.replay()
+    for ours, theirs in zip(captured, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
