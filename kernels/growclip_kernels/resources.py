@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from growclip_kernels.configuration import Configuration
@@ -102,12 +102,12 @@ def defects(used: Resources, capability: tuple[int, int]) -> list[str]:
 
 def _assemble(ptx: str, capability: tuple[int, int]) -> tuple[int, int]:
     """Registers a thread and bytes spilled, as ptxas counts them."""
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    assembler = get_ptxas(capability[0] * 10 + capability[1]).path
     target = re.search(r"\.target (sm_\w+)", ptx)[1]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [str(assembler), "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+        command = [assembler, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
         log = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     registers = re.search(r"Used (\d+) registers", log)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
