@@ -29,6 +29,11 @@ def uses_triton(device: torch.device) -> bool:
     return _choose(os.environ.get(SETTING, ""), device)
 
 
+def interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU, under its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 @functools.cache
 def _choose(setting: str, device: torch.device) -> bool:
     """Once a setting and device: what is chosen is logged, and cached."""
@@ -40,7 +45,7 @@ def _choose(setting: str, device: torch.device) -> bool:
     interpreted = device.type == "cpu"  # for tests: never chosen, only asked for
     chosen = setting == "triton" or (not setting and not obstacle and not interpreted)
     reason = f" ({SETTING}={setting})" if setting else f" ({obstacle})" if obstacle else ""
-    logger.info("attention and contrastive loss on %s: %s%s", device, "Triton" if chosen else "PyTorch", reason)
+    logger.info("kernels on %s: %s%s", device, "Triton" if chosen else "PyTorch", reason)
     return chosen
 
 
@@ -49,7 +54,7 @@ def _obstacle(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device.type == "cpu":
-        return None if os.environ.get("TRITON_INTERPRET") == "1" else "the tensors are on the CPU"
+        return None if interpreted() else "the tensors are on the CPU"
     if device.type != "cuda" or torch.version.cuda is None:
         return f"there are no kernels for {device.type} devices other than NVIDIA's"
     capability = torch.cuda.get_device_capability(device)

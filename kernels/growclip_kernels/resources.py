@@ -51,10 +51,12 @@ class Resources:
 def configurations(capability: tuple[int, int]) -> Iterator[Configuration]:
     """Everything that dispatch can choose on a device of this capability."""
     from growclip_kernels.contrastive.configurations import configurations as of_contrastive
+    from growclip_kernels.optimizer.configurations import configurations as of_optimizer
     from growclip_kernels.packed_attention.configurations import configurations as of_attention
 
     yield from of_attention(capability)
     yield from of_contrastive(capability)
+    yield from of_optimizer(capability)
 
 
 def compile_for(configuration: Configuration, capability: tuple[int, int]) -> Resources:

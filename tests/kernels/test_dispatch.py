@@ -76,7 +76,7 @@ def test_logged_once(caplog):
         for _ in range(3):
             dispatch.uses_triton(CPU)
     assert [record.getMessage() for record in caplog.records] == [
-        "attention and contrastive loss on cpu: PyTorch (the tensors are on the CPU)"
+        "kernels on cpu: PyTorch (the tensors are on the CPU)"
     ]
 
 

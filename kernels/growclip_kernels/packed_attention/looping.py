@@ -14,6 +14,7 @@ from growclip_kernels.packed_attention.on_chip import (
     LOG2_SCALE,
     PARTS,
     SCALE,
+    VARYING,
     sequence_of,
     store_tile,
     tile_at,
@@ -21,7 +22,7 @@ from growclip_kernels.packed_attention.on_chip import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*VARYING, "tiles"])
 def forward_looping(
     qkv, out, lse, cu_seqlens, flags, tokens, heads, stride_token, flagged, all_causal, shorter, tiles,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
@@ -56,7 +57,7 @@ def forward_looping(
         tl.store(lse + head.to(tl.int64) * tokens + start + rows, largest + tl.log2(total), mask=rows < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*VARYING, "tiles"])
 def backward_queries(
     qkv, out, grad_out, lse, delta, grad_qkv, cu_seqlens, flags,
     tokens, heads, stride_token, flagged, all_causal, shorter, tiles,
@@ -92,7 +93,7 @@ def backward_queries(
         store_tile(grad_qkv + (start * heads + head) * PARTS, dq * SCALE, rows, heads * PARTS, length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*VARYING, "tiles"])
 def backward_keys(
     qkv, grad_out, lse, delta, grad_qkv, cu_seqlens, flags,
     tokens, heads, stride_token, flagged, all_causal, shorter, tiles,

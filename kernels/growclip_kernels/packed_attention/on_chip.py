@@ -20,6 +20,8 @@ PARTS = tl.constexpr(3 * 64)  # elements of a head: its query, key and value
 # exp(s / √64) = exp2(s · LOG2_SCALE): the hardware's exponential is that of base 2.
 LOG2_SCALE = tl.constexpr(0.125 * 1.4426950408889634)
 SCALE = tl.constexpr(0.125)
+# Arguments that vary from call to call: no kernel is compiled again because one of them is 1, or a multiple of 16.
+VARYING = ["tokens", "heads", "flagged", "all_causal", "shorter"]
 
 
 @triton.jit
@@ -63,7 +65,7 @@ def sum_over_queries(weights, tile, TRANSPOSED: tl.constexpr):
     return tl.dot(tl.trans(weights), tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def forward_on_chip(
     qkv, out, lse, cu_seqlens, flags, tokens, heads, stride_token, flagged, all_causal, shorter,
     KEYS: tl.constexpr, QUERIES: tl.constexpr,
@@ -92,7 +94,7 @@ def forward_on_chip(
             tl.store(lse + rows, largest + tl.log2(total), mask=rows < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_on_chip(
     qkv, out, grad_out, lse, grad_qkv, cu_seqlens, flags, tokens, heads, stride_token, flagged, all_causal, shorter,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, TRANSPOSED: tl.constexpr,

@@ -30,14 +30,15 @@ def attention_forward(
     tokens, heads = qkv.shape[:2]
     out, lse = qkv.new_empty(tokens, heads, qkv.shape[3]), qkv.new_empty(heads, tokens, dtype=torch.float32)
     programs = (cu_seqlens.numel() - 1) * heads
-    for launch, shared in _launches(qkv, cu_seqlens, max_seqlen, flags, all_causal):
-        tile = launch.tiles.forward
-        if isinstance(launch.tiles, OnChip):
-            forward_on_chip[(programs,)](qkv, out, lse, *shared, **_options(tile))
-        else:
-            count = triton.cdiv(max_seqlen, tile.queries)
-            options = _options(tile, PRECISION=launch.tiles.precision)
-            forward_looping[(programs * count,)](qkv, out, lse, *shared, count, **options)
+    with torch.cuda.device_of(qkv):
+        for launch, shared in _launches(qkv, cu_seqlens, max_seqlen, flags, all_causal):
+            tiles, arguments = launch.tiles, (qkv, out, lse, *shared)
+            if isinstance(tiles, OnChip):
+                forward_on_chip[(programs,)](*arguments, **_options(tiles.forward))
+            else:
+                count = triton.cdiv(max_seqlen, tiles.forward.queries)
+                options = _options(tiles.forward, PRECISION=tiles.precision)
+                forward_looping[(programs * count,)](*arguments, count, **options)
     return out, lse
 
 
@@ -50,21 +51,21 @@ def attention_backward(
     qkv, grad_out = _ready(qkv), grad_out.contiguous()
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     programs = (cu_seqlens.numel() - 1) * qkv.shape[1]
-    for launch, shared in _launches(qkv, cu_seqlens, max_seqlen, flags, all_causal):
-        tiles = launch.tiles
-        if isinstance(tiles, OnChip):
-            options = _options(tiles.backward, TRANSPOSED=tiles.transposed)
-            backward_on_chip[(programs,)](qkv, out, grad_out, lse, grad_qkv, *shared, **options)
-        else:
+    with torch.cuda.device_of(qkv):
+        for launch, shared in _launches(qkv, cu_seqlens, max_seqlen, flags, all_causal):
+            tiles = launch.tiles
+            if isinstance(tiles, OnChip):
+                options = _options(tiles.backward, TRANSPOSED=tiles.transposed)
+                backward_on_chip[(programs,)](qkv, out, grad_out, lse, grad_qkv, *shared, **options)
+                continue
             delta = torch.empty_like(lse)
+            arguments = (grad_out, lse, delta, grad_qkv, *shared)
             count = triton.cdiv(max_seqlen, tiles.backward_queries.queries)
             options = _options(tiles.backward_queries, PRECISION=tiles.precision)
-            backward_queries[(programs * count,)](
-                qkv, out, grad_out, lse, delta, grad_qkv, *shared, count, **options
-            )  # fmt: skip
+            backward_queries[(programs * count,)](qkv, out, *arguments, count, **options)
             count = triton.cdiv(max_seqlen, tiles.backward_keys.keys)
             options = _options(tiles.backward_keys, PRECISION=tiles.precision)
-            backward_keys[(programs * count,)](qkv, grad_out, lse, delta, grad_qkv, *shared, count, **options)
+            backward_keys[(programs * count,)](qkv, *arguments, count, **options)
     return grad_qkv
 
 

@@ -1,0 +1,121 @@
+"""Kernels that update a flat shard in one pass: a program takes a block of one span of one tensor.
+
+What changes from update to update is read from memory, so a launch is the same every time. Nothing is atomic: the same
+inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+FIELDS = tl.constexpr(6)  # of a span's row in the tables
+NUMBERS = tl.constexpr(4)  # of a tensor: 1 / (1 - β1ᵗ), 1 / √(1 - β2ᵗ), weight decay, learning rate
+
+
+@triton.jit
+def _elements(spans, span_of, BLOCK: tl.constexpr):
+    """The program's tensor, where its elements lie (BLOCK,), and which of these there are."""
+    block = tl.program_id(0)
+    row = spans + tl.load(span_of + block).to(tl.int64) * FIELDS
+    tensor, offset, columns = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    stride, elements, first_block = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
+    start = (block - first_block) * BLOCK  # within the span, its rows laid end to end
+    element = tl.arange(0, BLOCK)
+    address = offset + start + element
+    if columns < elements:  # several rows; where there is one, the divisions are left out
+        element = (element + start % columns).to(tl.uint32)
+        below = element // columns.to(tl.uint32)
+        column = element - below * columns.to(tl.uint32)
+        address = offset + (start // columns + below.to(tl.int64)) * stride + column.to(tl.int64)
+    return tensor, address, start + tl.arange(0, BLOCK) < elements
+
+
+@triton.jit
+def _normalised(g, m, v, numbers, tensor, take1, keep2, take2, eps):
+    """The moments moved on, and m̂ / (√v̂ + eps)."""
+    m = m + take1 * (g - m)
+    v = keep2 * v + take2 * g * g
+    denominator = tl.sqrt_rn(v) * tl.load(numbers + tensor * NUMBERS + 1) + eps
+    return m, v, tl.div_rn(m, denominator) * tl.load(numbers + tensor * NUMBERS)
+
+
+@triton.jit
+def adamw_kernel(
+    weight, gradient, exp_avg, exp_avg_sq,  # (n,) fp32
+    spans, span_of,  # see Tables
+    numbers,  # (tensors, NUMBERS) fp32
+    take1, keep2, take2, eps,  # 1 - β1, β2, 1 - β2: the differences are rounded once
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """w ← (1 - lr · decay) w - lr m̂ / (√v̂ + eps), and the moments."""
+    tensor, at, there = _elements(spans, span_of, BLOCK)
+    g = tl.load(gradient + at, mask=there, other=0.0)
+    m = tl.load(exp_avg + at, mask=there, other=0.0)
+    v = tl.load(exp_avg_sq + at, mask=there, other=0.0)
+    w = tl.load(weight + at, mask=there, other=0.0)
+    m, v, u = _normalised(g, m, v, numbers, tensor, take1, keep2, take2, eps)
+    decay, lr = tl.load(numbers + tensor * NUMBERS + 2), tl.load(numbers + tensor * NUMBERS + 3)
+    tl.store(exp_avg + at, m, mask=there)
+    tl.store(exp_avg_sq + at, v, mask=there)
+    tl.store(weight + at, w * (1 - lr * decay) - lr * u, mask=there)
+
+
+@triton.jit
+def lamb_direction_kernel(
+    weight, gradient, exp_avg, exp_avg_sq,  # (n,) fp32
+    partials,  # (2, blocks) fp32: each program's sums of the squares of w and u
+    spans, span_of,  # see Tables
+    numbers,  # (tensors, NUMBERS) fp32
+    take1, keep2, take2, eps,  # 1 - β1, β2, 1 - β2
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The moments, and u = m̂ / (√v̂ + eps) + decay · w in the gradient's place."""
+    tensor, at, there = _elements(spans, span_of, BLOCK)
+    g = tl.load(gradient + at, mask=there, other=0.0)
+    m = tl.load(exp_avg + at, mask=there, other=0.0)
+    v = tl.load(exp_avg_sq + at, mask=there, other=0.0)
+    w = tl.load(weight + at, mask=there, other=0.0)
+    m, v, u = _normalised(g, m, v, numbers, tensor, take1, keep2, take2, eps)
+    u += tl.load(numbers + tensor * NUMBERS + 2) * w  # where nothing is, all of it is 0
+    tl.store(exp_avg + at, m, mask=there)
+    tl.store(exp_avg_sq + at, v, mask=there)
+    tl.store(gradient + at, u, mask=there)
+    tl.store(partials + tl.program_id(0), tl.sum(w * w, 0))
+    tl.store(partials + tl.num_programs(0) + tl.program_id(0), tl.sum(u * u, 0))
+
+
+@triton.jit
+def squares_kernel(
+    partials,  # (2, blocks) fp32
+    first_block,  # (tensors + 1,) int32
+    is_matrix,  # (tensors,) int32
+    squares,  # (tensors, 2) fp64
+    blocks,
+    BLOCK: tl.constexpr,
+):
+    """Adds up the partial sums of a tensor, in fp64 and always in the same order; 0 for what is no matrix."""
+    tensor = tl.program_id(0)
+    begin, end = tl.load(first_block + tensor), tl.load(first_block + tensor + 1)
+    end = tl.where(tl.load(is_matrix + tensor) != 0, end, begin)
+    of_weight, of_direction = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    for start in range(begin, end, BLOCK):
+        block = start + tl.arange(0, BLOCK)
+        of_weight += tl.load(partials + block, mask=block < end, other=0.0).to(tl.float64)
+        of_direction += tl.load(partials + blocks + block, mask=block < end, other=0.0).to(tl.float64)
+    tl.store(squares + 2 * tensor, tl.sum(of_weight, 0))
+    tl.store(squares + 2 * tensor + 1, tl.sum(of_direction, 0))
+
+
+@triton.jit
+def lamb_apply_kernel(
+    weight, direction,  # (n,) fp32
+    rates,  # (tensors,) fp32: learning rate times trust ratio
+    spans, span_of,  # see Tables
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """w ← w - rate · u."""
+    tensor, at, there = _elements(spans, span_of, BLOCK)
+    w = tl.load(weight + at, mask=there, other=0.0)
+    u = tl.load(direction + at, mask=there, other=0.0)
+    tl.store(weight + at, w - tl.load(rates + tensor) * u, mask=there)

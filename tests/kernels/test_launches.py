@@ -1,0 +1,89 @@
+"""What dispatch launches is what the table of resources says: the same programs, and no others.
+
+In a process of its own, where Triton believes in a GPU and compiles for it as at a launch, but launches nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from growclip_kernels import attention, contrastive_loss, dispatch, resources, sigmoid_loss
+from growclip_kernels.packed_attention import operators
+from growclip_kernels.contrastive import triton_path
+
+CAPABILITY = (int(sys.argv[1]), 0)
+TARGET = GPUTarget("cuda", 10 * CAPABILITY[0], 32)
+
+
+class StandIn:
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device=None: 0)
+    get_current_target = staticmethod(lambda: TARGET)
+
+
+launched, listed = set(), set()
+run, compile = JITFunction.run, triton.compile
+
+
+def compile_only(self, *arguments, grid, warmup, **options):
+    compiled = run(self, *arguments, grid=grid, warmup=True, **options)
+    launched.add(compiled.asm["ptx"])
+    return compiled
+
+
+def listing(*arguments, **options):
+    compiled = compile(*arguments, **options)
+    listed.add(compiled.asm["ptx"])
+    return compiled
+
+
+def boundaries(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+driver.set_active(StandIn())
+JITFunction.run = compile_only
+dispatch._obstacle = lambda device: None
+operators.capability_of = triton_path.capability_of = lambda device: CAPABILITY
+mixed = (5, 1, 300, 100, 197, 16), torch.tensor([True, False] * 3)
+batches = [((197, 197), False), ((77, 77), True), mixed, ((1,), True)]
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for heads in (1, 3, 16):
+        for lengths, causal in batches:
+            qkv = torch.randn(sum(lengths), heads, 3, 64).to(dtype).requires_grad_()
+            attention(qkv, boundaries(lengths), max(lengths), causal).sum().backward()
+    for n, d in ((1, 64), (130, 80), (16, 512)):
+        images, texts = (torch.randn(n, d).to(dtype).requires_grad_() for _ in range(2))
+        scale = torch.tensor([10.0], requires_grad=True)
+        (contrastive_loss(images, texts, scale) + sigmoid_loss(images, texts, scale, -scale)).backward()
+
+resources.triton.compile = listing
+for configuration in resources.configurations(CAPABILITY):
+    if configuration.name.startswith(("attention", "contrastive")):
+        resources.compile_for(configuration, CAPABILITY)
+print(len(listed), len(launched), len(listed & launched))
+"""
+
+
+@pytest.mark.parametrize("generation", [8, 9])
+def test_programs_launched_are_those_listed(generation):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["GROWCLIP_KERNELS"] = "triton"
+    command = [sys.executable, "-c", SCRIPT, str(generation)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    listed, launched, both = map(int, result.stdout.split())
+    assert listed == launched == both > 25
