@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from growclip_ds.monitor import (
 )
 from growclip_ds.monitor.figures import architecture_figure, selection_figure
 from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
+from growclip_ds.monitor.starvation import StarvationWatch
 from growclip_ds.monitor.words import duration
 from growclip_ds.run_folder import Phase, RunFolder, open_run
 
@@ -60,6 +61,7 @@ class Progress:
     skipped: int = 0
     samples_per_second: float = 512.3
     data_wait_share: float = 0.02
+    broken_samples: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -341,8 +343,43 @@ def test_a_terminal_has_one_live_line(monkeypatch: pytest.MonkeyPatch):
 def test_waiting_for_data_shows_where_it_matters():
     slow = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, data_wait_share=0.34)
     assert slow.splitlines()[0].endswith("waits for data 34%")
-    fast = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, data_wait_share=0.15)
+    fast = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, data_wait_share=0.05)
     assert "waits" not in fast
+
+
+def warned_at(shares: list[float], every: int = 10) -> list[int]:
+    """The reports, counted from 0, after which a phase warns that it waits for data."""
+    watch = StarvationWatch(workers=4)
+    progress = [Progress(every * (place + 1), 10**6, data_wait_share=share) for place, share in enumerate(shares)]
+    return [place for place, report in enumerate(progress) if watch.warning(report)]
+
+
+def test_waiting_for_data_is_warned_of_when_it_goes_on():
+    assert warned_at([0.9, 0.02, 0.02, 0.02]) == []  # the start of the workers
+    assert warned_at([0.9, 0.9, 0.9]) == []
+    assert warned_at([0.9, 0.3, 0.4, 0.2, 0.3, 0.3]) == [3]
+    assert warned_at([0.9, 0.3, 0.09, 0.3, 0.3, 0.09, 0.2, 0.2, 0.2]) == [8]
+
+
+def test_the_warning_comes_again_after_a_thousand_iterations():
+    assert warned_at([0.5] * 250) == [3, 103, 203]
+    assert warned_at([0.5] * 6, every=1000) == [3, 4, 5]
+
+
+def test_the_warning_names_the_remedy(folder: RunFolder):
+    stream = io.StringIO()
+    monitor = RunMonitor(folder, config(), SIZES, [3000], stream)
+    monitor.start_phase(1, Phase.TRAIN, BASE, 100, 0)
+    for done in range(10, 50, 10):
+        monitor.progress(Progress(done, 100, data_wait_share=0.345))
+    monitor.close()
+    (warning,) = [line for line in stream.getvalue().splitlines() if line.startswith("Warning")]
+    assert warning.startswith("Warning: 34% of the time goes by waiting for data: raise data.workers (4 a rank; ")
+    assert f"{os.cpu_count()} processors" in warning
+    assert "local disk" in warning
+    without = StarvationWatch(workers=0)
+    texts = [without.warning(Progress(done, 100, data_wait_share=0.3)) for done in range(10, 50, 10)]
+    assert "raise data.workers (0, which loads between iterations; " in texts[-1]
 
 
 def test_updates_left_out_are_told():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -12,6 +15,7 @@ class Cause(StrEnum):
 
     NO_PICTURE = "no picture"
     NO_CAPTION = "no caption"
+    DAMAGED_SHARD = "shard cut off or damaged"
     UNREADABLE_SHARD = "shard cannot be read or has changed"
     BROKEN_PICTURE = "picture cannot be decoded"
     DECOMPRESSION_BOMB = "picture has too many pixels"
@@ -41,6 +45,41 @@ class Fault(NamedTuple):
 
     key: str
     cause: Cause
+
+
+class FaultList:
+    """A list of broken samples on disk, a JSON object a line, to which one process appends.
+
+    What was on the list before stays; a sample is listed once by a process, however often it is met.
+
+    Args:
+        file: of this process alone.
+        where: what every entry says besides, such as the phase.
+    """
+
+    def __init__(self, file: Path, **where: int | str) -> None:
+        self.file = file
+        self._where = where
+        self._listed: set[Fault] = set()
+
+    def add(self, faults: Iterable[Fault], **where: int | str) -> None:
+        """Appends the faults that are new, with where they were met. Whole lines: a killed run leaves no half of one.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        new = [fault for fault in dict.fromkeys(faults) if fault not in self._listed]
+        if not new:
+            return
+        self._listed.update(new)
+        place = self._where | where
+        lines = "".join(json.dumps({"key": fault.key, "cause": fault.cause} | place) + "\n" for fault in new)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, lines.encode())
+        finally:
+            os.close(descriptor)
 
 
 def in_words(counts: Mapping[Cause, int]) -> str:

@@ -1,6 +1,11 @@
 """The order of training: a sample's place depends on the seed, the epoch and the number of samples alone.
 
 Neither the number of ranks nor that of workers comes in, so a position in the order is all that a resumed run needs.
+
+Many samples are shuffled in blocks. The epoch's samples, begun at a random one, are cut into blocks of 256 that lie one
+after the other in the shards; the blocks are shuffled and dealt to windows of 256 to 384 blocks; within a window the
+blocks are interleaved at random, each read from its front to its end. So neighbours come from all over the data, while
+what is read at any time are some hundred places that move forward, and no more than a window is held in memory.
 """
 
 from __future__ import annotations
@@ -13,14 +18,23 @@ import numpy as np
 
 from growclip_ds.errors import InputError
 
+BLOCK_SAMPLES = 256
+WINDOW_BLOCKS = 256
+FEW_SAMPLES = 2 * BLOCK_SAMPLES * WINDOW_BLOCKS  # up to which an epoch is shuffled whole
 
-def permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """A random order of `samples` things, (samples,) int64, which two numbers of at most 64 bits decide.
 
-    Sorts by Philox's raw numbers: NumPy keeps those the same from version to version, but not `Generator.permutation`.
+def draws(count: int, seed: int, epoch: int, part: int = 0) -> np.ndarray:
+    """Random numbers, (count,) uint64, which the three of at most 64 bits decide.
+
+    Philox's raw numbers: NumPy keeps those the same from version to version, but not what `Generator` makes of them.
     """
-    draws = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(samples)
-    return np.argsort(draws, kind="stable")
+    counter = np.array([0, 0, 0, part], dtype=np.uint64)
+    return np.random.Philox(counter=counter, key=np.array([seed, epoch], dtype=np.uint64)).random_raw(count)
+
+
+def permutation(samples: int, seed: int, epoch: int, part: int = 0) -> np.ndarray:
+    """A random order of `samples` things, (samples,) int64; for the other arguments see `draws`."""
+    return np.argsort(draws(samples, seed, epoch, part), kind="stable")
 
 
 def held_out_mask(samples: int, held_out: int, seed: int, subset_name: str) -> np.ndarray:
@@ -37,8 +51,66 @@ def held_out_mask(samples: int, held_out: int, seed: int, subset_name: str) -> n
         )
     digest = hashlib.sha256(f"{seed} {subset_name}".encode()).digest()
     mask = np.zeros(samples, dtype=bool)
-    mask[permutation(samples, int.from_bytes(digest[:8]), int.from_bytes(digest[8:16]))[:held_out]] = True
+    key = int.from_bytes(digest[:8]), int.from_bytes(digest[8:16])
+    part = 0
+    while (missing := held_out - int(mask.sum())) > 0:  # drawn anew for those drawn twice
+        mask[draws(missing, *key, part) % np.uint64(samples)] = True
+        part += 1
     return mask
+
+
+class EpochOrder:
+    """The order of one epoch, any part of it at the same cost.
+
+    Args:
+        samples: N.
+        seed, epoch: decide the order, with N.
+    """
+
+    def __init__(self, samples: int, seed: int, epoch: int) -> None:
+        self.samples, self.seed, self.epoch = samples, seed, epoch
+        self.windows = max(1, samples // (BLOCK_SAMPLES * WINDOW_BLOCKS)) if samples > FEW_SAMPLES else 1
+        self._starts = np.array([0, samples])  # of the windows in the epoch, and the epoch's end
+        if self.windows > 1:
+            self._first = int(draws(1, seed, epoch, part=1)[0] % np.uint64(samples))
+            blocks = -(-samples // BLOCK_SAMPLES)
+            self._blocks = permutation(blocks, seed, epoch)
+            self._bounds = [blocks * window // self.windows for window in range(self.windows + 1)]
+            sizes = np.minimum(BLOCK_SAMPLES, samples - self._blocks * BLOCK_SAMPLES)
+            self._starts = np.concatenate([[0], np.cumsum(sizes)])[self._bounds]
+        self._window: int | None = None
+        self._window_order = np.empty(0, dtype=np.int64)
+
+    def part(self, start: int, stop: int) -> np.ndarray:
+        """The samples at places `start` to `stop` of the epoch, (stop - start,) int64."""
+        parts = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            window = int(np.searchsorted(self._starts, start, side="right")) - 1
+            offset = start - int(self._starts[window])
+            taken = self._order_of(window)[offset : offset + stop - start]
+            parts.append(taken)
+            start += len(taken)
+        return np.concatenate(parts)
+
+    def _order_of(self, window: int) -> np.ndarray:
+        if window != self._window:
+            make = self._interleaved if self.windows > 1 else self._shuffled
+            self._window, self._window_order = window, make(window)
+        return self._window_order
+
+    def _shuffled(self, window: int) -> np.ndarray:
+        return permutation(self.samples, self.seed, self.epoch)
+
+    def _interleaved(self, window: int) -> np.ndarray:
+        blocks = self._blocks[self._bounds[window] : self._bounds[window + 1]]
+        samples = (blocks[:, None] * BLOCK_SAMPLES + np.arange(BLOCK_SAMPLES)).ravel()
+        owners = np.repeat(np.arange(len(blocks)), BLOCK_SAMPLES)
+        inside = samples < self.samples  # the last block may be short
+        samples, owners = samples[inside], owners[inside]
+        shuffled = owners[permutation(len(samples), self.seed, self.epoch, part=2 + window)]
+        order = np.empty_like(samples)
+        order[np.argsort(shuffled, kind="stable")] = samples  # a block's places, in order, get its samples in order
+        return (order + self._first) % self.samples
 
 
 class TrainingOrder:
@@ -64,8 +136,7 @@ class TrainingOrder:
         self.seed = seed
         self.length = math.ceil(Fraction(str(epochs)) * samples)  # 0.1 epochs of 30 samples are 3, not 4
         self.iterations = math.ceil(self.length / global_batch_size)
-        self._epoch: int | None = None
-        self._epoch_order = np.empty(0, dtype=np.int64)
+        self._epoch = EpochOrder(samples, seed, 0)
 
     def batch(self, iteration: int) -> np.ndarray:
         """The samples of a global batch, (B,) int64, fewer in the last."""
@@ -74,7 +145,9 @@ class TrainingOrder:
         parts = []
         while start < stop:
             epoch, offset = divmod(start, self.samples)
-            part = self._order_of(epoch)[offset : offset + stop - start]
+            if epoch != self._epoch.epoch:
+                self._epoch = EpochOrder(self.samples, self.seed, epoch)
+            part = self._epoch.part(offset, min(offset + stop - start, self.samples))
             parts.append(part)
             start += len(part)
         return np.concatenate(parts)
@@ -82,11 +155,6 @@ class TrainingOrder:
     def batch_size(self, iteration: int) -> int:
         """Samples of a global batch."""
         return min(self.global_batch_size, self.length - iteration * self.global_batch_size)
-
-    def _order_of(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._epoch, self._epoch_order = epoch, permutation(self.samples, self.seed, epoch)
-        return self._epoch_order
 
 
 def shares(batch: np.ndarray, rank: int, world_size: int, micro_batches: int) -> list[np.ndarray]:

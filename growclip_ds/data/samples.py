@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from growclip_ds.data.faults import BrokenSample, Cause
-from growclip_ds.data.shards import BLOCK, ShardIndex, key_and_extension
+from growclip_ds.data.scan import BLOCK, key_and_extension
+from growclip_ds.data.shards import ShardIndex
 
+_HEADERS = 4  # blocks before a member's data, where webdataset wrote it; of what has more, the rest is read apart
 _OPEN_SHARDS = 256  # kept open by a reader; a quarter of the usual limit of a process
 
 
@@ -47,12 +50,11 @@ class ShardReader:
         picture_block, picture_bytes, caption_block, caption_bytes = self.index.places[position].tolist()
         try:
             file = self._open(shard)
-            header, picture = _read_member(file, picture_block, picture_bytes)
+            name, picture = _read_member(file, picture_block, picture_bytes)
             _, caption = _read_member(file, caption_block, caption_bytes)
         except (OSError, tarfile.TarError) as error:
             raise BrokenSample(Cause.UNREADABLE_SHARD, f"{shard}: {error}") from error
-        key = self.index.long_keys.get((shard, picture_block)) or key_and_extension(header.name)[0]
-        return Sample(key, picture, caption)
+        return Sample(key_and_extension(name)[0] or name, picture, caption)
 
     def _open(self, shard: str) -> Any:
         if shard in self._files:
@@ -89,10 +91,22 @@ def decode_caption(data: bytes) -> str:
     return caption
 
 
-def _read_member(file: Any, block: int, size: int) -> tuple[tarfile.TarInfo, bytes]:
-    """A member's data and the header before it, whose checksum and length show that it is still the one indexed."""
-    data = os.pread(file.fileno(), BLOCK + size, (block - 1) * BLOCK)
-    header = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape")
-    if header.size != size or len(data) != BLOCK + size:
-        raise tarfile.ReadError(f"block {block} has {len(data) - BLOCK} of {header.size} bytes, indexed were {size}")
-    return header, data[BLOCK:]
+def _read_member(file: Any, block: int, size: int) -> tuple[str, bytes]:
+    """A member's name and data; the header's checksum and length show that it is still the one indexed."""
+    data = os.pread(file.fileno(), _HEADERS * BLOCK + size, block * BLOCK)
+    start, header = 0, _header(data)
+    if header.type == tarfile.XHDTYPE and not re.search(rb"\d (path|size)=", data[BLOCK : BLOCK + header.size]):
+        start = BLOCK * (1 - -header.size // BLOCK)  # more about the member, such as fractions of its time
+        header = _header(data[start:])
+    found = data[start + BLOCK : start + BLOCK + size]
+    if not header.isreg():  # a name too long for the header, or not ASCII, has headers of its own before it
+        file.seek(block * BLOCK)
+        header = tarfile.TarFile(fileobj=file).firstmember
+        found = os.pread(file.fileno(), size, header.offset_data)
+    if header.size != size or len(found) != size:
+        raise tarfile.ReadError(f"block {block} has {len(found)} of {header.size} bytes, indexed were {size}")
+    return header.name, found
+
+
+def _header(data: bytes) -> tarfile.TarInfo:
+    return tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape")

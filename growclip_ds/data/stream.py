@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from growclip_ds import distributed
-from growclip_ds.data.batch import Batch, BatchLoader
-from growclip_ds.data.faults import Cause
+from growclip_ds.data.batch import Batch, BatchDecoder, BatchLoader
+from growclip_ds.data.faults import Cause, FaultList
 from growclip_ds.data.order import TrainingOrder, shares
+from growclip_ds.data.remote import Deal, RemoteOrder, RemoteShards
+from growclip_ds.data.remote_stream import RemoteLoader
 from growclip_ds.data.shards import ShardIndex
 from growclip_ds.data.tokens import Tokenizer
 from growclip_ds.errors import InputError
+from growclip_ds.signals import kept_from_children
 
 _PREFETCHED = 2  # micro-batches a worker works ahead
+
+_log = logging.getLogger(__name__)
 
 
 class TrainingStream:
@@ -28,10 +35,12 @@ class TrainingStream:
 
     Iteration i takes the i-th global batch of the phase (see `TrainingOrder`), of which this rank gets a contiguous
     share, cut into micro-batches. A broken sample leaves its place empty: its micro-batch is shorter, and the others
-    are as they would be without the fault.
+    are as they would be without the fault. Of remote shards, see `RemoteOrder` for what a rank gets.
+
+    A data loading worker that dies is replaced, once; what it had worked on is done again.
 
     Args:
-        index: the samples to train on.
+        data: the samples to train on.
         tokenizer: of the captions.
         image_size: side of the square pictures in pixels.
         global_batch_size: samples of an iteration over all ranks and micro-batches.
@@ -40,13 +49,18 @@ class TrainingStream:
         micro_batches: batches that a rank's share comes in.
         workers: processes that read and decode; 0 does it in this one.
         start_iteration: first iteration to give, at no cost for those before it.
+        deals: of remote shards: how the phase was dealt before `start_iteration`, from where it was first started.
         pin_memory: whether batches are put where copies to a GPU need not be waited for.
+        exact: whether pictures are Pillow's to the bit; see `decode_picture`.
+        fault_list: where broken samples are listed; nowhere if None.
         rank, world_size: of this process where they are not those of torch.distributed.
 
     Attributes:
         samples: N, samples of one epoch.
         iterations: of the whole phase.
+        deals: of remote shards: what a stream that goes on with the phase has to be given.
         faults: broken samples met so far by this rank, by cause.
+        dead_workers: replaced so far.
 
     Raises:
         InputError: the ranks and micro-batches cannot divide the global batch.
@@ -54,7 +68,7 @@ class TrainingStream:
 
     def __init__(
         self,
-        index: ShardIndex,
+        data: ShardIndex | RemoteShards,
         tokenizer: Tokenizer,
         *,
         image_size: int,
@@ -64,7 +78,10 @@ class TrainingStream:
         micro_batches: int = 1,
         workers: int = 0,
         start_iteration: int = 0,
+        deals: Sequence[Deal] = (),
         pin_memory: bool = False,
+        exact: bool = False,
+        fault_list: FaultList | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -76,35 +93,74 @@ class TrainingStream:
                 f"a global batch of {global_batch_size} cannot be divided among {self.world_size} ranks with "
                 f"{micro_batches} micro-batches each; choose a multiple of {pieces}"
             )
-        self.order = TrainingOrder(len(index), global_batch_size, epochs, seed)
-        self.samples = len(index)
+        self.deals = [*deals, Deal(start_iteration, self.world_size, micro_batches, max(1, workers))]
+        self.order = (
+            TrainingOrder(len(data), global_batch_size, epochs, seed)
+            if isinstance(data, ShardIndex)
+            else RemoteOrder(data, global_batch_size, epochs, seed, self.deals)
+        )
+        self.samples = len(data)
         self.iterations = self.order.iterations
         self.start_iteration = start_iteration
         self.micro_batches = micro_batches
         self.workers = workers
         self.pin_memory = pin_memory
         self.faults: Counter[Cause] = Counter()
-        self._loader = BatchLoader(index, tokenizer, image_size)
+        self.dead_workers = 0
+        self._fault_list = fault_list
+        self._decoder = BatchDecoder(tokenizer, image_size, exact)
+        self._loader = BatchLoader(data, self._decoder) if isinstance(data, ShardIndex) else None
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """This rank's micro-batches, an iteration at a time; the workers end with the iterator."""
-        loaded = iter(self._data_loader())
-        for micro_batches in zip(*[loaded] * self.micro_batches, strict=True):
-            for _, faults in micro_batches:
-                self.faults.update(fault.cause for fault in faults)
+        """This rank's micro-batches, an iteration at a time; the workers end with the iterator.
+
+        Raises:
+            InputError: a second worker has died.
+        """
+        iteration, loaded = self.start_iteration, None
+        while iteration < self.iterations:
+            try:
+                if loaded is None:
+                    with kept_from_children():
+                        loaded = iter(self._data_loader(iteration))
+                micro_batches = [next(loaded) for _ in range(self.micro_batches)]
+            except (RuntimeError, OSError, EOFError) as error:
+                if not self.workers or not _is_death(error):
+                    raise
+                self._replace_worker(iteration, error)
+                loaded = None
+                continue
+            faults = [fault for _, faults in micro_batches for fault in faults]
+            self.faults.update(fault.cause for fault in faults)
+            iteration += 1
+            if self._fault_list is not None:
+                self._fault_list.add(faults, iteration=iteration)
             yield [batch for batch, _ in micro_batches]
 
-    def _data_loader(self) -> DataLoader:
+    def _replace_worker(self, iteration: int, error: Exception) -> None:
+        self.dead_workers += 1
+        if self.dead_workers > 1:
+            raise InputError(
+                f"a data loading worker of rank {self.rank} has died for the second time, at iteration {iteration + 1} "
+                f"({error}); most often memory has run out: take fewer data.workers"
+            ) from error
+        _log.warning("rank %d: %s at iteration %d; it is replaced", self.rank, error, iteration + 1)
+
+    def _data_loader(self, iteration: int) -> DataLoader:
         options = {}
         if self.workers:
             # Not forked from this process, whose threads (collectives, tokenizers) may hold locks at that moment.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["__main__", __name__])
             options = {"multiprocessing_context": context, "prefetch_factor": _PREFETCHED}
+        if isinstance(self.order, TrainingOrder):
+            dataset, sampler = self._loader, self._shares(iteration)
+        else:
+            dataset, sampler = RemoteLoader(self.order, self._decoder, self.rank, iteration), None
         return DataLoader(
-            self._loader,
+            dataset,
             batch_size=None,
-            sampler=self._shares(),
+            sampler=sampler,
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             worker_init_fn=_prepare_worker,
@@ -112,9 +168,17 @@ class TrainingStream:
             **options,
         )
 
-    def _shares(self) -> Iterator[np.ndarray]:
-        for iteration in range(self.start_iteration, self.iterations):
+    def _shares(self, start: int) -> Iterator[np.ndarray]:
+        for iteration in range(start, self.iterations):
             yield from shares(self.order.batch(iteration), self.rank, self.world_size, self.micro_batches)
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether an error of torch's data loader says that a worker process is gone, not that it raised something."""
+    if isinstance(error, RuntimeError):
+        # The thread that pins batches ends when one of a dead worker comes.
+        return re.match(r"(DataLoader worker \(pid.*\)|Pin memory thread) exited unexpectedly", str(error)) is not None
+    return " in DataLoader worker process " not in str(error)  # a batch could not be fetched from its worker
 
 
 def _prepare_worker(worker: int) -> None:

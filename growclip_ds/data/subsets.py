@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import glob
+import itertools
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from braceexpand import UnbalancedBracesError, braceexpand
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from growclip_ds.data.faults import Cause, Fault
+from growclip_ds.data.index_file import IndexedShard, is_beside
 from growclip_ds.data.order import held_out_mask
-from growclip_ds.data.shards import ShardIndex, concatenate, index_shards
+from growclip_ds.data.remote import RemoteShards, is_remote
+from growclip_ds.data.remote_stream import count_samples
+from growclip_ds.data.shards import Progress, ShardIndex, collect, open_shards, require_samples
+from growclip_ds.data.staging import staged_path
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_text
@@ -27,8 +35,10 @@ class Subset:
 
     Attributes:
         name: what it is called, once in a run.
-        shards: a folder of `.tar` files, a glob (`cc12m/*.tar`) or a brace pattern (`cc12m/{00000..00310}.tar`).
+        shards: a folder of `.tar` files, a glob (`cc12m/*.tar`) or a brace pattern (`cc12m/{00000..00310}.tar`); of
+            shards to stream, a brace pattern of addresses (`https://…`, `s3://…`, `pipe:command`).
         samples: usable pairs in its shards, held-out ones included; None before it was first opened.
+        shard_samples: samples of each shard, of those to stream.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -36,62 +46,160 @@ class Subset:
     name: str
     shards: str
     samples: int | None = None
+    shard_samples: tuple[int, ...] | None = None
 
 
-class OpenSubsets(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class OpenSubsets:
     """The data of a growth step: its subsets, in their order.
 
     Attributes:
         subsets: as asked for, with the samples counted.
         train: the samples to train on.
         held_out: the samples kept for choosing architectures, of every subset as many.
+        shards: the indexes of each subset's local shards.
     """
 
     subsets: tuple[Subset, ...]
-    train: ShardIndex
+    train: ShardIndex | RemoteShards
     held_out: ShardIndex
+    shards: tuple[Sequence[IndexedShard], ...] = ()
 
     def first(self, count: int) -> OpenSubsets:
-        """The data of growth step `count`: the first subsets alone."""
+        """The data of growth step `count`: the first subsets alone, whose index is not copied."""
         subsets = self.subsets[:count]
         held_out = len(self.held_out) // len(self.subsets) * count
         train = sum(subset.samples or 0 for subset in subsets) - held_out
-        return OpenSubsets(subsets, _first_samples(self.train, train), _first_samples(self.held_out, held_out))
+        return OpenSubsets(subsets, self.train.first(train), self.held_out.first(held_out), self.shards[:count])
+
+    @property
+    def left_out(self) -> Counter[Cause]:
+        """Samples of local shards that cannot be used, by cause."""
+        return sum((shard.left_out for shard in itertools.chain.from_iterable(self.shards)), Counter())
+
+    def faults(self) -> Iterator[Fault]:
+        """Those samples, or of a damaged shard its path."""
+        for shard in itertools.chain.from_iterable(self.shards):
+            yield from shard.faults()
+
+    def indexes_elsewhere(self) -> int:
+        """How many shards have their index in the user's cache, or nowhere on disk."""
+        return sum(not is_beside(shard) for shard in itertools.chain.from_iterable(self.shards))
 
 
-def open_subsets(subsets: Sequence[Subset], base: Path | str = ".", held_out: int = 0, seed: int = 0) -> OpenSubsets:
-    """Finds and indexes the shards of subsets; the ranks share the work.
+def open_subsets(
+    subsets: Sequence[Subset],
+    base: Path | str = ".",
+    held_out: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    staged: Path | str | None = None,
+) -> OpenSubsets:
+    """Finds and indexes the shards of subsets, or counts those to stream; the ranks share the work.
 
     Args:
         base: the folder that relative patterns start from.
         held_out: pairs of each subset to keep out of training.
         seed: decides, with the subset's name, which ones.
+        progress: told how many tars are done of how many, those of this rank.
+        staged: folder of copies that are read in place of local shards, see `growclip_ds.data.staging`.
 
     Raises:
-        InputError: on every rank, if a pattern matches nothing, a shard cannot be read, a subset has no usable sample
-            or other ones than it once had, or a name or a shard comes twice.
+        InputError: on every rank, if a pattern matches nothing, a subset has no usable sample or other ones than it
+            once had, a name or a shard comes twice, also as a copy, only some are to be streamed, or pairs are to be
+            held out of those.
     """
+    counted, groups = _count(subsets, base, progress, staged)
+    if any(is_remote(subset.shards) for subset in counted):
+        if held_out:
+            raise InputError(
+                f"{held_out} pairs are to be held out of every data subset, but shards that are streamed cannot be "
+                "read in any order: set selection.dataset, a labelled set to compare candidates on"
+            )
+        samples = itertools.chain.from_iterable(subset.shard_samples or () for subset in counted)
+        shards = RemoteShards(tuple(itertools.chain.from_iterable(groups)), tuple(samples))
+        return OpenSubsets(counted, shards, collect([]))
+    indexes = tuple(itertools.chain.from_iterable(groups))
+    kept = torch.from_numpy(
+        np.concatenate([held_out_mask(subset.samples or 0, held_out, seed, subset.name) for subset in counted])
+    )
+    return OpenSubsets(counted, collect(indexes, ~kept), collect(indexes, kept), tuple(groups))
+
+
+def count_subsets(
+    subsets: Sequence[Subset], base: Path | str = ".", progress: Progress | None = None
+) -> tuple[Subset, ...]:
+    """The subsets, their samples counted; for arguments and errors see `open_subsets`."""
+    return _count(subsets, base, progress)[0]
+
+
+def _count(
+    subsets: Sequence[Subset], base: Path | str, progress: Progress | None, staged: Path | str | None = None
+) -> tuple[tuple[Subset, ...], list[list[Any]]]:
+    """The subsets, counted, and for each its indexed shards, or the addresses of those to stream."""
     patterns = on_main(lambda: _find_all(subsets, base))
-    opened, train, kept = [], [], []
-    for subset, shards in zip(subsets, patterns, strict=True):
+    if any(is_remote(subset.shards) for subset in subsets):
+        return _count_remote(subsets, patterns, progress), patterns
+    paths = itertools.chain.from_iterable(patterns)
+    indexes = iter(open_shards([_copy_or_own(path, staged) for path in paths], progress))
+    groups = [list(itertools.islice(indexes, len(shards))) for shards in patterns]
+    counted = []
+    for subset, shards in zip(subsets, groups, strict=True):
         try:
-            index = index_shards(shards)
+            require_samples(shards)
         except InputError as error:
             raise InputError(f"data subset '{subset.name}': {error}") from error
-        if subset.samples not in (None, len(index)):
+        counted.append(_with_samples(subset, sum(shard.samples for shard in shards)))
+    _refuse_copies([(subset.name, shard) for subset, shards in zip(subsets, groups, strict=True) for shard in shards])
+    return tuple(counted), groups
+
+
+def _count_remote(
+    subsets: Sequence[Subset], patterns: Sequence[Sequence[str]], progress: Progress | None
+) -> tuple[Subset, ...]:
+    for subset in subsets:
+        if not is_remote(subset.shards):
             raise InputError(
-                f"data subset '{subset.name}' had {subset.samples} samples when the run began and has {len(index)} "
-                f"now; bring back the shards as they were ({subset.shards}), or begin a new run"
+                f"data subset '{subset.name}' is a local one among others that are streamed; stream it too "
+                "(shards: 'pipe:cat /path/{00000..00099}.tar'), or copy the others"
             )
-        mask = torch.from_numpy(held_out_mask(len(index), held_out, seed, subset.name))
-        opened.append(replace(subset, samples=len(index)))
-        train.append(index.only(~mask))
-        kept.append(index.only(mask))
-    return OpenSubsets(tuple(opened), concatenate(train), concatenate(kept))
+
+    def count() -> list[tuple[int, ...]]:
+        return [
+            known if len(known := subset.shard_samples or ()) == len(urls) else count_samples(urls, progress)
+            for subset, urls in zip(subsets, patterns, strict=True)
+        ]
+
+    counted = []
+    for subset, samples in zip(subsets, on_main(count), strict=True):
+        if not sum(samples):
+            raise InputError(f"data subset '{subset.name}': no sample in {subset.shards}; correct the pattern")
+        counted.append(replace(_with_samples(subset, sum(samples)), shard_samples=tuple(samples)))
+    return tuple(counted)
 
 
-def _first_samples(index: ShardIndex, count: int) -> ShardIndex:
-    return index.only(torch.arange(len(index)) < count)
+def _copy_or_own(shard: str, staged: Path | str | None) -> str:
+    copy = None if staged is None else staged_path(shard, staged)
+    return str(copy) if copy is not None and copy.exists() else shard
+
+
+def _with_samples(subset: Subset, samples: int) -> Subset:
+    if subset.samples not in (None, samples):
+        raise InputError(
+            f"data subset '{subset.name}' had {subset.samples} samples when it was counted and has {samples} now; "
+            f"bring back the shards as they were ({subset.shards}), or begin a new run"
+        )
+    return replace(subset, samples=samples)
+
+
+def _refuse_copies(shards: Sequence[tuple[str, IndexedShard]]) -> None:
+    owners: dict[str, tuple[str, IndexedShard]] = {}
+    for name, shard in shards:
+        other, same = owners.setdefault(shard.stamp, (name, shard)) if shard.samples else (name, shard)
+        if same is not shard:
+            raise InputError(
+                f"shard {shard.path} of data subset '{name}' is a copy of {same.path} of '{other}'; take one out"
+            )
 
 
 def find_shards(pattern: str, base: Path | str = ".") -> list[str]:
@@ -101,9 +209,12 @@ def find_shards(pattern: str, base: Path | str = ".") -> list[str]:
         InputError: the folder is missing, no tar matches, or a shard named by the pattern does not exist.
     """
     try:
-        parts = [str(Path(part).expanduser()) for part in braceexpand(pattern)]
+        parts = list(braceexpand(pattern))
     except UnbalancedBracesError as error:
         raise InputError(f"the shard pattern '{pattern}' has unbalanced braces; correct it") from error
+    if is_remote(pattern):
+        return parts
+    parts = [str(Path(part).expanduser()) for part in parts]
     base = Path(base).absolute()
     found: list[Path] = []
     for part in parts:
@@ -124,7 +235,12 @@ def find_shards(pattern: str, base: Path | str = ".") -> list[str]:
 
 def write_subsets(subsets: Sequence[Subset], path: Path | str) -> None:
     """Writes `data.yaml`, whole or not at all."""
-    write_text(Path(path), to_yaml([asdict(subset) for subset in subsets]))
+    entries = []
+    for subset in subsets:
+        entry = asdict(subset)
+        counts = entry.pop("shard_samples")
+        entries.append(entry if counts is None else entry | {"shard_samples": list(counts)})
+    write_text(Path(path), to_yaml(entries))
 
 
 def read_subsets(path: Path | str) -> list[Subset]:
@@ -168,7 +284,7 @@ def _find_all(subsets: Sequence[Subset], base: Path | str) -> list[list[str]]:
     for name, count in Counter(subset.name for subset in subsets).items():
         if count > 1:
             raise InputError(f"two data subsets are called '{name}'; give each its own name")
-    owners: dict[Path, str] = {}
+    owners: dict[str, str] = {}
     found = []
     for subset in subsets:
         try:
@@ -176,7 +292,7 @@ def _find_all(subsets: Sequence[Subset], base: Path | str) -> list[list[str]]:
         except InputError as error:
             raise InputError(f"data subset '{subset.name}': {error}") from error
         for shard in shards:
-            owner = owners.setdefault(Path(shard).resolve(), subset.name)
+            owner = owners.setdefault(shard if is_remote(shard) else os.path.realpath(shard), subset.name)
             if owner != subset.name or len(set(shards)) < len(shards):
                 raise InputError(
                     f"shard {shard} is in data subset '{owner}' and again in '{subset.name}'; "

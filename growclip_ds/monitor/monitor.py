@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 import psutil
@@ -15,7 +15,8 @@ from growclip_ds.growth_space import Candidate
 from growclip_ds.monitor.curves import Curves
 from growclip_ds.monitor.figures import architecture_figure, selection_figure
 from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
-from growclip_ds.monitor.reports import Progress, Result
+from growclip_ds.monitor.reports import CheckpointCost, Progress, Result
+from growclip_ds.monitor.starvation import StarvationWatch
 from growclip_ds.monitor.summary import read_summaries
 from growclip_ds.monitor.tables import architecture_markdown, candidates_markdown, print_summary
 from growclip_ds.monitor.words import best_first, millions
@@ -30,9 +31,15 @@ class Monitor:
     """Told what happens in a run, and silent about it: the monitor of all ranks but the first."""
 
     def start_phase(
-        self, step: int, phase: Phase, architecture: Architecture, iterations: int, first_iteration: int
+        self,
+        step: int,
+        phase: Phase,
+        architecture: Architecture,
+        iterations: int,
+        first_iteration: int,
+        done: int = 0,
     ) -> None:
-        """A phase begins.
+        """A phase begins, or goes on.
 
         Args:
             step: the growth step.
@@ -40,10 +47,20 @@ class Monitor:
             architecture: that the engine is built for: of the model, or of the supernet.
             iterations: of the phase.
             first_iteration: iterations of the run before it.
+            done: of its own, where it goes on from a checkpoint.
         """
+
+    def left_out(self, step: int, counts: Mapping[str, int]) -> None:
+        """Samples of a growth step's shards that are not in the index as they cannot be used, by what is wrong."""
 
     def progress(self, progress: Progress) -> None:
         """An iteration of the phase is done, its figures known."""
+
+    def checkpoint(self, cost: CheckpointCost) -> None:
+        """A checkpoint in the middle of the phase is on disk."""
+
+    def flush(self) -> None:
+        """Writes out what is not yet written."""
 
     def selection(self, step: int, candidates: Sequence[Candidate]) -> None:
         """All candidates of a growth step are evaluated."""
@@ -83,6 +100,7 @@ class RunMonitor(Monitor):
         self.folder = folder
         self.steps = config.num_growth_steps
         self.sizes = sizes
+        self.workers = config.data.workers
         self.plan = plan_phases(config, samples)
         self.output = Output(stream)
         self.curves = Curves(folder.tensorboard)
@@ -90,11 +108,22 @@ class RunMonitor(Monitor):
             self.output.line(f"Warning: {warning}")
 
     def start_phase(
-        self, step: int, phase: Phase, architecture: Architecture, iterations: int, first_iteration: int
+        self,
+        step: int,
+        phase: Phase,
+        architecture: Architecture,
+        iterations: int,
+        first_iteration: int,
+        done: int = 0,
     ) -> None:
         self._step, self._phase, self._first_iteration = step, phase, first_iteration
-        self._progress = PhaseProgress(self.output, step, self.steps, phase, self.plan)
-        self.curves.start_phase(step, first_iteration, is_new_step=phase is Phase.of_step(step)[0])
+        self._progress = PhaseProgress(self.output, step, self.steps, phase, self.plan, done)
+        self._starvation = StarvationWatch(self.workers)
+        is_new_step = phase is Phase.of_step(step)[0] and not done
+        self.curves.start_phase(step, first_iteration + done, is_new_step)
+        if done:
+            self.output.line(f"step {step}/{self.steps} {phase}: goes on after iteration {done:,} of {iterations:,}")
+            return
         parameters = self.sizes.parameters_of(architecture)
         kind = "model" if phase is Phase.TRAIN else "supernet"
         before = self._architecture_before(step)
@@ -112,8 +141,13 @@ class RunMonitor(Monitor):
             self.curves.growth(step, {"model/parameters": parameters})
         self.output.line(f"step {step}/{self.steps} {phase}: {kind} {architecture}, {millions(parameters)} parameters")
 
+    def left_out(self, step: int, counts: Mapping[str, int]) -> None:
+        self.curves.growth(step, _by_cause("left_out", counts))
+
     def progress(self, progress: Progress) -> None:
         self._progress.report(progress)
+        if warning := self._starvation.warning(progress):
+            self.output.line(f"Warning: {warning}")
         self.curves.training(
             self._first_iteration + progress.iteration,
             {
@@ -125,11 +159,25 @@ class RunMonitor(Monitor):
                 "speed/data_wait_share": progress.data_wait_share,
                 "phase/growth_step": self._step,
                 "phase/number": PHASE_NUMBERS[self._phase],
+                **_by_cause("broken_samples", progress.broken_samples),
                 **_memory(),
             },
         )
         if progress.iteration == progress.iterations:
             self.curves.flush()
+
+    def checkpoint(self, cost: CheckpointCost) -> None:
+        self.curves.training(
+            self._first_iteration + cost.iteration,
+            {
+                "checkpoint/seconds_waited": cost.waited,
+                "checkpoint/seconds_writing": cost.written,
+                "checkpoint/waited_share": cost.share,
+            },
+        )
+
+    def flush(self) -> None:
+        self.curves.flush()
 
     def selection(self, step: int, candidates: Sequence[Candidate]) -> None:
         best = best_first(candidates)[0]
@@ -180,6 +228,10 @@ def open_monitor(
 ) -> Monitor:
     """This rank's monitor; for the arguments see RunMonitor."""
     return RunMonitor(folder, config, sizes, samples, stream) if distributed.is_main() else Monitor()
+
+
+def _by_cause(tag: str, counts: Mapping[str, int]) -> dict[str, float]:
+    return {f"{tag}/{cause.replace(' ', '_')}": count for cause, count in counts.items()}
 
 
 def _memory() -> dict[str, float]:

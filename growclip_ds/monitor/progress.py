@@ -11,11 +11,11 @@ from typing import TextIO
 
 from growclip_ds.config import Config
 from growclip_ds.monitor.reports import Progress
+from growclip_ds.monitor.starvation import NOTABLE_WAIT
 from growclip_ds.monitor.words import duration
 from growclip_ds.run_folder import Phase
 
 PLAIN_INTERVAL = 5.0  # seconds from one plain line to the next
-NOTABLE_WAIT = 0.2  # share of the time waiting for data from which on it is shown
 SMOOTHING = 0.3  # weight of the newest report in the time an iteration takes
 BAR_WIDTH = 16
 
@@ -82,16 +82,17 @@ class PhaseProgress:
         steps: of so many.
         phase: what is run.
         plan: of the run; what follows this phase is estimated at this phase's pace.
+        done: iterations of it that were done before.
     """
 
-    def __init__(self, output: Output, step: int, steps: int, phase: Phase, plan: PhasePlan) -> None:
+    def __init__(self, output: Output, step: int, steps: int, phase: Phase, plan: PhasePlan, done: int = 0) -> None:
         self.output = output
         self.name = f"step {step}/{steps} {phase}"
         places = list(plan)
         later = places[places.index((step, phase)) + 1 :] if (step, phase) in plan else []
         self._iterations_after = sum(plan[place] for place in later)
         self._start = self._last_time = output.clock()
-        self._last_iteration = self._reports = 0
+        self._last_iteration, self._reports = done, 0
         self._seconds_an_iteration = 0.0
 
     def report(self, progress: Progress) -> None:

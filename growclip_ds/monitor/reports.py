@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -19,7 +20,8 @@ class Progress:
         gradient_norm: before clipping.
         skipped: iterations since the last report without an update, gradients not being finite.
         samples_per_second: over all ranks, since the last report.
-        data_wait_share: share of the time since the last report that rank 0 waited for data, 0 to 1.
+        data_wait_share: share of the time since the last report that the rank that waited most waited for data, 0 to 1.
+        broken_samples: of the phase so far, over all ranks, by what is wrong with them.
     """
 
     iteration: int
@@ -31,6 +33,24 @@ class Progress:
     skipped: int
     samples_per_second: float
     data_wait_share: float
+    broken_samples: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointCost:
+    """What a checkpoint in the middle of a phase took.
+
+    Attributes:
+        iteration: of the phase, after which it was taken.
+        waited: seconds that training stood still for it.
+        written: seconds that rank 0 wrote its part, beside the training or not.
+        share: of the phase's time so far, what training stood still for checkpoints, 0 to 1.
+    """
+
+    iteration: int
+    waited: float
+    written: float
+    share: float
 
 
 class Result(Protocol):

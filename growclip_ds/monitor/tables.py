@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import TextIO
@@ -26,11 +26,16 @@ NONE = "–"
 
 def print_summary(summaries: Sequence[StepSummary], run: Path, stream: TextIO | None = None) -> None:
     """Prints what a run came to, what was chosen and why, and how to see its curves."""
+    print_plainly(_summary(summaries, run), stream)
+
+
+def print_plainly(renderables: Iterable[RenderableType], stream: TextIO | None = None) -> None:
+    """Prints tables and texts, without blanks at the ends of lines, to standard output by default."""
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
     with console.capture() as capture:
-        for renderable in _summary(summaries, run):
+        for renderable in renderables:
             console.print(renderable)
     text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())  # Rich fills lines up with blanks
     encoding = console.encoding
@@ -53,12 +58,13 @@ def _summary(summaries: Sequence[StepSummary], run: Path) -> Iterator[Renderable
     yield Text(f" Curves: tensorboard --logdir {run}", no_wrap=True, overflow="ignore")
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """A table without columns yet, as all of them look."""
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table:
-    table = _table("Growth steps")
+    table = plain_table("Growth steps")
     averaged = _averaged(summaries)
     columns = list(sets) if len(sets) <= MOST_SET_COLUMNS else [f"mean of {len(averaged)} sets"]
     table.add_column("step", justify="right")
@@ -82,7 +88,7 @@ def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table
 
 
 def _sets_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table:
-    table = _table("Zero-shot accuracy by set")
+    table = plain_table("Zero-shot accuracy by set")
     table.add_column("set", overflow="fold")
     for summary in summaries:
         table.add_column(f"step {summary.step}", justify="right")
@@ -101,7 +107,7 @@ def _averaged(summaries: Sequence[StepSummary]) -> Sequence[str]:
 
 def _candidates_table(summaries: Sequence[StepSummary]) -> Table:
     sets = dict.fromkeys(summary.selection_set for summary in summaries if summary.selection_set)
-    table = _table(f"Best candidates by accuracy{' on ' if sets else ''}{' and '.join(sets)} and by size (Eq. 7)")
+    table = plain_table(f"Best candidates by accuracy{' on ' if sets else ''}{' and '.join(sets)} and by size (Eq. 7)")
     for name in ("step", "rank", "candidate", "grows", "parameters", "accuracy", "metric"):
         justify = "left" if name in ("rank", "candidate", "grows") else "right"
         table.add_column(name, justify=justify, no_wrap=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import tarfile
+import zlib
+from collections import Counter
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +15,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
+from growclip_ds.data.faults import Cause
 from growclip_ds.data.tokens import Tokenizer, train_tokenizer
 
 
@@ -44,6 +49,42 @@ def write_shards(folder: Path, samples: int, per_shard: int = 10, prefix: str = 
         numbers = range(start, min(start + per_shard, samples))
         write_shard(folder / f"{shard:05d}.tar", (pair(number, prefix) for number in numbers))
     return folder
+
+
+def bomb() -> bytes:
+    """A PNG of some bytes that says it has 400 million pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(10)))]
+    parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# What is wrong with samples 0 to 6 of the first shard of the corpus with every fault.
+BROKEN = {
+    0: (Cause.BROKEN_PICTURE, {"jpg": picture(0)[:100]}),
+    1: (Cause.BROKEN_PICTURE, {"jpg": b""}),
+    2: (Cause.DECOMPRESSION_BOMB, {"jpg": bomb()}),
+    3: (Cause.EMPTY_CAPTION, {"txt": b" \n"}),
+    4: (Cause.CAPTION_NOT_UTF8, {"txt": b"caf\xe9"}),
+    5: (Cause.NO_CAPTION, {"txt": None}),
+    6: (Cause.NO_PICTURE, {"jpg": None}),
+}
+
+
+def write_faulty(folder: Path) -> Counter[Cause]:
+    """A corpus with every fault that shards can have, 60 samples in three shards; returns the faults by cause.
+
+    `00001.tar` is cut off in its eleventh sample of twenty, and img2dataset's statistics are beside it.
+    """
+    samples = [pair(n) | BROKEN[n][1] if n in BROKEN else pair(n) for n in range(20)]
+    write_shard(folder / "00000.tar", [{k: v for k, v in sample.items() if v is not None} for sample in samples])
+    with (folder / "00001.tar").open("wb") as file:
+        whole = write_shard(folder / "whole.tar", map(pair, range(20, 40)))
+        with tarfile.open(whole) as tar:
+            file.write(whole.read_bytes()[: tar.getmembers()[20].offset_data + 50])
+        whole.unlink()
+    (folder / "00001_stats.json").write_text('{"count": 25, "successes": 20}')
+    write_shard(folder / "00002.tar", map(pair, range(40, 60)))
+    return Counter(cause for cause, _ in BROKEN.values()) + Counter({Cause.DAMAGED_SHARD: 10})
 
 
 def small_tokenizer(context_length: int = 16) -> Tokenizer:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from growclip_ds.data.order import TrainingOrder, held_out_mask, permutation, shares
+from growclip_ds.data import order as order_module
+from growclip_ds.data.order import EpochOrder, TrainingOrder, held_out_mask, permutation, shares
 from growclip_ds.errors import InputError
 
 
@@ -59,6 +60,57 @@ def test_shares_are_contiguous_and_even(length: int, world_size: int, micro_batc
     np.testing.assert_array_equal(np.concatenate(pieces), batch)
     sizes = [len(piece) for piece in pieces]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 8 in windows of 16 to 31."""
+    monkeypatch.setattr(order_module, "BLOCK_SAMPLES", 8)
+    monkeypatch.setattr(order_module, "WINDOW_BLOCKS", 16)
+    monkeypatch.setattr(order_module, "FEW_SAMPLES", 256)
+
+
+@pytest.mark.parametrize("samples", [257, 1000, 1024, 1031])
+def test_an_epoch_in_blocks_has_each_sample_once_and_any_part_at_once(small_blocks: None, samples: int) -> None:
+    whole = EpochOrder(samples, seed=1, epoch=2).part(0, samples)
+    assert sorted(whole) == list(range(samples))
+    at_once = EpochOrder(samples, seed=1, epoch=2)
+    for start, stop in [(samples - 9, samples), (0, 5), (samples // 2, samples // 2 + 120), (130, 130)]:
+        np.testing.assert_array_equal(at_once.part(start, stop), whole[start:stop])
+    for seed, epoch in [(1, 3), (2, 2)]:
+        other = EpochOrder(samples, seed, epoch).part(0, samples)
+        assert (other == whole).mean() < 0.05
+
+
+def test_neighbours_come_from_all_over_and_reads_go_forward() -> None:
+    samples, per_shard = 1_000_000, 10_000
+    order = EpochOrder(samples, seed=0, epoch=0).part(0, samples)
+    shards = order[:1536] // per_shard
+    assert len(np.unique(shards)) > 85  # of 100 shards; a batch drawn at random has some from each
+    assert np.bincount(shards).max() < 60
+    far_apart = abs(np.diff(order[:10_000])) > 256
+    assert far_apart.mean() > 0.98
+    window = order[:65_536]
+    places = len(np.unique((window - order_start(samples)) % samples // 256))
+    assert places < 2 * 256 * 1.05  # what a window reads lies in a few hundred runs, and each is read front to back
+    for block in range(places)[:50]:
+        inside = window[(window - order_start(samples)) % samples // 256 == block]
+        assert (np.diff((inside - order_start(samples)) % samples) > 0).all()
+
+
+def order_start(samples: int) -> int:
+    return EpochOrder(samples, seed=0, epoch=0)._first
+
+
+def test_the_order_in_blocks_is_the_same_on_every_machine() -> None:
+    assert EpochOrder(200_000, 0, 0).part(100_000, 100_004).tolist() == [178308, 106374, 194955, 193675]
+
+
+def test_samples_of_an_epoch_in_blocks_are_shuffled_between_epochs() -> None:
+    first, second = (EpochOrder(200_000, 0, epoch).part(0, 200_000) for epoch in (0, 1))
+    places = np.empty((2, 200_000))
+    places[0, first], places[1, second] = np.arange(200_000), np.arange(200_000)
+    assert abs(np.corrcoef(places)[0, 1]) < 0.05
 
 
 def test_held_out_pairs() -> None:

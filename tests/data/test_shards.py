@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import tarfile
 from collections import Counter
 from io import BytesIO
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 import torch
 import webdataset
 
-from growclip_ds.data.faults import BrokenSample, Cause
+from growclip_ds.data.faults import BrokenSample, Cause, Fault
 from growclip_ds.data.samples import ShardReader, captions
-from growclip_ds.data.shards import ShardIndex, concatenate, index_shards
+from growclip_ds.data.shards import ShardIndex, collect, index_shards, open_shards
 from growclip_ds.errors import InputError
 from tests.data.corpus import caption, pair, picture, write_shard, write_shards
 from tests.group import Groups
@@ -94,18 +96,27 @@ def test_a_sample_takes_sixteen_bytes(tmp_path: Path) -> None:
 
 def test_selecting_joining_and_pickling(tmp_path: Path) -> None:
     deep = "folder/" * 20
-    parts = [
-        index_shards(sorted(write_shards(tmp_path / "a", samples=12, per_shard=5, prefix="a").glob("*.tar"))),
-        index_shards([write_shard(tmp_path / "b.tar", [pair(number, deep) for number in range(4)])]),
-    ]
-    everything = [sample for part in parts for sample in read_all(part)]
-    index = concatenate(parts)
-    assert read_all(index) == everything
+    paths = sorted(write_shards(tmp_path / "a", samples=12, per_shard=5, prefix="a").glob("*.tar"))
+    paths.append(write_shard(tmp_path / "b.tar", [pair(number, deep) for number in range(4)]))
+    opened = open_shards(paths)
+    everything = read_all(collect(opened))
+    assert [key for key, _, _ in everything] == [f"a{n:06d}" for n in range(12)] + [f"{deep}{n:06d}" for n in range(4)]
     wanted = torch.arange(16) % 3 == 1
     wanted[5:10] = False  # a shard of which nothing is left
-    chosen = pickle.loads(pickle.dumps(index.only(wanted)))
-    assert read_all(chosen) == [sample for sample, keep in zip(everything, wanted.tolist(), strict=True) if keep]
-    assert len(index.only(torch.zeros(16, dtype=torch.bool))) == 0
+    chosen = pickle.loads(pickle.dumps(collect(opened, wanted)))
+    kept = [sample for sample, keep in zip(everything, wanted.tolist(), strict=True) if keep]
+    assert read_all(chosen) == kept
+    assert len(collect(opened, torch.zeros(16, dtype=torch.bool))) == 0
+    first = collect(opened).first(7)
+    assert read_all(first) == everything[:7]
+
+
+def test_the_index_is_shared_memory_and_its_first_part_no_copy(tmp_path: Path) -> None:
+    index = index_shards(sorted(write_shards(tmp_path, samples=20).glob("*.tar")))
+    assert index.places.is_shared()
+    first = index.first(13)
+    assert first.places.data_ptr() == index.places.data_ptr()
+    assert len(ForkingPickler.dumps(first)) < 2000 + sum(map(len, index.shards))  # a handle, not the samples
 
 
 def test_many_shards_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,28 +143,42 @@ def overwrite(path: Path, start: int, data: bytes) -> None:
     path.write_bytes(old[:start] + data + old[start + len(data) :])
 
 
-def third_member(path: Path) -> tarfile.TarInfo:
+def member(path: Path, number: int) -> tarfile.TarInfo:
     with tarfile.open(path) as tar:
-        return tar.getmembers()[2]
+        return tar.getmembers()[number]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: cut(path, third_member(path).offset_data + 100),  # within a picture
-        lambda path: cut(path, third_member(path).offset),  # between two samples
-        lambda path: cut(path, third_member(path).offset + 100),  # within a header
-        lambda path: overwrite(path, third_member(path).offset, b"\xaa" * 600),  # headers in the middle
-        lambda path: cut(path, 0),
-        lambda path: path.write_bytes(b"<html>404</html>"),
-    ],
-    ids=["cut picture", "cut between samples", "cut header", "damaged header", "empty file", "no tar"],
-)
-def test_a_damaged_tar_is_named(tmp_path: Path, damage) -> None:
+def third_member(path: Path) -> tarfile.TarInfo:
+    return member(path, 2)
+
+
+DAMAGED = {
+    "cut picture": (lambda path: cut(path, third_member(path).offset_data + 100), 1),
+    "cut between samples": (lambda path: cut(path, third_member(path).offset), 1),
+    "cut header": (lambda path: cut(path, third_member(path).offset + 100), 1),
+    "cut before the caption": (lambda path: cut(path, third_member(path).offset_data + 2048), 1),
+    "cut caption": (lambda path: cut(path, member(path, 3).offset_data + 5), 1),
+    "cut last member": (lambda path: cut(path, member(path, 19).offset_data + 5), 9),
+    "damaged header": (lambda path: overwrite(path, third_member(path).offset, b"\xaa" * 600), 1),
+    "empty file": (lambda path: cut(path, 0), 0),
+    "no tar": (lambda path: path.write_bytes(b"<html>404</html>"), 0),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_can_be_read_of_a_damaged_tar_is_used(tmp_path: Path, name: str) -> None:
+    damage, readable = DAMAGED[name]
     folder = write_shards(tmp_path, samples=30)
     damage(folder / "00001.tar")
-    with pytest.raises(InputError, match=r"00001\.tar cannot be read as a tar .* fetch or write it again"):
-        index_shards(sorted(folder.glob("*.tar")))
+    index = index_shards(sorted(folder.glob("*.tar")))
+    assert index.ends.tolist() == [10, 10 + readable, 20 + readable]
+    assert [key for key, _, _ in read_all(index)][10 : 10 + readable] == [f"{n:06d}" for n in range(10, 10 + readable)]
+    assert index.left_out == Counter({Cause.DAMAGED_SHARD: 1})
+    (folder / "00001_stats.json").write_text('{"count": 12, "successes": 10}')  # as img2dataset leaves it
+    shutil.rmtree(folder / ".growclip")
+    opened = open_shards(sorted(folder.glob("*.tar")))
+    assert opened[1].left_out == Counter({Cause.DAMAGED_SHARD: 10 - readable})
+    assert opened[1].faults() == [Fault(str(folder / "00001.tar"), Cause.DAMAGED_SHARD)]
 
 
 def test_shards_without_a_usable_sample(tmp_path: Path) -> None:
@@ -166,7 +191,7 @@ def test_a_shard_that_changes_after_it_was_indexed(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, samples=10, per_shard=5)
     index = index_shards(sorted(folder.glob("*.tar")))
     (folder / "00000.tar").unlink()
-    cut(folder / "00001.tar", int(index.places[7, 0]) * 512 + 10)
+    cut(folder / "00001.tar", int(index.places[7, 0]) * 512 + 600)
     reader = ShardReader(index)
     for position in (0, 7, 8):
         with pytest.raises(BrokenSample) as error:
@@ -186,10 +211,11 @@ def index_on_a_rank(folder: str) -> tuple[list[str], dict[Cause, int]] | str:
 def test_ranks_share_the_scanning_and_fail_alike(tmp_path: Path, group: Groups) -> None:
     folder = write_shards(tmp_path, samples=50)
     write_shard(folder / "00005.tar", [{"__key__": "lonely", "jpg": b"p"}])
-    alone = index_on_a_rank(str(folder))
-    assert alone == ([f"{number:06d}" for number in range(50)], {Cause.NO_CAPTION: 1})
-    assert group(3).run(index_on_a_rank, str(folder)) == [alone] * 3
-    cut(folder / "00004.tar", 700)
-    first, *others = group(3).run(index_on_a_rank, str(folder))
-    assert "00004.tar cannot be read" in first
+    shared = group(3).run(index_on_a_rank, str(folder))
+    assert shared == [([f"{number:06d}" for number in range(50)], {Cause.NO_CAPTION: 1})] * 3
+    assert index_on_a_rank(str(folder)) == shared[0]
+    useless = tmp_path / "useless"
+    write_shard(useless / "0.tar", [{"__key__": "lonely", "jpg": b"p"}])
+    first, *others = group(3).run(index_on_a_rank, str(useless))
+    assert "no usable sample in" in first
     assert others == [first] * 2

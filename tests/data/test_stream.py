@@ -3,6 +3,8 @@ from __future__ import annotations
 import gc
 import itertools
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import torch
 
 from growclip_ds.data.batch import Batch
 from growclip_ds.data.faults import Cause
+from growclip_ds.data.remote import RemoteShards
 from growclip_ds.data.samples import captions
 from growclip_ds.data.shards import ShardIndex, index_shards
 from growclip_ds.data.stream import TrainingStream
@@ -24,6 +27,7 @@ from tests.data.corpus import pair, picture, small_tokenizer, write_shard, write
 
 OPENSTAX = Path(__file__).resolve().parents[3] / "shared" / "data" / "openstax"
 SAMPLES = 31
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     return index_shards(sorted(folder.glob("*.tar")))
 
 
-def stream(index: ShardIndex, tokenizer: Tokenizer, **options) -> TrainingStream:
+def stream(index: ShardIndex | RemoteShards, tokenizer: Tokenizer, **options) -> TrainingStream:
     defaults = {"image_size": 16, "global_batch_size": 12, "epochs": 2, "seed": 3, "rank": 0, "world_size": 1}
     return TrainingStream(index, tokenizer, **(defaults | options))
 
@@ -68,7 +72,10 @@ def test_each_key_once_an_epoch_across_batches(expected: list[list[str]], index:
 
 @pytest.mark.parametrize(
     ("world_size", "micro_batches", "workers"),
-    [(1, 3, 0), (2, 1, 0), (2, 3, 0), (3, 1, 0), (3, 2, 0), (4, 1, 0), (4, 3, 0), (1, 1, 2), (2, 2, 2)],
+    [
+        *[(1, 3, 0), (2, 1, 0), (2, 3, 0), (3, 1, 0), (3, 2, 0), (4, 1, 0), (4, 3, 0), (1, 1, 2), (2, 2, 2)],
+        *(pytest.param(ranks, 1, workers, marks=SLOW) for ranks in (1, 2, 3, 4) for workers in (1, 2, 3)),
+    ],
 )
 def test_ranks_and_workers_do_not_change_the_order(
     expected: list[list[str]],
@@ -87,6 +94,17 @@ def test_a_short_last_batch_may_leave_a_rank_without_samples(index: ShardIndex, 
     (empty,) = next(batches for batches in last if not len(batches[0]))
     assert empty.images.shape == (0, 3, 16, 16)
     assert empty.text.num_captions == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "workers"), [(1, 2, 0), (2, 3, 0), (4, 1, 0), (3, 4, 0), pytest.param(2, 4, 2, marks=SLOW)]
+)
+def test_going_on_after_a_kill_with_another_number_of_ranks(
+    expected: list[list[str]], index: ShardIndex, tokenizer: Tokenizer, before: int, after: int, workers: int
+) -> None:
+    first = sequence(index, tokenizer, before, workers=workers)[:3]
+    rest = sequence(index, tokenizer, after, start_iteration=3, workers=2 - workers)
+    assert first + rest == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -135,6 +153,49 @@ def test_broken_samples_leave_their_places_empty(tmp_path: Path, tokenizer: Toke
 
 def worker_processes() -> list[int]:
     return [process.pid for process in multiprocessing.active_children()]
+
+
+def kill_a_worker(others: set[int]) -> None:
+    os.kill(min(set(worker_processes()) - others), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_replaced_and_nothing_lost(index: ShardIndex, tokenizer: Tokenizer) -> None:
+    expected = sequence(index, tokenizer, world_size=1, epochs=8)
+    others = set(worker_processes())
+    made = stream(index, tokenizer, epochs=8, workers=2)
+    seen = []
+    for (batch,) in made:
+        seen.append(batch.keys)
+        if len(seen) == 3:
+            kill_a_worker(others)
+    assert seen == expected
+    assert made.dead_workers == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_again_stops_the_run_with_the_cause(index: ShardIndex, tokenizer: Tokenizer) -> None:
+    others = set(worker_processes())
+
+    def train() -> None:
+        for _ in stream(index, tokenizer, epochs=1000, workers=2):
+            kill_a_worker(others)
+
+    with pytest.raises(InputError, match=r"worker of rank 0 has died for the second time.*take fewer data\.workers"):
+        train()
+
+
+@pytest.mark.slow
+def test_a_worker_that_streams_dies(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    paths = sorted(write_shards(tmp_path, SAMPLES).glob("*.tar"))
+    shards = RemoteShards(tuple(f"pipe:cat {path}" for path in paths), (10, 10, 10, 1))
+    expected = [batch.keys for (batch,) in stream(shards, tokenizer, epochs=8, workers=2)]
+    others = set(worker_processes())
+    seen = []
+    for (batch,) in stream(shards, tokenizer, epochs=8, workers=2):
+        seen.append(batch.keys)
+        if len(seen) == 3:
+            kill_a_worker(others)
+    assert seen == expected
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped", "raised"])
@@ -198,11 +259,15 @@ def test_a_batch_that_the_ranks_cannot_divide(
         stream(index, tokenizer, global_batch_size=size, world_size=world_size, micro_batches=micro_batches)
 
 
-def test_real_shards() -> None:
+def test_real_shards(tmp_path: Path) -> None:
     if not OPENSTAX.is_dir():
         return
+    for tar in OPENSTAX.glob("subset_[12]/*.tar"):  # links: nothing is to be written beside them
+        link = tmp_path / tar.parent.name / tar.name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tar)
     subsets = [Subset(f"part {part}", f"subset_{part}/*.tar") for part in (1, 2)]
-    opened = open_subsets(subsets, OPENSTAX, held_out=20)
+    opened = open_subsets(subsets, tmp_path, held_out=20)
     assert sum(subset.samples for subset in opened.subsets) == len(opened.train) + 40
     assert not opened.train.left_out
     tokenizer = train_tokenizer(itertools.islice(captions(opened.train), 500), vocab_size=1000, context_length=77)

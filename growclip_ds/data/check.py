@@ -1,0 +1,205 @@
+"""Reads every sample of some data once, as training would, and says what is there and what is broken."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from growclip_ds.data.faults import BrokenSample, Cause, Fault
+from growclip_ds.data.index_file import IndexedShard
+from growclip_ds.data.pictures import decode_picture
+from growclip_ds.data.remote import Piece
+from growclip_ds.data.remote_stream import stream_piece
+from growclip_ds.data.samples import Sample, ShardReader, decode_caption
+from growclip_ds.data.shards import Progress, collect
+from growclip_ds.data.tokens import Tokenizer
+
+_SIDE = 224  # pixels of the pictures that are decoded
+_BINS = 12  # of a histogram, at most
+
+
+class BrokenPlace(NamedTuple):
+    """A broken sample and the shard that it is in."""
+
+    key: str
+    cause: Cause
+    shard: str
+
+
+@dataclass
+class DataReport:
+    """What was found.
+
+    Attributes:
+        unit: what captions are measured in, `tokens` (start and end of text included) or `words`.
+        shards: number of them.
+        size: bytes of the local tars.
+        samples: all of them, the broken ones included.
+        broken: samples that cannot be used, by cause.
+        broken_samples: which ones; of a damaged shard one entry stands for all that are lost.
+        short_sides, long_sides: pictures by their sides in pixels.
+        formats: pictures by their format.
+        caption_lengths: captions by their length.
+    """
+
+    unit: str
+    shards: int = 0
+    size: int = 0
+    samples: int = 0
+    broken: Counter[Cause] = field(default_factory=Counter)
+    broken_samples: list[BrokenPlace] = field(default_factory=list)
+    short_sides: Counter[int] = field(default_factory=Counter)
+    long_sides: Counter[int] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    caption_lengths: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def broken_share(self) -> float:
+        return sum(self.broken.values()) / self.samples if self.samples else 0.0
+
+    def add(self, other: DataReport) -> None:
+        """Adds what was found in other shards."""
+        for name in ("shards", "size", "samples", "broken", "broken_samples", "short_sides", "long_sides", "formats"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.caption_lengths += other.caption_lengths
+
+    def to_json(self) -> dict[str, Any]:
+        """The report, histograms as lists of [from, to, number], both ends included."""
+        return {
+            "shards": self.shards,
+            "bytes": self.size,
+            "samples": self.samples,
+            "usable": self.samples - sum(self.broken.values()),
+            "broken": {str(cause): count for cause, count in self.broken.most_common()},
+            "broken_share": self.broken_share,
+            "broken_samples": [place._asdict() for place in self.broken_samples],
+            "formats": dict(self.formats.most_common()),
+            "short_side": summary(self.short_sides),
+            "long_side": summary(self.long_sides),
+            "captions": {"unit": self.unit, **summary(self.caption_lengths), "histogram": bins(self.caption_lengths)},
+        }
+
+
+def check_data(
+    local: Sequence[IndexedShard],
+    remote: Iterable[tuple[str, int]] = (),
+    tokenizer: Tokenizer | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> DataReport:
+    """Reads shards to their end.
+
+    Args:
+        local: indexed tars.
+        remote: addresses of shards to stream, and their samples.
+        tokenizer: to measure captions with; None: they are measured in words.
+        workers: processes that read and decode; 1: this one.
+        progress: told how many shards are done.
+    """
+    shards = [*local, *(Piece(url, 0, samples) for url, samples in remote)]
+    report = DataReport(unit="tokens" if tokenizer else "words")
+    for done, found in enumerate(_reports(shards, tokenizer, workers), start=1):
+        report.add(found)
+        if progress is not None:
+            progress(done, len(shards))
+    report.broken_samples.sort(key=lambda place: (place.shard, place.key))
+    return report
+
+
+def _reports(shards: Sequence[IndexedShard | Piece], tokenizer: Tokenizer | None, workers: int) -> Iterator[DataReport]:
+    if workers == 1 or len(shards) < 2:
+        yield from (check_shard(shard, tokenizer) for shard in shards)
+        return
+    with ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(check_shard, shard, tokenizer) for shard in shards]):
+            yield future.result()
+
+
+def check_shard(shard: IndexedShard | Piece, tokenizer: Tokenizer | None = None) -> DataReport:
+    """Reads one shard to its end."""
+    report = DataReport(unit="tokens" if tokenizer else "words", shards=1)
+    if isinstance(shard, Piece):
+        name, samples = shard.url, stream_piece(shard)
+    else:
+        name, samples = shard.path, _samples(shard)
+        report.size = Path(shard.path).stat().st_size
+        report.samples = sum(shard.left_out.values())
+        report.broken.update(shard.left_out)
+        report.broken_samples += [BrokenPlace(*fault, name) for fault in shard.faults()]
+    captions: list[str] = []
+    for sample in samples:
+        report.samples += 1
+        if isinstance(sample, Sample):
+            try:
+                captions.append(_measure(sample, report))
+                continue
+            except BrokenSample as error:
+                sample = Fault(sample.key, error.cause)
+        report.broken[sample.cause] += 1
+        report.broken_samples.append(BrokenPlace(*sample, name))
+    report.caption_lengths.update(_lengths(captions, tokenizer))
+    return report
+
+
+def _measure(sample: Sample, report: DataReport) -> str:
+    """Adds a picture to the report and returns the caption.
+
+    Raises:
+        BrokenSample: one of them cannot be used.
+    """
+    caption = decode_caption(sample.caption)
+    decode_picture(sample.picture, _SIDE)
+    with Image.open(BytesIO(sample.picture)) as picture:
+        report.short_sides[min(picture.size)] += 1
+        report.long_sides[max(picture.size)] += 1
+        report.formats[picture.format or "?"] += 1
+    return caption
+
+
+def _samples(shard: IndexedShard) -> Iterator[Sample | Fault]:
+    reader = ShardReader(collect([shard]))
+    for position in range(shard.samples):
+        try:
+            yield reader.read(position)
+        except BrokenSample as error:
+            yield Fault(shard.path, error.cause)
+
+
+def _lengths(captions: Sequence[str], tokenizer: Tokenizer | None) -> list[int]:
+    if tokenizer is None:
+        return [len(caption.split()) for caption in captions]
+    return tokenizer(captions).cu_seqlens.diff().tolist() if captions else []
+
+
+def summary(counts: Counter[int]) -> dict[str, float]:
+    """The least, the mean, the median, the 95th percentile and the largest of numbers, each counted."""
+    if not counts:
+        return {}
+    total = counts.total()
+    ordered = sorted(counts.items())
+    up_to = list(itertools.accumulate(count for _, count in ordered))
+
+    def at(share: float) -> int:
+        return next(number for (number, _), there in zip(ordered, up_to, strict=True) if there >= share * total)
+
+    mean = sum(number * count for number, count in ordered) / total
+    return {"min": ordered[0][0], "mean": mean, "median": at(0.5), "p95": at(0.95), "max": ordered[-1][0]}
+
+
+def bins(counts: Counter[int]) -> list[tuple[int, int, int]]:
+    """A histogram: (first number, last number, how many), of equal widths."""
+    if not counts:
+        return []
+    first, last = min(counts), max(counts)
+    width = -(-(last - first + 1) // _BINS)
+    starts = range(first, last + 1, width)
+    return [(s, s + width - 1, sum(counts[number] for number in range(s, s + width))) for s in starts]

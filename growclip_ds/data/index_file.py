@@ -1,0 +1,157 @@
+"""The index of a tar on disk: built once, kept beside the tar, built again when the tar has changed. Imports no torch.
+
+    .growclip/00012.tar.idx   "GROWCLIP", format, length of the JSON; JSON; (n, 4) little-endian int32; faults as JSON
+
+Where the tar's folder cannot be written, the file is in the user's cache ($XDG_CACHE_HOME or ~/.cache, growclip/index).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from growclip_ds.data.faults import Cause, Fault
+from growclip_ds.data.scan import scan
+from growclip_ds.files import write_bytes
+
+FOLDER = ".growclip"
+FORMAT = 1
+_HEADER = struct.Struct("<8sII")
+_MAGIC = b"GROWCLIP"
+_SPOTS, _SPOT = 8, 4096  # places of a tar that its stamp is made of, and their bytes
+ROW = 16  # bytes of a sample
+
+
+@dataclass(frozen=True)
+class IndexedShard:
+    """A tar and its index.
+
+    Attributes:
+        path: of the tar, absolute.
+        identity: its size in bytes, time of change in ns, and a stamp of its content: what must not have changed.
+        samples: usable ones.
+        left_out: the others, by cause.
+        file: the index on disk; None where it could be written nowhere.
+        offset: where the rows begin in it.
+        content: the rows, and the faults after them, where there is no file.
+    """
+
+    path: str
+    identity: tuple[int, int, str]
+    samples: int
+    left_out: Counter[Cause]
+    file: Path | None
+    offset: int = 0
+    content: bytes = b""
+
+    @property
+    def stamp(self) -> str:
+        """Equal for copies of a tar."""
+        return self.identity[2]
+
+    def places(self) -> np.ndarray:
+        """(n, 4) int32, see `Scan`.
+
+        Raises:
+            OSError: the file is gone or too short.
+        """
+        if self.file is None:
+            return np.frombuffer(self.content, dtype="<i4", count=4 * self.samples).reshape(-1, 4)
+        with self.file.open("rb") as file:
+            places = np.fromfile(file, dtype="<i4", count=4 * self.samples, offset=self.offset)
+        if len(places) != 4 * self.samples:
+            raise OSError(f"{self.file} is too short")
+        return places.reshape(-1, 4)
+
+    def faults(self) -> list[Fault]:
+        """The samples that were left out."""
+        if not self.left_out:
+            return []
+        content = self.content if self.file is None else self.file.read_bytes()
+        data = content[self.offset + ROW * self.samples :]
+        return [Fault(key, Cause(cause)) for key, cause in json.loads(data)]
+
+
+def candidates(path: str) -> list[Path]:
+    """Where the index of a tar may be, the best place first."""
+    tar = Path(path)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.blake2b(str(tar.resolve()).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return [tar.parent / FOLDER / f"{tar.name}.idx", cache / "growclip" / "index" / f"{name}.idx"]
+
+
+def is_beside(shard: IndexedShard) -> bool:
+    """Whether the index is where it is looked for first."""
+    return shard.file == candidates(shard.path)[0]
+
+
+def read_index(path: str) -> IndexedShard | None:
+    """The index of a tar, if there is one and the tar has not changed since; the tar is read in eight places."""
+    for file in candidates(path):
+        try:
+            found = _read(path, file)
+        except (OSError, ValueError, KeyError, TypeError, struct.error):  # none, another format's, or damaged
+            continue
+        if found.identity == identify(path):
+            return found
+    return None
+
+
+def build_index(path: str) -> IndexedShard:
+    """Scans a tar and keeps its index."""
+    try:
+        identity = identify(path)
+    except OSError:
+        identity = (0, 0, "")  # what is not there is found to be so by the scan
+    scanned = scan(path)
+    description = {
+        "identity": identity,
+        "samples": len(scanned.places),
+        "left_out": dict(scanned.left_out),
+    }
+    text = json.dumps(description).encode()
+    text += b" " * (-(_HEADER.size + len(text)) % ROW)
+    offset, rows = _HEADER.size + len(text), scanned.places.tobytes()
+    faults = json.dumps(scanned.faults).encode()
+    for file in candidates(path) if identity[2] else []:
+        try:
+            write_bytes(file, _HEADER.pack(_MAGIC, FORMAT, len(text)) + text + rows + faults)
+        except OSError:
+            continue
+        return IndexedShard(path, identity, len(scanned.places), scanned.left_out, file, offset)
+    return IndexedShard(path, identity, len(scanned.places), scanned.left_out, None, content=rows + faults)
+
+
+def identify(path: str) -> tuple[int, int, str]:
+    """Size, time of change in ns, and a stamp of the content: the hash of eight spots and the size.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    with Path(path).open("rb") as file:
+        status = os.fstat(file.fileno())
+        digest = hashlib.blake2b(str(status.st_size).encode(), digest_size=16)
+        for spot in range(_SPOTS):
+            digest.update(os.pread(file.fileno(), _SPOT, max(0, status.st_size - _SPOT) * spot // (_SPOTS - 1)))
+    return status.st_size, status.st_mtime_ns, digest.hexdigest()
+
+
+def _read(path: str, file: Path) -> IndexedShard:
+    with file.open("rb") as opened:
+        magic, version, length = _HEADER.unpack(opened.read(_HEADER.size))
+        if (magic, version) != (_MAGIC, FORMAT):
+            raise ValueError(f"{file} has another format")
+        description = json.loads(opened.read(length))
+    size, changed, stamp = description["identity"]
+    left_out = Counter({Cause(cause): count for cause, count in description["left_out"].items()})
+    found = IndexedShard(path, (size, changed, stamp), description["samples"], left_out, file, _HEADER.size + length)
+    if file.stat().st_size < found.offset + ROW * found.samples:
+        raise ValueError(f"{file} is too short")
+    return found

@@ -1,0 +1,130 @@
+"""One pass over a tar's headers: where the pictures and captions of its samples lie. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from growclip_ds.data.faults import Cause, Fault
+
+PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+CAPTION_EXTENSION = "txt"
+
+BLOCK = tarfile.BLOCKSIZE  # bytes; a member is a block of header, then its data from the next block on
+_LARGEST = np.iinfo(np.int32).max  # bytes of a picture or caption, and blocks of a tar
+
+
+@dataclass
+class Scan:
+    """What is in a tar.
+
+    Attributes:
+        places: (n, 4) little-endian int32, a sample a row: the block of 512 bytes at which the picture's first header
+            begins, the picture's length in bytes, the same two for the caption.
+        left_out: samples that cannot be used, by cause; of a tar that is cut off, those that img2dataset's
+            `NNNNN_stats.json` beside it says were there, or else 1.
+        faults: their keys, or the tar's path where the keys are gone.
+    """
+
+    places: np.ndarray
+    left_out: Counter[Cause] = field(default_factory=Counter)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def scan(path: str) -> Scan:
+    """Scans a tar up to its end, or to where it is cut off or damaged.
+
+    A sample is what webdataset takes for one: consecutive members with the same path up to the first dot of their file
+    name. Of several pictures the first counts.
+    """
+    places: list[tuple[int, int, int, int]] = []
+    faults: list[Fault] = []
+
+    def add(key: str | None, members: dict[str, tarfile.TarInfo]) -> None:
+        picture = next((members[e] for e in members if e in PICTURE_EXTENSIONS), None)
+        caption = members.get(CAPTION_EXTENSION)
+        if key is None or (picture is None and caption is None):
+            return  # not a sample of ours: a README, a class label
+        if picture is None or caption is None:
+            faults.append(Fault(key, Cause.NO_PICTURE if picture is None else Cause.NO_CAPTION))
+            return
+        places.append((picture.offset // BLOCK, picture.size, caption.offset // BLOCK, caption.size))
+
+    key, members, complete = None, {}, True
+    try:
+        for member in _members(path):
+            member_key, extension = key_and_extension(member.name)
+            if member_key is None:
+                continue
+            if member_key != key:
+                add(key, members)
+                key, members = member_key, {}
+            members.setdefault(extension, member)
+    except (OSError, tarfile.TarError, ValueError):
+        complete = False  # the sample that it broke off in is one of the lost ones
+        if {*members} & {*PICTURE_EXTENSIONS} and CAPTION_EXTENSION in members:
+            add(key, members)
+    else:
+        add(key, members)
+    left_out = Counter(fault.cause for fault in faults)
+    if not complete:
+        left_out[Cause.DAMAGED_SHARD] = max(1, _expected(path) - len(places) - len(faults))
+        faults.append(Fault(path, Cause.DAMAGED_SHARD))
+    return Scan(np.array(places, dtype="<i4").reshape(-1, 4), left_out, faults)
+
+
+def _members(path: str) -> Iterator[tarfile.TarInfo]:
+    """A tar's regular files but webdataset's own (`__…__`), each of them there to its last byte.
+
+    Raises:
+        OSError, tarfile.TarError, ValueError: the file cannot be opened, is no tar, or is cut off or damaged here.
+    """
+    size = Path(path).stat().st_size
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            tar.members = []  # which it would keep all of
+            if member.offset_data + member.size > size:
+                raise tarfile.ReadError(f"cut off at byte {size}")
+            if member.size > _LARGEST or member.offset // BLOCK > _LARGEST:
+                raise tarfile.ReadError(f"{member.name} is too large, or too far back in the tar")
+            if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
+                yield member
+        # tarfile takes a damaged header, and a file that stops between two members, for the end
+        with Path(path).open("rb") as file:
+            if os.pread(file.fileno(), BLOCK, tar.offset) != bytes(BLOCK):
+                raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
+
+
+def _expected(path: str) -> int:
+    """Samples that img2dataset says it wrote; 0 where it says nothing."""
+    try:
+        return samples_of_stats(Path(path).with_name(f"{Path(path).stem}_stats.json").read_bytes())
+    except (OSError, ValueError):
+        return 0
+
+
+def samples_of_stats(data: bytes) -> int:
+    """Samples of a shard by img2dataset's `NNNNN_stats.json`.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    stats = json.loads(data)
+    samples = stats.get("successes") if isinstance(stats, dict) else None
+    if not isinstance(samples, int) or samples < 0:
+        raise ValueError("no number of 'successes'")
+    return samples
+
+
+def key_and_extension(name: str) -> tuple[str | None, str]:
+    """`a/b.seg.PNG` is the part `seg.png` of sample `a/b`, as in webdataset."""
+    match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)
+    return (match.group(1), match.group(2).lower()) if match else (None, "")

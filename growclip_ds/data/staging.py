@@ -1,0 +1,79 @@
+"""Copies of shards on a machine's own disk, for runs that read them faster from there.
+
+A shard /a/b.tar is kept as DIR/a/b.tar, with its time of change and its index. Whoever reads /a/b.tar with DIR given
+takes the copy if there is one: lists of data and what runs record of it stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from growclip_ds.data.index_file import candidates
+from growclip_ds.data.shards import Progress
+from growclip_ds.errors import InputError
+
+
+def staged_path(shard: str, folder: Path | str) -> Path:
+    """Where the copy of a shard, named by its absolute path, is or would be."""
+    path = Path(shard)
+    return Path(folder).absolute() / path.relative_to(path.anchor)
+
+
+def stage_shards(shards: Sequence[str], folder: Path | str, progress: Progress | None = None) -> int:
+    """Copies shards, and their indexes where they are beside them, to a folder; what is there already stays.
+
+    Args:
+        shards: absolute paths.
+        folder: on the machine's own disk.
+        progress: told how many are done of how many.
+
+    Returns:
+        How many bytes were copied.
+
+    Raises:
+        InputError: a shard cannot be read, or the folder cannot be written or has no room.
+    """
+    try:
+        absent = [shard for shard in shards if not _is_copy(staged_path(shard, folder), Path(shard))]
+        needed = sum(Path(shard).stat().st_size for shard in absent)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise InputError(
+                f"{needed / 1e9:.1f} GB of shards are to be copied to {folder}, where {free / 1e9:.1f} GB are free; "
+                "name a larger disk, or read them where they are"
+            )
+        for done, shard in enumerate(shards, start=1):
+            copy, source = staged_path(shard, folder), Path(shard)
+            _copy(source, copy)
+            if (index := candidates(shard)[0]).exists():
+                _copy(index, candidates(str(copy))[0])
+            if progress is not None:
+                progress(done, len(shards))
+    except OSError as error:
+        raise InputError(f"shards cannot be copied to {folder}: {error}") from error
+    return needed
+
+
+def _is_copy(copy: Path, source: Path) -> bool:
+    try:
+        there, original = copy.stat(), source.stat()
+    except FileNotFoundError:
+        return False
+    return (there.st_size, there.st_mtime_ns) == (original.st_size, original.st_mtime_ns)
+
+
+def _copy(source: Path, copy: Path) -> None:
+    """Copies a file, with its time of change, so that the copy appears whole or not at all."""
+    if _is_copy(copy, source):
+        return
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
+    try:
+        shutil.copy2(source, partial)
+        partial.replace(copy)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,42 @@
+"""When training waits for its data, and what helps."""
+
+from __future__ import annotations
+
+import os
+
+from growclip_ds.monitor.reports import Progress
+
+NOTABLE_WAIT = 0.1  # share of the time waiting for data from which on it is shown
+_REPORTS = 3  # that have to be above it, one after the other, for a warning
+_PAUSE = 1000  # iterations from one warning to the next
+
+
+class StarvationWatch:
+    """Tells, once in a while, that a phase keeps waiting for data. Its first report, with the start-up, does not count.
+
+    Args:
+        workers: data loading processes a rank.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._is_first = True
+        self._shares: list[float] = []  # of the last reports
+        self._silent_until = 0
+
+    def warning(self, progress: Progress) -> str | None:
+        """What the user should know after this report, if anything."""
+        if self._is_first:
+            self._is_first = False
+            return None
+        self._shares = [*self._shares, progress.data_wait_share][-_REPORTS:]
+        if len(self._shares) < _REPORTS or min(self._shares) <= NOTABLE_WAIT or progress.iteration < self._silent_until:
+            return None
+        self._silent_until = progress.iteration + _PAUSE
+        share = sum(self._shares) / _REPORTS
+        workers = f"{self.workers} a rank" if self.workers else "0, which loads between iterations"
+        return (
+            f"{share:.0%} of the time goes by waiting for data: raise data.workers ({workers}; this machine has "
+            f"{os.cpu_count()} processors), copy the shards to faster storage such as a local disk, or make smaller "
+            "pictures (a short side of 1.5 times model.image_size is enough)"
+        )

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from growclip_ds.cli import main
+from growclip_ds.data.check import bins, check_data, summary
+from growclip_ds.data.shards import open_shards
+from tests.data.corpus import caption, small_tokenizer, write_faulty, write_shards
+
+
+def test_everything_is_counted(tmp_path: Path) -> None:
+    expected = write_faulty(tmp_path)
+    paths = sorted(tmp_path.glob("*.tar"))
+    report = check_data(open_shards(paths))
+    assert report.samples == 60
+    assert report.broken == expected
+    assert report.broken_share == expected.total() / 60
+    usable = [*range(7, 30), *range(40, 60)]
+    assert report.caption_lengths == Counter(len(caption(n).split()) for n in usable)
+    assert (report.short_sides, report.long_sides) == ({14: 43}, {20: 43})
+    assert report.formats == {"JPEG": 43}
+    assert (report.shards, report.size) == (3, sum(path.stat().st_size for path in paths))
+    listed = [(place.key, Path(place.shard).name) for place in report.broken_samples]
+    assert listed == [*((f"{n:06d}", "00000.tar") for n in range(7)), (str(paths[1]), "00001.tar")]
+
+
+def test_several_processes_and_streamed_shards_find_the_same(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, 30)
+    paths = sorted(folder.glob("*.tar"))
+    tokenizer = small_tokenizer()
+    here = check_data(open_shards(paths), tokenizer=tokenizer)
+    assert check_data(open_shards(paths), tokenizer=tokenizer, workers=2).to_json() == here.to_json()
+    streamed = check_data([], [(f"pipe:cat {path}", 10) for path in paths], tokenizer)
+    assert streamed.to_json() | {"bytes": here.size} == here.to_json()
+    assert here.unit == "tokens"
+    assert here.caption_lengths.total() == 30
+    assert min(here.caption_lengths) > 2  # start and end of text, and something between
+
+
+def test_numbers_in_short() -> None:
+    counts = Counter({1: 50, 3: 44, 10: 5, 40: 1})
+    assert summary(counts) == {"min": 1, "mean": 2.72, "median": 1, "p95": 10, "max": 40}
+    assert bins(counts) == [
+        (s, s + 3, n) for s, n in zip(range(1, 41, 4), [94, 0, 5, 0, 0, 0, 0, 0, 0, 1], strict=True)
+    ]
+    assert summary(Counter()) == {}
+    assert bins(Counter()) == []
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, faulty, listing = write_shards(tmp_path / "good", 30), tmp_path / "faulty", tmp_path / "list.yaml"
+    faulty.mkdir()
+    write_faulty(faulty)
+    assert main(["data", "add", str(listing), "good", str(folder)]) == 0
+    assert "   1  good  30  30" in capsys.readouterr().out
+    assert main(["data", "check", str(listing), "--workers", "1"]) == 0
+    assert "30, of them usable 30" in capsys.readouterr().out
+    command = ["data", "check", str(folder), str(faulty), "--workers", "1"]
+    assert main([*command, "--broken", str(tmp_path / "broken.jsonl")]) == 1
+    shown = capsys.readouterr().out
+    assert "10 with shard cut off or damaged" in shown
+    assert "000002: picture has too many pixels" in shown
+    broken = [json.loads(line) for line in (tmp_path / "broken.jsonl").read_text().splitlines()]
+    assert {"key": "000004", "cause": "caption is not UTF-8", "shard": str(faulty / "00000.tar")} in broken
+    assert main([*command, "--json", "--max-broken-share", "0.2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["usable"], len(found["broken_samples"])) == (90, 73, 8)
