@@ -11,7 +11,8 @@ from torch import Tensor
 
 from growclip_ds.distributed import all_reduce_sum, rank, world_size
 from growclip_ds.errors import InputError
-from growclip_ds.evaluation.datasets import ClassificationSet, batches
+from growclip_ds.evaluation.batches import batches, nothing_readable
+from growclip_ds.evaluation.datasets import ClassificationSet
 from growclip_ds.evaluation.encoder import CandidateEncoder, first_sharers
 from growclip_ds.evaluation.results import ClassificationResult
 from growclip_ds.model.packed import PackedTokens
@@ -39,14 +40,16 @@ def classify(
         A result a candidate, the same on every rank.
 
     Raises:
-        InputError: not one picture of the set can be decoded.
+        InputError: on every rank, if the set cannot be read, or not one of its pictures can be decoded.
     """
     classifiers = class_embeddings(encoder, dataset, tokenize, batch_size)
     device, classes = classifiers[0].device, len(dataset.class_names)
     seen = torch.zeros(classes, dtype=torch.int64, device=device)
     hits = torch.zeros((len(classifiers), 2, classes), dtype=torch.int64, device=device)  # top-1 and top-5
-    for pixels, labels in batches(dataset, image_size, batch_size):
+    unreadable = torch.zeros(1, dtype=torch.int64, device=device)
+    for pixels, labels, left_out in batches(dataset, image_size, batch_size):
         truth = torch.tensor(labels, dtype=torch.int64, device=device)
+        unreadable += left_out
         seen += truth.bincount(minlength=classes)
         counted: dict[tuple[int, int], Tensor] = {}
         features = encoder.images(pixels)
@@ -55,12 +58,11 @@ def classify(
             if key not in counted:
                 counted[key] = _hits(*pair, truth)
             hits[candidate] += counted[key]
-    all_reduce_sum(seen)
-    all_reduce_sum(hits)
-    samples = int(seen.sum())
-    if not samples:
-        raise InputError(f"evaluation set {dataset.name}: not one of its {dataset.samples} pictures can be decoded")
-    return [_result(dataset, samples, seen, *counts) for counts in hits]
+    for counts in (seen, hits, unreadable):
+        all_reduce_sum(counts)
+    if not seen.any():
+        raise InputError(f"evaluation set {dataset.name}: {nothing_readable(int(unreadable))}")
+    return [_result(dataset.name, seen, *counts, int(unreadable)) for counts in hits]
 
 
 def class_embeddings(
@@ -103,13 +105,14 @@ def _hits(features: Tensor, classifier: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([truth[place < k].bincount(minlength=logits.shape[1]) for k in (1, 5)])
 
 
-def _result(dataset: ClassificationSet, samples: int, seen: Tensor, top1: Tensor, top5: Tensor) -> ClassificationResult:
+def _result(name: str, seen: Tensor, top1: Tensor, top5: Tensor, unreadable: int) -> ClassificationResult:
+    samples = int(seen.sum())
     per_class = top1[seen > 0].double() / seen[seen > 0]
     return ClassificationResult(
-        dataset=dataset.name,
+        dataset=name,
         samples=samples,
         top1=100 * int(top1.sum()) / samples,
         top5=100 * int(top5.sum()) / samples,
         mean_per_class=100 * float(per_class.mean()),
-        unreadable=dataset.samples - samples,
+        unreadable=unreadable,
     )

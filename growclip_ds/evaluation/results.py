@@ -79,3 +79,17 @@ class RetrievalResult:
             "text_to_image": {f"R@{k}": recall for k, recall in self.text_to_image.items()},
             "unreadable": self.unreadable,
         }
+
+
+def result_from_json(stored: Mapping[str, Any]) -> ClassificationResult | RetrievalResult:
+    """What a result's `to_json` made.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else.
+    """
+    fields = dict(stored)
+    if fields.pop("type") == "classification":
+        return ClassificationResult(**fields)
+    for direction in ("image_to_text", "text_to_image"):
+        fields[direction] = {int(k.removeprefix("R@")): recall for k, recall in fields[direction].items()}
+    return RetrievalResult(**fields)

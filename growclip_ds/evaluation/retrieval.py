@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from growclip_ds.data.batch import Batch
-from growclip_ds.distributed import all_gather_object, all_reduce_sum, ragged_all_gather
+from growclip_ds.distributed import all_reduce_sum, in_lockstep, ragged_all_gather
 from growclip_ds.errors import InputError
-from growclip_ds.evaluation.datasets import RetrievalSet, batches
+from growclip_ds.evaluation.batches import batches, nothing_readable
+from growclip_ds.evaluation.datasets import RetrievalSet
 from growclip_ds.evaluation.encoder import CandidateEncoder, first_sharers
 from growclip_ds.evaluation.results import RetrievalResult
 from growclip_ds.model.packed import PackedTokens, pack
@@ -26,9 +26,9 @@ from growclip_ds.model.packed import PackedTokens, pack
 RECALL_AT = (1, 5, 10)
 BLOCK = 2**24  # similarities that exist at a time, at most, 64 MiB of them
 
-T = TypeVar("T")
 Tokenize = Callable[[list[str]], PackedTokens]
-PairBatch = tuple[Tensor, PackedTokens, Tensor]  # pixels (n, 3, S, S), m captions, the picture of each (m,)
+# Pixels (n, 3, S, S), m captions, the picture of each (m,), and how many pictures were left out as unreadable.
+PairBatch = tuple[Tensor, PackedTokens, Tensor, int]
 
 
 def retrieve(
@@ -49,16 +49,19 @@ def retrieve(
         A result a candidate, the same on every rank.
 
     Raises:
-        InputError: not one picture of the set can be decoded.
+        InputError: on every rank, if the set cannot be read, or not one of its pictures can be decoded.
     """
 
     def pairs() -> Iterator[PairBatch]:
-        for pixels, captions in batches(dataset, image_size, batch_size):
+        for pixels, captions, unreadable in batches(dataset, image_size, batch_size):
             owners = [picture for picture, texts in enumerate(captions) for _ in texts]
             tokens = tokenize([text for texts in captions for text in texts])
-            yield pixels, tokens, torch.tensor(owners, dtype=torch.int64)
+            yield pixels, tokens, torch.tensor(owners, dtype=torch.int64), unreadable
 
-    return _retrieve(encoder, pairs(), dataset.name, dataset.samples)
+    results, unreadable = _retrieve(encoder, pairs(), dataset.name)
+    if not results:
+        raise InputError(f"evaluation set {dataset.name}: {nothing_readable(unreadable)}")
+    return results
 
 
 def retrieve_pairs(
@@ -72,29 +75,24 @@ def retrieve_pairs(
     Raises:
         InputError: no rank has a pair.
     """
-    nothing = (torch.empty((0, 3, image_size, image_size), dtype=torch.uint8), pack([]), torch.empty(0).long())
-    given = ((batch.images, batch.text, torch.arange(batch.images.shape[0])) for batch in pairs)
-    return _retrieve(encoder, _in_lockstep(given, nothing), name)
+    nothing = (torch.empty((0, 3, image_size, image_size), dtype=torch.uint8), pack([]), torch.empty(0).long(), 0)
+    own = ((batch.images, batch.text, torch.arange(batch.images.shape[0]), 0) for batch in pairs)
+    results, _ = _retrieve(encoder, (nothing if item is None else item for item in in_lockstep(own)), name)
+    if not results:
+        raise InputError(f"{name}: no pairs to retrieve; hold some out, or name a selection dataset")
+    return results
 
 
-def _in_lockstep(items: Iterator[T], nothing: T) -> Iterator[T]:
-    """As many items on every rank as on the one that has most."""
-    while True:
-        item = next(items, None)
-        if not any(all_gather_object(item is not None)):
-            return
-        yield nothing if item is None else item
-
-
-def _retrieve(
-    encoder: CandidateEncoder, pairs: Iterator[PairBatch], name: str, samples: int | None = None
-) -> list[RetrievalResult]:
+def _retrieve(encoder: CandidateEncoder, pairs: Iterable[PairBatch], name: str) -> tuple[list[RetrievalResult], int]:
+    """A result a candidate, none if there is not one picture; and how many were left out."""
     image_sharers: list[int] = []
     text_sharers: list[int] = []
     image_parts: dict[int, list[Tensor]] = {}
     text_parts: dict[int, list[Tensor]] = {}
     picture_parts, caption_parts, owner_parts = [], [], []
-    for pixels, tokens, owners in pairs:
+    left_out = 0
+    for pixels, tokens, owners, unreadable in pairs:
+        left_out += unreadable
         image_features, text_features = encoder.images(pixels), encoder.texts(tokens)
         image_sharers = image_sharers or first_sharers(image_features)
         text_sharers = text_sharers or first_sharers(text_features)
@@ -108,14 +106,15 @@ def _retrieve(
         picture_parts.append(pictures)
         caption_parts.append(_digests(tokens.ids.split(tokens.cu_seqlens.diff().tolist())))
         owner_parts.append(pictures[owners])
-    if not image_sharers:
-        raise InputError(f"{name}: no pairs to retrieve; hold some out, or name a selection dataset")
+    if not image_sharers:  # on no rank
+        return [], 0
 
     device = image_parts[0][0].device
     pictures, captions, owners = (torch.cat(p).to(device) for p in (picture_parts, caption_parts, owner_parts))
+    left_out = int(all_reduce_sum(torch.tensor([left_out], device=device)))
     answers = _Answers(pictures, captions, owners)
     if not answers.pictures:
-        raise InputError(f"evaluation set {name}: not one of its {samples} pictures can be decoded")
+        return [], left_out
     results: dict[tuple[int, int], RetrievalResult] = {}
     for pair in dict.fromkeys(zip(image_sharers, text_sharers, strict=True)):
         images, texts = torch.cat(image_parts[pair[0]]), torch.cat(text_parts[pair[1]])
@@ -127,9 +126,9 @@ def _retrieve(
             captions=answers.captions,
             image_to_text={k: 100 * h / answers.pictures for k, h in zip(RECALL_AT, image_hits, strict=True)},
             text_to_image={k: 100 * h / answers.captions for k, h in zip(RECALL_AT, text_hits, strict=True)},
-            unreadable=0 if samples is None else samples - answers.pictures,
+            unreadable=left_out,
         )
-    return [results[pair] for pair in zip(image_sharers, text_sharers, strict=True)]
+    return [results[pair] for pair in zip(image_sharers, text_sharers, strict=True)], left_out
 
 
 def _digests(items: Iterable[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation import ClassificationSet, RetrievalSet, classify, load_evaluation_set, retrieve
-from growclip_ds.evaluation.datasets import batches
+from growclip_ds.evaluation.batches import batches
 from tests.evaluation import sets
 from tests.group import Groups
 
@@ -33,7 +33,7 @@ def test_reads_a_classification_set(tmp_path: Path) -> None:
     assert (dataset.name, dataset.samples, len(dataset.shards)) == ("things", 3, 2)
     assert dataset.class_names == tuple(sets.CLASS_NAMES)
     assert dataset.templates == tuple(sets.TEMPLATES)
-    (first, labels), (second, more_labels) = batches(dataset, sets.SIZE, 2)
+    (first, labels, _), (second, more_labels, _) = batches(dataset, sets.SIZE, 2)
     assert labels + more_labels == [2, 0, 6]
     pixels = torch.cat([first, second])
     assert pixels.dtype == torch.uint8
@@ -43,7 +43,7 @@ def test_reads_a_classification_set(tmp_path: Path) -> None:
 def test_reads_a_retrieval_set(tmp_path: Path) -> None:
     dataset = load_evaluation_set(make_retrieval_set(tmp_path / "pairs"))
     assert isinstance(dataset, RetrievalSet)
-    [(pixels, captions)] = batches(dataset, sets.SIZE, 8)
+    [(pixels, captions, _)] = batches(dataset, sets.SIZE, 8)
     assert captions == [["one", "eins"], ["two"]]
     assert pixels.shape == (2, 3, sets.SIZE, sets.SIZE)
 
@@ -59,7 +59,7 @@ def test_takes_every_picture_format_and_skips_what_it_does_not_know(tmp_path: Pa
     sets.write_tar(folder / "test" / "0.tar", members)
     dataset = load_evaluation_set(folder)
     assert dataset.samples == 5
-    assert [label for _, labels in batches(dataset, sets.SIZE, 3) for label in labels] == [1, 1, 1, 1, 6]
+    assert [label for batch in batches(dataset, sets.SIZE, 3) for label in batch.annotations] == [1, 1, 1, 1, 6]
 
 
 def test_a_set_that_does_not_say_its_type_is_for_classification(tmp_path: Path) -> None:
@@ -69,12 +69,12 @@ def test_a_set_that_does_not_say_its_type_is_for_classification(tmp_path: Path) 
 
 
 def share_on_rank(folder: Path) -> list[list[int]]:
-    return [labels for _, labels in batches(load_evaluation_set(folder), sets.SIZE, 2)]
+    return [batch.annotations for batch in batches(load_evaluation_set(folder), sets.SIZE, 2)]
 
 
 def test_ranks_get_as_many_batches_each(tmp_path: Path, group: Groups) -> None:
     folder = sets.write_classification_set(tmp_path / "things", [0, 1, 2, 3, 4, 5, 6], [7])
-    assert group(3).run(share_on_rank, folder) == [[[0, 3], [6]], [[1, 4], []], [[2, 5], []]]
+    assert group(3).run(share_on_rank, folder) == [[[0, 1], []], [[2, 3], []], [[4, 5], [6]]]
 
 
 def test_unreadable_pictures_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,8 +103,11 @@ def test_a_set_of_unreadable_pictures_is_an_error(tmp_path: Path, evaluate: Call
         load_evaluation_set(folder)
     # Nor is one whose pictures are spoilt after it was loaded.
     dataset = load_evaluation_set((make_set if evaluate is classify else make_retrieval_set)(tmp_path / "later" / "it"))
-    for shard in dataset.shards:
-        sets.write_tar(shard, [("x.png", b"no picture"), annotation])
+    for shard, count in zip(dataset.shards, dataset.counts, strict=True):
+        samples = [(f"{n}.png", b"no picture") for n in range(count)] + [
+            (f"{n}.{annotation[0][2:]}", annotation[1]) for n in range(count)
+        ]
+        sets.write_tar(Path(shard), sorted(samples))
     with pytest.raises(InputError, match=f"evaluation set it: not one of its {dataset.samples} pictures"):
         evaluate(sets.KnownEncoder(), dataset, sets.tokenize, sets.SIZE, 2)
 
@@ -200,20 +203,19 @@ def test_folder_missing(tmp_path: Path) -> None:
         load_evaluation_set(tmp_path / "nowhere")
 
 
-if REAL_SETS.exists():
+@pytest.mark.skipif(not REAL_SETS.exists(), reason="needs ../shared/data/eval")
+def test_reads_the_real_sets() -> None:
+    groceries = load_evaluation_set(REAL_SETS / "grocery_zeroshot")
+    assert isinstance(groceries, ClassificationSet)
+    assert (groceries.samples, len(groceries.class_names), len(groceries.templates)) == (2485, 81, 4)
+    pixels, labels, _ = next(batches(groceries, 64, 16))
+    assert pixels.shape == (16, 3, 64, 64)
+    assert len(labels) == 16
+    assert pixels.float().std() > 10
 
-    def test_reads_the_real_sets() -> None:
-        groceries = load_evaluation_set(REAL_SETS / "grocery_zeroshot")
-        assert isinstance(groceries, ClassificationSet)
-        assert (groceries.samples, len(groceries.class_names), len(groceries.templates)) == (2485, 81, 4)
-        pixels, labels = next(batches(groceries, 64, 16))
-        assert pixels.shape == (16, 3, 64, 64)
-        assert len(labels) == 16
-        assert pixels.float().std() > 10
-
-        anthropology = load_evaluation_set(REAL_SETS / "openstax_anthropology_retrieval")
-        assert isinstance(anthropology, RetrievalSet)
-        assert anthropology.samples == 327
-        pixels, captions = next(batches(anthropology, 64, 16))
-        assert pixels.shape == (16, 3, 64, 64)
-        assert all(1 <= len(texts) <= 2 for texts in captions)
+    anthropology = load_evaluation_set(REAL_SETS / "openstax_anthropology_retrieval")
+    assert isinstance(anthropology, RetrievalSet)
+    assert anthropology.samples == 327
+    pixels, captions, _ = next(batches(anthropology, 64, 16))
+    assert pixels.shape == (16, 3, 64, 64)
+    assert all(1 <= len(texts) <= 2 for texts in captions)

@@ -1,0 +1,1 @@
+"""What GrowCLIP is compared with."""

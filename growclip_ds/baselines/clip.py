@@ -1,0 +1,146 @@
+"""The fixed model of the baselines: `transformers`' CLIP behind the interface that training and evaluation use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPTextModel, CLIPVisionModel
+
+from growclip_ds.architecture import HEAD_WIDTH, MLP_RATIO, STEM_STRIDE, Architecture, ModelSizes
+from growclip_ds.errors import InputError
+from growclip_ds.model.packed import PackedTokens
+
+VIT_B_16 = Architecture(0, 12, 12, 12, 8, 0)  # blocks and heads of the paper's fixed CLIP
+_OLD_END_OF_TEXT = 2  # in configurations written before transformers 4.31; `CLIPModel` takes it for "the largest id"
+
+
+class FixedCLIP(nn.Module):
+    """A `CLIPModel` that takes packed captions and gives features and scale, as `GrowCLIP` does.
+
+    Parameters have the names that they have in `CLIPModel`. The temperature is of shape (1,), as DeepSpeed takes no
+    scalars. Of no pictures or captions, which `CLIPModel` does not take, one is encoded and left out: at training their
+    gradients have to come on every rank, even if they are zero.
+
+    Args:
+        config: of the model, such as `clip_config` makes it. Weights are left to whoever loads them.
+    """
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        text, vision = config.text_config, config.vision_config
+        self.config = config
+        self.logit_scale = nn.Parameter(torch.empty(1))
+        # Put together as in `CLIPModel`, whose scalar ZeRO 3 cannot cut up.
+        self.vision_model, self.text_model = CLIPVisionModel(vision), CLIPTextModel(text)
+        self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
+
+    @property
+    def sizes(self) -> ModelSizes:
+        text, vision = self.config.text_config, self.config.vision_config
+        return ModelSizes(text.vocab_size, text.max_position_embeddings, vision.image_size, self.config.projection_dim)
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of the token whose feature stands for the caption."""
+        text = self.config.text_config
+        return text.vocab_size - 1 if text.eos_token_id == _OLD_END_OF_TEXT else text.eos_token_id
+
+    def forward(
+        self, images: Tensor, input_ids: PackedTokens, architecture: None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """image_features (n, e) and text_features (n, e), L2-normalised, and logit_scale (1,).
+
+        A fixed model has no subnets: `architecture` is None.
+        """
+        at_least_fp32 = torch.promote_types(self.logit_scale.dtype, torch.float32)
+        return self.encode_image(images), self.encode_text(input_ids), self.logit_scale.to(at_least_fp32).exp()
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(n, 3, S, S), normalised -> (n, e), L2-normalised."""
+        count = images.shape[0]
+        if not count:
+            images = images.new_zeros(1, *images.shape[1:])
+        return _unit(self.visual_projection(self.vision_model(pixel_values=images).pooler_output))[:count]
+
+    def encode_text(self, input_ids: PackedTokens) -> Tensor:
+        """n captions -> (n, e), L2-normalised."""
+        pooled = self.text_model(input_ids=self._padded(input_ids)).pooler_output
+        return _unit(self.text_projection(pooled))[: input_ids.num_captions]
+
+    def _padded(self, text: PackedTokens) -> Tensor:
+        """T ids -> (n, length), filled up with end-of-text: attention is causal, so nothing sees what follows."""
+        lengths = text.cu_seqlens.diff()
+        rows = text.ids.new_full((max(text.num_captions, 1), max(text.max_seqlen, 1)), self.end_of_text)
+        if text.num_captions:
+            rows[torch.arange(text.max_seqlen, device=rows.device) < lengths[:, None]] = text.ids
+        return rows
+
+
+def clip_config(architecture: Architecture, sizes: ModelSizes, end_of_text: int) -> CLIPConfig:
+    """The configuration of a CLIP with an architecture's blocks and heads, and patches of 16 pixels.
+
+    Raises:
+        ValueError: the architecture has convolutional layers or a shared encoder, which a CLIP has not.
+    """
+    if architecture.conv_layers or architecture.shared_blocks:
+        raise ValueError(f"{architecture} is no CLIP's: it has convolutional layers or shared blocks; set both to 0")
+
+    def tower(width: int, blocks: int) -> dict[str, int]:
+        heads = {"num_hidden_layers": blocks, "num_attention_heads": width // HEAD_WIDTH}
+        return heads | {"hidden_size": width, "intermediate_size": MLP_RATIO * width}
+
+    text = {"vocab_size": sizes.vocab_size, "max_position_embeddings": sizes.context_length}
+    tokens = {"bos_token_id": None, "pad_token_id": None, "eos_token_id": end_of_text}
+    return CLIPConfig(
+        text_config=tower(architecture.text_width, architecture.text_blocks) | text | tokens,
+        vision_config=tower(architecture.image_width, architecture.image_blocks)
+        | {"image_size": sizes.image_size, "patch_size": STEM_STRIDE},
+        projection_dim=sizes.embed_dim,
+    )
+
+
+def load_clip(folder: Path | str) -> FixedCLIP:
+    """A CLIP checkpoint in Hugging Face format (`config.json`, `*.safetensors`), in fp32 on the CPU.
+
+    Raises:
+        InputError: the folder holds none, a tensor is missing, or of another shape than the configuration says.
+    """
+    folder = Path(folder)
+    try:
+        model = FixedCLIP(CLIPConfig.from_pretrained(folder)).float()
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{folder / 'config.json'}: not the configuration of a CLIP model ({reason})") from error
+    missing = dict(model.named_parameters())
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors, torch.no_grad():
+                for name in missing.keys() & tensors.keys():
+                    _copy(missing.pop(name), tensors.get_tensor(name), f"{file}: {name}")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: cannot be read ({error}); copy the checkpoint again") from error
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} tensors are in no *.safetensors, {min(missing)} for one; "
+            "copy the checkpoint again, or save it with transformers as safetensors"
+        )
+    return model
+
+
+def _copy(parameter: nn.Parameter, tensor: Tensor, what: str) -> None:
+    tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor  # the temperature
+    if parameter.shape != tensor.shape:
+        raise InputError(
+            f"{what} has shape {tuple(tensor.shape)}, but config.json beside it needs {tuple(parameter.shape)}; "
+            "the weights are of another model than their configuration"
+        )
+    parameter.copy_(tensor)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=-1).to(features.dtype)

@@ -1,0 +1,84 @@
+"""A list of evaluation sets in a file, such as `configs/eval/paper.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+
+from growclip_ds.config import Section
+from growclip_ds.config_errors import explain
+from growclip_ds.data.remote import is_remote
+from growclip_ds.errors import InputError
+from growclip_ds.yaml_files import read_yaml
+
+
+class SetSection(Section):
+    """An evaluation set."""
+
+    name: str = Field(min_length=1, description="of the set in reports")
+    path: str = Field(min_length=1, description="its location; a relative one is under root")
+    split: str = Field(default="test", min_length=1, description="its folder with the shards")
+
+
+class EvaluationList(Section):
+    """Sets that are evaluated together."""
+
+    root: str = Field(
+        default=".",
+        min_length=1,
+        description="where the sets are: a folder, an address, or pipe:command with {} for the path",
+    )
+    sets: Annotated[
+        tuple[SetSection, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+    ] = Field(
+        min_length=1,
+        description="the sets",
+        json_schema_extra={"expected": "a list with at least one set, each with a name and a path"},
+    )
+
+    @field_validator("sets")
+    @classmethod
+    def _named_once(cls, sets: tuple[SetSection, ...]) -> tuple[SetSection, ...]:
+        names = [one.name for one in sets]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sets are called {name!r}; give each a name of its own")
+        return sets
+
+    def location(self, one: SetSection) -> str:
+        """Of a set, for `load_evaluation_set`."""
+        if is_remote(one.path) or Path(one.path).is_absolute():
+            return one.path
+        if self.root.startswith("pipe:"):
+            return self.root.replace("{}", f"{one.path}/{{}}")
+        return f"{self.root.rstrip('/')}/{one.path}" if is_remote(self.root) else str(Path(self.root) / one.path)
+
+
+def read_list(path: str | Path, root: str | None = None, names: Sequence[str] = ()) -> EvaluationList:
+    """Reads a list of evaluation sets.
+
+    Args:
+        path: the YAML file.
+        root: in place of the file's.
+        names: of the sets to take; all if empty.
+
+    Raises:
+        InputError: the file cannot be read, a key or value is not right, or it has no set of that name.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} has to hold `root: …` and `sets: …`, but holds {values!r}")
+    if root is not None:
+        values["root"] = root
+    try:
+        listed = EvaluationList.model_validate(values)
+    except ValidationError as error:
+        raise InputError(explain(error, EvaluationList, values, str(path), [] if root is None else ["root"])) from None
+    known = {one.name: one for one in listed.sets}
+    for name in names:
+        if name not in known:
+            raise InputError(f"{path} has no set {name!r}; it has {', '.join(known)}")
+    return listed.model_copy(update={"sets": tuple(known[name] for name in names)}) if names else listed

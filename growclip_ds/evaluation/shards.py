@@ -1,0 +1,109 @@
+"""Samples of an evaluation set's tars, undecoded, and which rank reads which.
+
+A sample is what webdataset makes one of: members of the same name up to the first dot that lie one after the other.
+Of a local tar, headers are read and what is not wanted is seeked over; a remote one is streamed once, by one rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from webdataset.tariterators import group_by_keys, tarfile_samples
+
+from growclip_ds.data.remote_stream import reopening
+from growclip_ds.errors import InputError
+
+Wanted = Callable[[str], bool]  # of a member's name
+RawSample = dict[str, Any]  # contents by extension, with webdataset's `__key__` and `__url__`
+
+
+def local_headers(shard: str, wanted: Wanted) -> Iterator[tuple[tarfile.TarFile, RawSample]]:
+    """The samples of a local tar, each with its members' headers in place of their contents, and the open tar.
+
+    Raises:
+        InputError: the tar cannot be read.
+    """
+
+    def members(tar: tarfile.TarFile) -> Iterator[RawSample]:
+        for member in tar:
+            if member.isreg() and wanted(member.name):
+                yield {"fname": member.name, "data": member, "__url__": shard}
+
+    with _reading(shard), tarfile.open(shard, "r:") as tar:
+        for sample in group_by_keys(members(tar)):
+            yield tar, sample
+
+
+def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """A member's content.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with _reading(str(tar.name)):
+        return tar.extractfile(member).read()  # type: ignore[union-attr]  (it is a regular file)
+
+
+@contextlib.contextmanager
+def _reading(shard: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:  # webdataset reports duplicates as ValueError
+        raise InputError(f"{shard}: not a readable tar file ({error}); copy or make it again") from error
+
+
+def local_share(
+    shards: Sequence[str], counts: Sequence[int], wanted: Wanted, rank: int, world_size: int
+) -> Iterator[RawSample]:
+    """A rank's samples of local tars: as many as any other's, or one less, that lie one after the other.
+
+    Args:
+        shards: the tars.
+        counts: samples of each.
+        wanted: which members.
+
+    Raises:
+        InputError: a tar cannot be read, or has fewer samples than it had.
+    """
+    total = sum(counts)
+    first, last = (total * r // world_size for r in (rank, rank + 1))
+    start = 0
+    for shard, count in zip(shards, counts, strict=True):
+        skip, stop = max(first - start, 0), min(last - start, count)
+        start += count
+        if skip >= stop:
+            continue
+        found = 0
+        for tar, sample in itertools.islice(local_headers(shard, wanted), skip, stop):
+            found += 1
+            yield {key: content(tar, v) if isinstance(v, tarfile.TarInfo) else v for key, v in sample.items()}
+        if found < stop - skip:
+            raise InputError(f"{shard}: {skip + found} samples where there were {count}; it has changed, start again")
+
+
+def stream(shard: str, wanted: Wanted) -> Iterator[RawSample]:
+    """The samples of a remote tar.
+
+    Raises:
+        InputError: it cannot be streamed to its end.
+    """
+    try:
+        yield from reopening(lambda: tarfile_samples([{"url": shard}], select_files=wanted), shard)
+    except OSError as error:
+        raise InputError(f"{error}; correct the address, or see that it can be fetched") from error
+
+
+def remote_share(shards: Sequence[str], wanted: Wanted, rank: int, world_size: int) -> Iterator[RawSample]:
+    """A rank's samples of remote tars: tar i is rank i mod W's.
+
+    Raises:
+        InputError: a tar cannot be streamed to its end.
+    """
+    for shard in shards[rank::world_size]:
+        yield from stream(shard, wanted)

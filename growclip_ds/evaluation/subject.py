@@ -1,0 +1,164 @@
+"""What is evaluated: a checkpoint, or a run's newest model, with its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.checkpoint import Checkpoint, load_model
+from growclip_ds.checkpoint_writing import INDEX
+from growclip_ds.data.tokens import Tokenizer, load_tokenizer
+from growclip_ds.errors import InputError
+from growclip_ds.run_folder import Phase, RunFolder
+
+_SHARD = "*.safetensors"  # of a checkpoint in Hugging Face format
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint to evaluate.
+
+    Attributes:
+        folder: with its weights.
+        run: that it belongs to, if any.
+        growth_step: after which it was written, where it says so.
+        architecture: of the model; None if it is `transformers`' CLIP.
+        digest: of the weights.
+    """
+
+    folder: Path
+    run: RunFolder | None
+    growth_step: int | None
+    architecture: Architecture | None
+    digest: str
+
+    def load(self) -> nn.Module:
+        """The model, in fp32 on the CPU.
+
+        Raises:
+            InputError: its weights are damaged.
+        """
+        if self.architecture is not None:
+            return load_model(self.folder)
+        from growclip_ds.baselines.clip import load_clip  # `transformers`' models are slow to import
+
+        return load_clip(self.folder)
+
+    def tokenizer(self, named: str | None, sizes: ModelSizes, end_of_text: int) -> Tokenizer:
+        """The tokenizer of the model's captions.
+
+        Args:
+            named: its folder or name; if None it is looked for beside the weights and in the run's folder.
+            sizes: of the model,
+            end_of_text: and its token for the end of text.
+
+        Raises:
+            InputError: there is none, or it is another model's.
+        """
+        name = named or self._own_tokenizer()
+        tokenizer = load_tokenizer(name, sizes.context_length)
+        if tokenizer.vocab_size > sizes.vocab_size or tokenizer.end_of_text != end_of_text:
+            raise InputError(
+                f"tokenizer {name} has {tokenizer.vocab_size} tokens, the end of text being {tokenizer.end_of_text}; "
+                f"the model of {self.folder} has {sizes.vocab_size}, and {end_of_text}: name the tokenizer that it was "
+                "trained with (--tokenizer)"
+            )
+        return tokenizer
+
+    def _own_tokenizer(self) -> str:
+        folders = [self.folder / "tokenizer", self.folder.parent / "tokenizer"]
+        folders += [self.run.tokenizer] if self.run else []
+        folders += [self.folder] if self.architecture is None else []
+        for folder in folders:
+            if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+                return str(folder)
+        raise InputError(
+            f"{self.folder}: no tokenizer in {', '.join(dict.fromkeys(map(str, folders)))}; "
+            "name the one that the model was trained with (--tokenizer)"
+        )
+
+
+def find_subject(path: Path | str, step: int | None = None) -> Subject:
+    """The checkpoint in a folder, or that of a run's growth step.
+
+    Args:
+        path: of a checkpoint, a phase of a run, a run, or a CLIP model in Hugging Face format.
+        step: the run's growth step; its newest trained one if None.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = Path(path)
+    if (path / INDEX).exists() or (path / "weights" / INDEX).exists():
+        if step is not None:
+            raise InputError(f"{path} is a checkpoint and has no growth steps; leave --step out")
+        return _of_checkpoint(path if (path / INDEX).exists() else path / "weights")
+    run = RunFolder(path)
+    if run.config_file.exists():
+        return _of_checkpoint(_trained_step(run, step))
+    if (path / "config.json").exists() and any(path.glob(_SHARD)):
+        return Subject(path.absolute(), None, None, None, _digest_of_files(path))
+    problem = "holds no checkpoint and no run" if path.is_dir() else "is no folder"
+    raise InputError(f"{path} {problem}; give a folder with {INDEX}, a run's, or a CLIP model's in Hugging Face format")
+
+
+def _of_checkpoint(folder: Path) -> Subject:
+    folder = folder.absolute()
+    checkpoint = Checkpoint(folder)
+    above = folder.parents[min(2, len(folder.parents) - 1)]  # RUN/step_1/train/weights
+    run = RunFolder(above) if (above / "config.yaml").exists() else None
+    step = checkpoint.description.get("growth_step")
+    shapes = checkpoint.architecture.parameter_shapes(checkpoint.sizes)
+    return Subject(folder, run, step, checkpoint.architecture, checkpoint.digest(sorted(shapes)))
+
+
+def _trained_step(run: RunFolder, step: int | None) -> Path:
+    """The weights of a growth step's model."""
+    numbers = sorted(int(folder.name.removeprefix("step_")) for folder in run.path.glob("step_[0-9]*"))
+    trained = [number for number in numbers if (run.weights(number, Phase.TRAIN) / INDEX).exists()]
+    if not trained:
+        raise InputError(f"{run.path}: no growth step is trained yet; let the run finish one")
+    if step is not None and step not in trained:
+        raise InputError(f"{run.path}: growth step {step} is not trained; --step can be {', '.join(map(str, trained))}")
+    return run.weights(step or trained[-1], Phase.TRAIN)
+
+
+def _digest_of_files(folder: Path) -> str:
+    """Of the weights and configuration of a checkpoint in Hugging Face format."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in [folder / "config.json", *sorted(folder.glob(_SHARD))]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def digest_of_tokenizer(tokenizer: Tokenizer) -> str:
+    """Of all that decides which ids a text becomes."""
+    state = json.dumps(tokenizer.__getstate__(), sort_keys=True)
+    return hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """The device to evaluate on.
+
+    Args:
+        name: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+        local_rank: of this process on its machine; the GPU that it takes.
+
+    Raises:
+        InputError: there is no such GPU.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"rank {local_rank} of this machine has no GPU, there being {torch.cuda.device_count()}: "
+            "start fewer ranks, or take --device cpu"
+        )
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,108 @@
+"""The fixed CLIP: its size, its starts, and that engines train it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.baselines.clip import VIT_B_16, FixedCLIP, clip_config
+from growclip_ds.baselines.starts import continued, from_scratch, shrunk_and_perturbed
+from growclip_ds.distributed import rank
+from growclip_ds.engine import Engine
+from growclip_ds.inheritance import Momentum
+from growclip_ds.iteration import train_iteration
+from growclip_ds.model.packed import pack
+from growclip_ds.optim import Lamb
+from tests.group import Groups
+
+SIZES = ModelSizes(60, 12, 32, 24)
+CONFIG = clip_config(Architecture(0, 2, 1, 1, 2, 0), SIZES, end_of_text=59)
+PAIRS = 12
+
+
+def test_vit_b_16_is_as_large_as_the_papers() -> None:
+    with torch.device("meta"):
+        model = FixedCLIP(clip_config(VIT_B_16, ModelSizes(49408, 77, 224, 512), end_of_text=49407))
+    count = sum(parameter.numel() for name, parameter in model.named_parameters() if name != "logit_scale")
+    assert round(count / 1e6, 1) == 149.6
+
+
+def test_parameters_are_called_as_in_transformers() -> None:
+    model, reference = FixedCLIP(CONFIG), CLIPModel(CONFIG)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert shapes == {name: tuple(p.shape) or (1,) for name, p in reference.named_parameters()}
+    assert (model.sizes, model.end_of_text) == (SIZES, 59)
+
+
+@pytest.mark.parametrize("architecture", [Architecture(2, 1, 1, 1, 1, 0), Architecture(0, 1, 1, 1, 1, 1)])
+def test_an_architecture_that_is_no_clips_is_refused(architecture: Architecture) -> None:
+    with pytest.raises(ValueError, match="is no CLIP's"):
+        clip_config(architecture, SIZES, 59)
+
+
+def test_starts() -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = dict(from_scratch(CONFIG, "0/1/train"))
+    old = {name: tensor + 1 for name, tensor in first.items()}
+    assert torch.equal(torch.random.get_rng_state(), before)
+    drawn = dict(from_scratch(CONFIG, "0/2/train"))
+    again = dict(from_scratch(CONFIG, "0/2/train"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in drawn.items())
+    matrix, norm = "text_model.encoder.layers.0.mlp.fc1.weight", "vision_model.pre_layrnorm.weight"
+    assert not torch.equal(first[matrix], drawn[matrix])
+    assert float(drawn["logit_scale"]) == pytest.approx(math.log(1 / 0.07), abs=1e-3)
+
+    kept = dict(continued(CONFIG, old.__getitem__))
+    assert list(kept) == list(drawn)
+    assert all(torch.equal(tensor, old[name]) for name, tensor in kept.items())
+
+    shrunk = dict(shrunk_and_perturbed(CONFIG, old.__getitem__, Momentum(0.3, 0.001, 1.0, False), "0/2/train"))
+    for name in (matrix, "vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.weight"):
+        assert torch.allclose(shrunk[name], 0.3 * old[name] + 0.001 * drawn[name])
+    for name in (norm, "text_model.encoder.layers.0.mlp.fc1.bias", "logit_scale"):
+        assert torch.equal(shrunk[name], old[name])
+    blended = dict(shrunk_and_perturbed(CONFIG, old.__getitem__, Momentum(0.3, 0.001, 1.0, True), "0/2/train"))
+    assert torch.allclose(blended[norm], 0.3 * old[norm] + 0.001)
+
+
+def make_lamb(parameters: list[tuple[str, nn.Parameter]]) -> Lamb:
+    return Lamb([p for _, p in parameters], lr=0.01, betas=(0.9, 0.999), eps=1e-6, weight_decay=1e-4)
+
+
+def train_on_rank(stage: int) -> tuple[list[float], dict[str, Tensor]]:
+    """Four iterations on the same 12 pairs, all of them on the first rank."""
+    ds_config = {
+        "train_micro_batch_size_per_gpu": PAIRS,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage},
+    }
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(PAIRS, 3, 32, 32, generator=generator)
+    captions = [[58, *torch.randint(0, 58, (3 + i % 5,), generator=generator).tolist(), 59] for i in range(PAIRS)]
+    mine = slice(0, PAIRS) if rank() == 0 else slice(0, 0)
+    engine = Engine(lambda: FixedCLIP(CONFIG), make_lamb, ds_config)
+    engine.load_masters(from_scratch(CONFIG, "0/1/train"))
+    batch = (images[mine].to(engine.device), pack(captions[mine]).to(engine.device))
+    losses = [train_iteration(engine, [batch], 0.01).loss for _ in range(4)]
+    masters = {name: tensor for name, tensor in engine.masters(lambda _: 0) if tensor is not None}
+    engine.destroy()
+    return losses, masters
+
+
+def test_engines_train_it_alike_at_every_stage(group: Groups) -> None:
+    """Also where a rank has no pairs: its gradients, all zero, have to come."""
+    ((losses, masters),) = group(1).run(train_on_rank, 2)
+    assert losses[0] == pytest.approx(math.log(PAIRS), abs=0.5)
+    assert losses[-1] < losses[0] - 0.2
+    for stage in (1, 2, 3):
+        (theirs, weights), _ = group(2).run(train_on_rank, stage)
+        assert theirs == pytest.approx(losses, rel=1e-5)
+        for name, tensor in masters.items():
+            if not name.endswith("k_proj.bias"):  # their exact gradient is zero, and LAMB normalises the noise
+                assert float((weights[name] - tensor).norm()) <= 1e-4 * float(tensor.norm()) + 1e-6, name
