@@ -5,6 +5,7 @@ Works on one tensor at a time: read the old tensor, blend, hand it on. A model i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from growclip_ds.architecture import Architecture, ModelSizes, Shape
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.initial import initial_tensor, is_vector
 from growclip_ds.model.layers import leading_slice
+
+CHUNK = 1 << 18  # elements that are blended at a time
 
 STACKS = {
     "image.stem.layers": "conv_layers",
@@ -68,15 +71,18 @@ def inherited_tensor(
         return random if is_vector(name) else random.mul_(momentum.fresh)
     inherited = read(source)
     common = tuple(map(min, inherited.shape, shape))
-    inherited = leading_slice(inherited, common).to(random.dtype)
-    overlap = leading_slice(random, common)
-    if is_vector(name) and not momentum.blend_vectors:
-        blended = inherited
-    else:
-        blended = momentum.beta * inherited + momentum.gamma * overlap
-    if not is_vector(name):
-        random.mul_(momentum.fresh)
-    overlap.copy_(blended)
+    fresh = 1.0 if is_vector(name) else momentum.fresh
+    random[common[0] :].mul_(fresh)
+    # Rows at a time: a tensor is then in memory twice, old and new, and not four times.
+    rows = max(1, CHUNK * shape[0] // math.prod(shape))
+    old_rows = leading_slice(inherited, common).split(rows)
+    for drawn, source_rows in zip(random[: common[0]].split(rows), old_rows, strict=True):
+        blended = source_rows.to(random.dtype)
+        overlap = leading_slice(drawn, tuple(blended.shape))
+        if not is_vector(name) or momentum.blend_vectors:
+            blended = momentum.beta * blended + momentum.gamma * overlap
+        drawn.mul_(fresh)
+        overlap.copy_(blended)
     return random
 
 

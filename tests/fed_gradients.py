@@ -82,6 +82,7 @@ class Scenario:
         subnets: whether every iteration samples one.
         clipping: of the gradient norm; 0 for none.
         iterations: updates.
+        observed: of how many of these, from the first on, the state is kept; beside that, the last one's.
         zero: more of DeepSpeed's zero_optimization section.
         config: more of DeepSpeed's configuration.
     """
@@ -92,6 +93,7 @@ class Scenario:
     subnets: bool = False
     clipping: float = 0.0
     iterations: int = 6
+    observed: int = 6
     zero: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -174,7 +176,7 @@ def learning_rate(iteration: int) -> float:
 
 
 def train(scenario: Scenario) -> list[State]:
-    """Trains under DeepSpeed; the state at first and after each iteration."""
+    """Trains under DeepSpeed; the state at first, after each observed iteration, and after the last."""
     engine = build(scenario)
     states = [collect(engine)]
     norms = []
@@ -184,7 +186,8 @@ def train(scenario: Scenario) -> list[State]:
         engine.step(learning_rate(iteration), scenario.active(iteration))
         assert not engine.skipped
         norms.append(engine.gradient_norm)
-        states.append(collect(engine))
+        if iteration < scenario.observed or iteration + 1 == scenario.iterations:
+            states.append(collect(engine))
     states[-1].gradient_norms = norms
     states[-1].working = working_copies(engine)
     engine.destroy()

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
@@ -35,6 +36,7 @@ from tests.fed_gradients import (
 from tests.group import Groups
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
+FP16 = ["fp16"] * (torch.float16 in get_accelerator().supported_dtypes())
 
 
 def refusals() -> list[str]:
@@ -88,7 +90,7 @@ def skip_all(scenarios: list[Scenario]) -> list[tuple[Any, ...]]:
 
 
 def test_gradients_that_are_not_finite_change_nothing(group: Groups) -> None:
-    scenarios = [Scenario(stage, dtype=dtype) for stage in (1, 2, 3) for dtype in ("fp32", "bf16")]
+    scenarios = [Scenario(stage, dtype=dtype) for stage in (1, 2, 3) for dtype in ("fp32", "bf16", *FP16)]
     scenarios += [Scenario(2, dtype="bf16", zero=OFFLOAD), Scenario(3, zero=OFFLOAD)]
     for rank, results in enumerate(group(2).run(skip_all, scenarios)):
         for scenario, (states, skipped, norms) in zip([s for s in scenarios for _ in "ab"], results, strict=True):
@@ -103,6 +105,41 @@ def test_gradients_that_are_not_finite_change_nothing(group: Groups) -> None:
                     assert all(torch.equal(first[n], after[n]) for n in SHAPES), scenario
                     assert all(t.isfinite().all() for t in last.values()), scenario
                     assert not any(torch.equal(after[n], last[n]) for n in SHAPES if n != "logit_scale")
+
+
+def search_loss_scale(stages: list[int]) -> list[tuple[list[bool], list[float], float, float]]:
+    """Gradients that fit into fp16 but not times its loss scale of 256, three times, and in fp32 what is left of them.
+
+    Gives, by stage, what was skipped, gradient norms, the fp32 norm, and how far the weights are from those of fp32.
+    """
+    scaling = {"fp16": {"enabled": True, "initial_scale_power": 8, "hysteresis": 1}}
+    found = []
+    for stage in stages:
+        fed = Scenario(stage, dtype="fp16").gradients(0, dist.get_rank())
+        fed["layers.2.weight"][3, 2] = 320
+        states, skipped, norms = [], [], []
+        for scenario, times in ((Scenario(stage, dtype="fp16", config=scaling), 3), (Scenario(stage), 2)):
+            engine = build(scenario)
+            for _ in range(times):
+                engine.backward(engine(fed))
+                engine.step(learning_rate(0))
+                skipped.append(engine.skipped)
+                norms.append(engine.gradient_norm)
+            states.append(collect(engine))
+            engine.destroy()
+        in_fp16, in_fp32 = states
+        error = relative_error(in_fp16.weights, in_fp32.weights) if dist.get_rank() == 0 else 0.0
+        found.append((skipped[:3], norms[:3], norms[3], error))
+    return found
+
+
+@pytest.mark.skipif(not FP16, reason="this CPU has no fp16 in PyTorch")
+def test_a_loss_scale_too_large_costs_an_update_and_falls(group: Groups) -> None:
+    for results in group(2).run(search_loss_scale, [1, 2, 3]):
+        for skipped, norms, expected, error in results:
+            assert skipped == [True, False, False]
+            assert norms[1:] == pytest.approx([expected, expected], rel=1e-5)  # without the scale
+            assert error < 1e-5
 
 
 def add_up(scenario: Scenario) -> list[tuple[State, float]]:
@@ -195,6 +232,7 @@ class Held(NamedTuple):
     """What a process holds."""
 
     tensors: int
+    storages: int
     files: int
     threads: int
     groups: int
@@ -211,13 +249,15 @@ def rebuild(stage: int, times: int) -> tuple[list[float], set[Held], bool]:
         engine.destroy()
         del engine, _tensor
         memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
-        tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+        storages = len({tensor.untyped_storage()._cdata for tensor in tensors})
         files, threads = (len(list(Path("/proc/self", kind).iterdir())) for kind in ("fd", "task"))
-        held.add(Held(tensors, files, threads, len(dist.distributed_c10d._world.pg_map)))
+        held.add(Held(len(tensors), storages, files, threads, len(dist.distributed_c10d._world.pg_map)))
+        del tensors
     return memory, held, F.linear is linear
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_ten_engines_leave_nothing_behind(group: Groups, stage: int) -> None:
     """Invariant 6."""
     for memory, held, torch_is_itself in group(2).run(rebuild, stage, 10):

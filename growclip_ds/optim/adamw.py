@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from growclip_ds.optim.subnet import ActiveTensor, SubnetOptimizer
+from growclip_ds.optim.subnet import ActiveTensors, SubnetOptimizer
 from growclip_ds.zero_shards import FlatShard
+from growclip_kernels.optimizer import Buffers, adamw
 
 
 class AdamW(SubnetOptimizer):
@@ -27,14 +26,7 @@ class AdamW(SubnetOptimizer):
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, upper_bounds)
 
-    def update(self, shard: FlatShard, tensors: list[ActiveTensor], group: dict[str, Any]) -> None:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        for tensor in tensors:
-            for weight, gradient, exp_avg, exp_avg_sq in tensor.parts:
-                exp_avg.lerp_(gradient, 1 - beta1)
-                exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                denominator = torch.sqrt(exp_avg_sq, out=gradient)  # the gradient is no longer needed
-                denominator.div_(math.sqrt(1 - beta2**tensor.step)).add_(group["eps"])
-                if tensor.is_matrix:
-                    weight.mul_(1 - lr * group["weight_decay"])
-                weight.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**tensor.step))
+    def update(
+        self, shard: FlatShard, buffers: Buffers, tensors: ActiveTensors, steps: list[int], group: dict[str, Any]
+    ) -> None:
+        adamw(buffers, tensors.regions, steps, group["lr"], group["betas"], group["eps"], group["weight_decay"])

@@ -9,28 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
-
-from torch import Tensor
 
 from growclip_ds.architecture import Shape
-
-
-class Span(NamedTuple):
-    """`rows` runs of `columns` elements in a flat tensor, `stride` from the start of one to the start of the next."""
-
-    offset: int
-    rows: int
-    columns: int
-    stride: int
-
-    def of(self, flat: Tensor) -> Tensor:
-        """The span of a 1-D tensor as a view: (columns,) if there is but one row, else (rows, columns)."""
-        if self.rows == 1:
-            return flat[self.offset : self.offset + self.columns]
-        step = flat.stride(0)
-        offset = flat.storage_offset() + self.offset * step
-        return flat.as_strided((self.rows, self.columns), (self.stride * step, step), offset)
+from growclip_kernels.optimizer import Span
 
 
 @functools.lru_cache(maxsize=1 << 16)  # the same few candidates come up again and again

@@ -4,43 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from growclip_ds.architecture import Shape
 from growclip_ds.optim.leading_box import leading_box
 from growclip_ds.zero_shards import FlatShard, flat_shards
+from growclip_kernels.optimizer import Buffers, Region, Regions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+REMEMBERED = 256  # subnets whose layout is kept: the same candidates come up again and again
 
 
-class Part(NamedTuple):
-    """Elements of one tensor that this rank updates: views of the same shape."""
-
-    weight: Tensor
-    gradient: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-
-@dataclass(frozen=True)
-class ActiveTensor:
-    """A tensor that takes part in an iteration.
+class ActiveTensors(NamedTuple):
+    """The tensors of a shard that take part in an iteration, also those of which this rank holds nothing.
 
     Attributes:
-        name: of the parameter.
-        step: how many updates it has had, this one included.
-        is_matrix: whether it has more than one dimension, and with that weight decay and a trust ratio.
-        parts: what this rank has of its sampled slice; may be empty.
+        names: of the parameters, the same on every rank.
+        regions: what this rank has of each one's sampled slice.
     """
 
-    name: str
-    step: int
-    is_matrix: bool
-    parts: list[Part]
+    names: tuple[str, ...]
+    regions: Regions
 
 
 class SubnetOptimizer(torch.optim.Optimizer, ABC):
@@ -77,10 +64,12 @@ class SubnetOptimizer(torch.optim.Optimizer, ABC):
         self.steps: dict[str, int] = {}
         self.shards: list[FlatShard] = []
         self._active: Mapping[str, Shape] | None = None
+        self._known: dict[Any, ActiveTensors] = {}
 
     def attach(self, zero_optimizer: Any, names: Mapping[nn.Parameter, str]) -> None:
         """Learns the layout of the shards and makes the moments, zero. For each engine once, after it is built."""
         self.shards = flat_shards(zero_optimizer, names)
+        self._known.clear()
         self.steps = {segment.name: 0 for shard in self.shards for segment in shard.segments}
         for shard in self.shards:
             for moment in MOMENTS:
@@ -108,28 +97,48 @@ class SubnetOptimizer(torch.optim.Optimizer, ABC):
             for flat in group["params"]:
                 shard = self._shard_of[flat]
                 tensors = self._active_tensors(shard)
-                self.update(shard, tensors, group)
-                for tensor in tensors:
-                    if tensor.name in self.upper_bounds:
-                        for part in tensor.parts:
-                            part.weight.clamp_(max=self.upper_bounds[tensor.name])
+                if not tensors.names:
+                    continue  # on every rank
+                for name in tensors.names:
+                    self.steps[name] += 1
+                buffers = Buffers(flat.detach(), flat.grad, *(self.state[flat][moment] for moment in MOMENTS))
+                self.update(shard, buffers, tensors, [self.steps[name] for name in tensors.names], group)
+                for name, region in zip(tensors.names, tensors.regions.regions, strict=True):
+                    if name in self.upper_bounds:
+                        for span in region.spans:
+                            span.of(buffers.weight).clamp_(max=self.upper_bounds[name])
 
     @abstractmethod
-    def update(self, shard: FlatShard, tensors: list[ActiveTensor], group: dict[str, Any]) -> None:
-        """One update of a shard's active tensors with a group's hyper-parameters; collective over `shard.group`."""
+    def update(
+        self, shard: FlatShard, buffers: Buffers, tensors: ActiveTensors, steps: list[int], group: dict[str, Any]
+    ) -> None:
+        """One update of a shard's active tensors, collective over `shard.group`.
 
-    def _active_tensors(self, shard: FlatShard) -> list[ActiveTensor]:
-        state = self.state[shard.flat]
-        buffers = (shard.flat, shard.flat.grad, state["exp_avg"], state["exp_avg_sq"])
-        tensors = []
+        Args:
+            shard: that is updated.
+            buffers: its masters, gradient and moments.
+            tensors: what takes part.
+            steps: updates that each of these has had, this one included.
+            group: hyper-parameters.
+        """
+
+    def _active_tensors(self, shard: FlatShard) -> ActiveTensors:
+        key = shard, None if self._active is None else tuple(self._active.items())
+        if key not in self._known:
+            if len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[key] = self._find_active(shard)
+        return self._known[key]
+
+    def _find_active(self, shard: FlatShard) -> ActiveTensors:
+        names, regions = [], []
         for segment in shard.segments:
             box = segment.shape if self._active is None else self._active.get(segment.name)
             if box is None:
                 continue
-            self.steps[segment.name] += 1
             piece = shard.piece(segment)
-            local = [piece.of(buffer) for buffer in buffers]
             spans = leading_box(segment.shape, box, piece.param_offset, piece.numel)
-            parts = [Part(*(span.of(buffer) for buffer in local)) for span in spans]
-            tensors.append(ActiveTensor(segment.name, self.steps[segment.name], len(segment.shape) > 1, parts))
-        return tensors
+            in_shard = tuple(span._replace(offset=span.offset + piece.flat_offset) for span in spans)
+            names.append(segment.name)
+            regions.append(Region(in_shard, is_matrix=len(segment.shape) > 1))
+        return ActiveTensors(tuple(names), Regions(regions))

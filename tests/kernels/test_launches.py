@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 from growclip_kernels import attention, contrastive_loss, dispatch, resources, sigmoid_loss
 from growclip_kernels.packed_attention import operators
 from growclip_kernels.contrastive import triton_path
+from growclip_kernels.optimizer import Buffers, Region, Regions, Span, triton_path as updates
 
 CAPABILITY = (int(sys.argv[1]), 0)
 TARGET = GPUTarget("cuda", 10 * CAPABILITY[0], 32)
@@ -69,11 +70,16 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
         images, texts = (torch.randn(n, d).to(dtype).requires_grad_() for _ in range(2))
         scale = torch.tensor([10.0], requires_grad=True)
         (contrastive_loss(images, texts, scale) + sigmoid_loss(images, texts, scale, -scale)).backward()
+for tensors in (1, 15, 16, 40):
+    regions = Regions([Region((Span(20 * tensor, 1, 17, 17),), True) for tensor in range(tensors)])
+    buffers, steps = Buffers(*torch.randn(4, 1000)), [1] * tensors
+    updates.adamw(buffers, regions, steps, 1e-3, (0.9, 0.98), 1e-6, 0.2)
+    updates.lamb_direction(buffers, regions, steps, (0.9, 0.98), 1e-6, 0.2)
+    updates.lamb_apply(buffers, regions, torch.ones(tensors), 1.0)
 
 resources.triton.compile = listing
 for configuration in resources.configurations(CAPABILITY):
-    if configuration.name.startswith(("attention", "contrastive")):
-        resources.compile_for(configuration, CAPABILITY)
+    resources.compile_for(configuration, CAPABILITY)
 print(len(listed), len(launched), len(listed & launched))
 """
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 2048  # elements that a program updates
+BLOCK = 1024  # elements that a program updates
 LONGEST = 2**31 - 2 * BLOCK  # elements of a run: positions in it are 32-bit integers
 
 

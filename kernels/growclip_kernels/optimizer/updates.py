@@ -24,11 +24,11 @@ def _elements(spans, span_of, BLOCK: tl.constexpr):
     element = tl.arange(0, BLOCK)
     address = offset + start + element
     if columns < elements:  # several rows; where there is one, the divisions are left out
-        element = (element + start % columns).to(tl.uint32)
-        below = element // columns.to(tl.uint32)
-        column = element - below * columns.to(tl.uint32)
+        shifted = (element + start % columns).to(tl.uint32)
+        below = shifted // columns.to(tl.uint32)
+        column = shifted - below * columns.to(tl.uint32)
         address = offset + (start // columns + below.to(tl.int64)) * stride + column.to(tl.int64)
-    return tensor, address, start + tl.arange(0, BLOCK) < elements
+    return tensor, address, start + element < elements
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def lamb_direction_kernel(
     tl.store(partials + tl.num_programs(0) + tl.program_id(0), tl.sum(u * u, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("blocks",))
 def squares_kernel(
     partials,  # (2, blocks) fp32
     first_block,  # (tensors + 1,) int32
