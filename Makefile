@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Each rank computes in one thread: two ranks fill two cores.
 CPU_RANKS := env PATH="$(CURDIR)/$(BIN):$(PATH)" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
 
-.PHONY: demo test test-slow lint install
+.PHONY: demo test test-slow slurm lint install
 
 demo: install
 	$(BIN)/growclip data scenes data/scenes --samples 6000 --subsets 3 --size 64
@@ -19,6 +19,10 @@ test: install
 
 test-slow: install
 	$(CPU_RANKS) python -m pytest -m slow
+
+# The scripts for clusters, on a Slurm of two nodes that is started on this machine.
+slurm: install
+	$(CPU_RANKS) python -m pytest tests/slurm
 
 lint: install
 	$(BIN)/ruff check .

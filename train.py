@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-INPUT_ERROR = 2  # exit code for what the user can mend
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     # Not at the top: the data loading workers import this file too.
@@ -21,32 +19,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from growclip_ds.engine import init_distributed
     from growclip_ds.errors import InputError
     from growclip_ds.pipeline import prepare_growth
+    from growclip_ds.ranks_watch import INPUT_ERROR, watch_ranks
+    from growclip_ds.signals import STOPPED, Stopped, StopRequest
 
     options = _parser().parse_intermixed_args(arguments)
+    stop = StopRequest()
     try:
         config = load_config(options.config, options.overrides)
         deepspeed_file = load_deepspeed_config(options.deepspeed_config)
         deepspeed = resolve(deepspeed_file, config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
         init_distributed()
-        output_dir = options.output_dir or Path("runs") / Path(options.config).stem
-        pipeline = prepare_growth(config, deepspeed, output_dir, options.growth_step)
     except InputError as error:  # the same on every rank, unless machines have other files
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            _print_error(error)
+            print(f"train.py: error: {error}", file=sys.stderr, flush=True)
         return INPUT_ERROR
+    stop.install()
+    watch = watch_ranks(60 * config.health.hang_minutes)
+    code = 0
     try:
-        pipeline.run()
-    except InputError as error:  # perhaps on this rank alone, and the others wait for it
-        _print_error(error)
-        sys.stdout.flush()
-        os._exit(INPUT_ERROR)  # at once: the launcher then ends the other ranks
-    return 0
+        output_dir = options.output_dir or Path("runs") / Path(options.config).stem
+        prepare_growth(config, deepspeed, output_dir, options.growth_step, stop, watch).run()
+    except Stopped:
+        code = STOPPED
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"train.py: stopped as asked; the same command goes on (exit code {STOPPED})", flush=True)
+    except BaseException as error:  # perhaps on this rank alone, and the others wait for it
+        watch.fail(error)
+    watch.close()
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train a GrowCLIP through its growth steps; started again, a run goes on with what is unfinished.",
-        epilog="Rank and world size come from the environment, as the deepspeed launcher and torchrun set it.",
+        epilog="Rank and world size come from the environment, as the deepspeed launcher and torchrun set it. "
+        "SIGTERM and SIGUSR1 end the run after the iteration, with a checkpoint and exit code 75.",
     )
     parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="ZeRO stage, precision, offloading")
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
@@ -55,10 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # LOCAL_RANK says the same
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
     return parser
-
-
-def _print_error(error: Exception) -> None:
-    print(f"train.py: error: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ tensors of the same checkpoint under names of their own. It is written and read 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,14 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
-from growclip_ds.distributed import all_gather_object, on_every_rank, on_main, rank, world_size
+from growclip_ds.checkpoint_writing import FORMAT, INDEX, VERSION, CheckpointWriting, index_checksum
+from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.weights_file import DTYPES, SafetensorsWriter, checksum, tensor_bytes
-
-INDEX = "weights.json"
-FORMAT = "growclip-weights"
-VERSION = 1
+from growclip_ds.weights_file import DTYPES, checksum, tensor_bytes
 
 
 def describe(architecture: Architecture, sizes: ModelSizes, end_of_text: int, **more: Any) -> dict[str, Any]:
@@ -70,40 +66,9 @@ def write_checkpoint(
     Raises:
         InputError: on every rank, if the folder exists already, or cannot be written on some rank.
     """
-    folder = Path(folder)
-    partial = folder.parent / f".{folder.name}.partial"
-    on_main(lambda: _start_folder(folder, partial))
-    file = f"weights-{rank():05d}-of-{world_size():05d}.safetensors"
-    dtypes = dtypes or {}
-    mine = {
-        name: (dtypes.get(name, torch.float32), tuple(shape)) for name, shape in shapes.items() if owner(name) == rank()
-    }
-
-    checksums, size = on_every_rank(lambda: _write_tensors(partial / file, mine, tensors))
-    parts = all_gather_object((file, size, mine, checksums))
-
-    def finish() -> None:
-        entries = {
-            name: {"file": part, "dtype": DTYPES[dtype], "shape": list(shape), "crc32": sums[name]}
-            for part, _, written, sums in parts
-            for name, (dtype, shape) in written.items()
-        }
-        index = {
-            "format": FORMAT,
-            "version": VERSION,
-            "description": dict(description),
-            "files": {part: size for part, size, _, _ in parts},
-            "tensors": {name: entries[name] for name in shapes},
-        }
-        with (partial / INDEX).open("w", encoding="utf-8") as stream:
-            json.dump(index, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _fsync_folder(partial)
-        partial.replace(folder)
-        _fsync_folder(folder.parent)
-
-    on_main(lambda: _as_input_error(folder, finish))
+    writing = CheckpointWriting(Path(folder), shapes, owner, description, dtypes)
+    writing.write(tensors)
+    writing.publish()
 
 
 class Checkpoint:
@@ -155,6 +120,11 @@ class Checkpoint:
 
     def shape(self, name: str) -> Shape:
         return tuple(self._entry(name)["shape"])
+
+    def digest(self, names: Iterable[str]) -> str:
+        """Of these tensors' names, types, shapes and checksums, whatever files they are in."""
+        entries = [[name, *(self._entry(name)[key] for key in ("dtype", "shape", "crc32"))] for name in names]
+        return hashlib.blake2b(json.dumps(entries).encode(), digest_size=16).hexdigest()
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, the caller's own.
@@ -234,50 +204,6 @@ def load_model(folder: Path | str) -> GrowCLIP:
     return model
 
 
-def _start_folder(folder: Path, partial: Path) -> None:
-    if folder.exists():
-        raise InputError(f"{folder} exists already; remove it first or name another")
-
-    def start() -> None:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-
-    _as_input_error(folder, start)
-
-
-def _write_tensors(
-    path: Path, mine: dict[str, tuple[torch.dtype, Shape]], tensors: Iterable[tuple[str, Tensor | None]]
-) -> tuple[dict[str, str], int]:
-    """Writes this rank's file; returns checksums and size.
-
-    A failing disk is reported after the last tensor only: to make the tensors may take all ranks together.
-    """
-    remaining = iter(tensors)
-
-    def write() -> tuple[dict[str, str], int]:
-        with SafetensorsWriter(path, mine, {"format": "pt"}) as writer:
-            for name, tensor in remaining:
-                if name in mine:
-                    writer.write(name, tensor)
-                del tensor  # before the next one is made
-        return writer.checksums, writer.size
-
-    try:
-        return _as_input_error(path, write)
-    except InputError:
-        for _ in remaining:
-            pass
-        raise
-
-
-def _as_input_error(path: Path, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}; make room or name another folder") from error
-
-
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX
     if not file.exists():
@@ -286,7 +212,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(file.read_text(encoding="utf-8"))
         kind, version = index["format"], index["version"]
         _ = index["description"], index["files"], index["tensors"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(
             f"{file}: damaged or not a checkpoint's index ({error!r}); copy the checkpoint again"
         ) from error
@@ -294,12 +220,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: format {kind!r} version {version!r}; this program reads {FORMAT!r} version {VERSION}"
         )
+    if "crc32" in index and index_checksum(index) != index["crc32"]:  # the first checkpoints had none
+        raise InputError(f"{file}: damaged (its checksum differs); copy the checkpoint again")
     return index
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -144,7 +144,12 @@ class SubsetSection(Section):
     name: str = Field(min_length=1, description="name of the subset in reports and messages")
     shards: str = Field(
         min_length=1,
-        description="its webdataset shards: a folder, a glob or a brace pattern ({00000..00310}.tar)",
+        description="its webdataset shards: a folder, a glob or a brace pattern ({00000..00310}.tar); to stream them, "
+        "a brace pattern of addresses (https://…, s3://…, pipe:command)",
+    )
+    samples: int | None = Field(default=None, ge=1, description="usable pairs, where they have been counted")
+    shard_samples: Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)] = Field(
+        default=None, description="samples of each shard that is streamed, where they have been counted"
     )
 
 
@@ -173,12 +178,30 @@ class DataSection(Section):
 
     subsets: Annotated[tuple[SubsetSection, ...], BeforeValidator(_as_tuple)] = Field(
         min_length=1,
-        description="the data subsets, in the order in which they arrive",
-        json_schema_extra={"expected": "a list with at least one subset, each with a name and shards"},
+        description="the data subsets, in the order in which they arrive, or a file with them (`growclip data add`)",
+        json_schema_extra={
+            "expected": "a list with at least one subset, each with a name and shards, or the path of a file with one"
+        },
     )
     tokenizer: TokenizerSection = Field(description="the tokenizer")
     workers: int = Field(
         default=4, ge=0, description="processes a rank that read and decode; 0: in the training process"
+    )
+    decoding: Literal["fast", "exact"] = Field(
+        default="fast",
+        description="fast: JPEG is decoded at the size needed; exact: pictures are to the bit as Pillow makes them, as "
+        "evaluation always has them",
+    )
+    max_broken_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of the samples that may be broken, their places left empty; past it the run stops",
+    )
+    staged: str | None = Field(
+        default=None,
+        description="folder on every machine's own disk with copies of shards (`growclip data stage`); a shard "
+        "without one is read from its own place",
     )
 
     @field_validator("subsets")
@@ -259,6 +282,47 @@ class EvaluationSection(Section):
         return datasets
 
 
+class CheckpointSection(Section):
+    """What is kept of an unfinished phase, for a run that is interrupted to go on from."""
+
+    every_minutes: float | None = Field(
+        default=15.0, gt=0, description="minutes from one checkpoint to the next; null: the clock does not count"
+    )
+    every_iterations: int | None = Field(
+        default=None, ge=1, description="iterations from one checkpoint to the next; null: their number does not count"
+    )
+    keep_last: int = Field(
+        default=2, ge=1, description="checkpoints to keep; with more than one, the last may turn out to be damaged"
+    )
+    background: bool = Field(
+        default=True,
+        description="write while training goes on, from a copy in main memory of 12 bytes a parameter over all ranks; "
+        "where there is no room for it, and with false, training waits",
+    )
+
+
+class HealthSection(Section):
+    """What is done about numbers that have gone wrong, and about ranks that hang."""
+
+    max_bad_iterations: int = Field(
+        default=10,
+        ge=1,
+        description="iterations in a row without an update, after which the run stops: loss or gradients were not "
+        "finite, or a spike was skipped; while fp16 looks for its loss scale they do not count",
+    )
+    spike_factor: float | None = Field(
+        default=None,
+        gt=1,
+        description="a loss of so many times the median of the last 100 is a spike, without an update; null: none is",
+    )
+    spike_action: Literal["skip", "stop"] = Field(default="skip", description="after a spike: go on, or stop the run")
+    hang_minutes: float = Field(
+        default=20.0,
+        gt=0,
+        description="minutes in which no rank gets on with an iteration, after which the run ends and names the rank",
+    )
+
+
 class MonitoringSection(Section):
     """What is written while training."""
 
@@ -276,6 +340,8 @@ class Config(Section):
     training: TrainingSection = Field(default=TrainingSection(), description="optimisation")
     selection: SelectionSection = Field(default=SelectionSection(), description="comparison of candidates")
     evaluation: EvaluationSection = Field(default=EvaluationSection(), description="zero-shot evaluation")
+    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="going on in the middle of a phase")
+    health: HealthSection = Field(default=HealthSection(), description="numbers gone wrong, ranks that hang")
     monitoring: MonitoringSection = Field(default=MonitoringSection(), description="TensorBoard and progress")
 
     @model_validator(mode="after")
@@ -326,6 +392,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} has to hold sections of settings (`seed: 0`, `data: …`), but holds {values!r}")
+    _read_list_of_subsets(values)
     overridden = []
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -333,10 +400,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise InputError(f"the command line's {text!r} is no override; write section.key=value")
         override(values, key, parse_yaml(value, f"the command line's {text!r}"))
         overridden.append(key)
+    _read_list_of_subsets(values)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise InputError(explain(error, Config, values, str(path), overridden)) from None
+
+
+def _read_list_of_subsets(values: dict[str, Any]) -> None:
+    """Puts the list of data subsets in the place of the file that it is in."""
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(data.get("subsets"), str):
+        data["subsets"] = read_yaml(data["subsets"])
 
 
 def _repeated(names: Any) -> str | None:

@@ -47,6 +47,16 @@ class ResolvedDeepSpeed:
     stage: int
     precision: Precision
 
+    @property
+    def numerics(self) -> dict[str, Any]:
+        """What bears on the weights, and not on speed and memory alone."""
+        scaling = self.config.get("fp16", {}) if self.precision == "fp16" else {}
+        return {
+            "precision": self.precision,
+            **{key: self.config[key] for key in ("gradient_clipping", "data_types") if key in self.config},
+            **{f"fp16.{key}": value for key, value in scaling.items() if key != "enabled"},
+        }
+
 
 def load_deepspeed_config(path: str | Path) -> DeepSpeedFile:
     """Reads a DeepSpeed file.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -77,6 +77,24 @@ def on_every_rank(function: Callable[[], T]) -> T:
         if shared is not None:
             _raise(shared, error)
     return result  # type: ignore[return-value]
+
+
+def in_lockstep(items: Iterator[T]) -> Iterator[T | None]:
+    """As many items on every rank as on the one that has most: None where there are no more.
+
+    Raises:
+        InputError: some rank's iterator raised one.
+        RuntimeError: some other rank's iterator raised anything else; that rank raises it itself.
+    """
+    while True:
+        item, error = _attempt(lambda: next(items, None))
+        states = all_gather_object((item is not None, error and _for_every_rank(error)))
+        for _, shared in states:
+            if shared is not None:
+                _raise(shared, error)
+        if not any(has_item for has_item, _ in states):
+            return
+        yield item
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:

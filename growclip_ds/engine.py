@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import datetime
 import gc
 import os
 import warnings
@@ -26,7 +27,11 @@ from torch.nn import functional
 from growclip_ds.architecture import Shape
 from growclip_ds.errors import InputError
 from growclip_ds.optim import SubnetOptimizer
-from growclip_ds.zero_shards import gather, refresh_weights, scatter
+from growclip_ds.zero_shards import FlatShard, gather, refresh_weights, scatter
+
+COLLECTIVE_HOURS = 2  # that ranks wait for each other at most: one may count shards or train a tokenizer for all
+
+_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's scaler changes
 
 
 def init_distributed() -> None:
@@ -51,7 +56,8 @@ def init_distributed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Before any collective: NCCL takes the current device, which would be the first GPU on every rank.
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    deepspeed.init_distributed(verbose=False)
+    hours = datetime.timedelta(hours=COLLECTIVE_HOURS)
+    deepspeed.init_distributed(verbose=False, **({} if "DEEPSPEED_TIMEOUT" in os.environ else {"timeout": hours}))
 
 
 class Engine:
@@ -88,6 +94,10 @@ class Engine:
         self.optimizer = make_optimizer(parameters)
         self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
         self._zero = self._deepspeed.optimizer
+        # DeepSpeed's BF16_Optimizer has none.
+        self._loss_scaler = getattr(self._zero, "loss_scaler", None)
+        if self._loss_scaler is not None:
+            self._loss_scaler.raise_error_at_min_scale = False  # how many updates may fail is not for it to say
         self.optimizer.attach(self._zero, {parameter: name for name, parameter in parameters})
         self.module: nn.Module = module
         self.device = torch.device(self._deepspeed.device)
@@ -145,17 +155,12 @@ class Engine:
         Raises:
             ValueError: a name or shape that the module does not have, or a parameter left out.
         """
-        places = {segment.name: (shard, segment) for shard in self.optimizer.shards for segment in shard.segments}
-        for name, tensor in tensors:
-            if name not in places:
-                raise ValueError(f"the model has no parameter {name!r}, or was given it twice")
-            shard, segment = places.pop(name)
-            if tuple(tensor.shape) != segment.shape:
-                raise ValueError(f"parameter {name!r} has shape {segment.shape}, not {tuple(tensor.shape)}")
-            scatter(shard, segment, tensor, shard.flat)
-        if places:
-            raise ValueError(f"no value was given for {len(places)} parameters, such as {next(iter(places))!r}")
+        self._load(tensors, lambda shard: shard.flat)
         refresh_weights(self._zero)
+
+    def load_moments(self, key: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Sets the optimiser's `exp_avg` or `exp_avg_sq`, as `load_masters` sets the weights."""
+        self._load(tensors, lambda shard: self.optimizer.state[shard.flat][key])
 
     def masters(self, owner: Callable[[str], int]) -> Iterator[tuple[str, Tensor | None]]:
         """The fp32 masters, one at a time: each on the rank that `owner` names for it, on the CPU; None on the others.
@@ -167,6 +172,23 @@ class Engine:
     def moments(self, key: str, owner: Callable[[str], int]) -> Iterator[tuple[str, Tensor | None]]:
         """The optimiser's `exp_avg` or `exp_avg_sq`, as `masters` gives the weights."""
         return gather(self.optimizer.shards, owner, lambda shard: self.optimizer.state[shard.flat][key])
+
+    @property
+    def loss_scale(self) -> dict[str, float] | None:
+        """The state of fp16's dynamic loss scale; None where there is none."""
+        scaler = self._loss_scaler
+        return {name: getattr(scaler, name) for name in _LOSS_SCALE} if scaler and scaler.dynamic else None
+
+    @loss_scale.setter
+    def loss_scale(self, state: Mapping[str, float]) -> None:
+        for name in _LOSS_SCALE:
+            setattr(self._loss_scaler, name, state[name])
+
+    @property
+    def searches_loss_scale(self) -> bool:
+        """Whether the loss scale may still fall, so that gradients which are not finite are part of the search."""
+        scaler = self._loss_scaler
+        return bool(scaler) and scaler.dynamic and scaler.cur_scale > scaler.min_scale
 
     def destroy(self) -> None:
         """Frees all that the engine holds, the module's parameters among it. The engine cannot be used afterwards.
@@ -180,10 +202,23 @@ class Engine:
         parameter_offload.FWD_MODULE_STACK.clear()
         _clear_cache(PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release)
         functional.linear = getattr(deepspeed.zero.Init, "linear_bk", functional.linear)
-        del self._deepspeed, self._zero, self.optimizer, self.module
+        del self._deepspeed, self._zero, self._loss_scaler, self.optimizer, self.module
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # not glibc
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+    def _load(self, tensors: Iterable[tuple[str, Tensor]], destination: Callable[[FlatShard], Tensor]) -> None:
+        places = {segment.name: (shard, segment) for shard in self.optimizer.shards for segment in shard.segments}
+        for name, tensor in tensors:
+            if name not in places:
+                raise ValueError(f"the model has no parameter {name!r}, or was given it twice")
+            shard, segment = places.pop(name)
+            if tuple(tensor.shape) != segment.shape:
+                raise ValueError(f"parameter {name!r} has shape {segment.shape}, not {tuple(tensor.shape)}")
+            scatter(shard, segment, tensor, destination(shard))
+            del tensor  # before the next one is made
+        if places:
+            raise ValueError(f"no value was given for {len(places)} parameters, such as {next(iter(places))!r}")
 
 
 def _complete(ds_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the loss and its gradients in them, then each micro-batch once more with its gra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class Outcome(NamedTuple):
         loss: the contrastive loss of the global batch, before the update.
         gradient_norm: of the global batch's gradient, before clipping.
         logit_scale: what similarities were multiplied by.
-        skipped: whether the update was left out because gradients were not finite.
+        skipped: whether the update was left out because loss or gradients were not finite, or the loss too large.
     """
 
     loss: float
@@ -43,6 +44,7 @@ def train_iteration(
     micro_batches: Sequence[MicroBatch],
     learning_rate: float,
     architecture: Architecture | None = None,
+    loss_limit: float = math.inf,
 ) -> Outcome:
     """Trains on a global batch, or on the sampled subnet with it. Collective.
 
@@ -52,20 +54,30 @@ def train_iteration(
             every rank; n may differ, and be 0.
         learning_rate: of this iteration.
         architecture: the candidate to run and update alone; the whole model if None.
+        loss_limit: with a loss that is not below it there is no update.
     """
     if len(micro_batches) == 1:
         image_features, text_features, logit_scale = engine(*micro_batches[0], architecture)
         loss = contrastive_loss(image_features, text_features, logit_scale)
-        engine.backward(loss * world_size())  # DeepSpeed averages over the ranks, the loss's gradients want the sum
+        engine.backward(_scaled(loss, loss_limit))
     else:
-        loss, logit_scale = _two_passes(engine, micro_batches, architecture)
+        loss, logit_scale = _two_passes(engine, micro_batches, architecture, loss_limit)
     active = None if architecture is None else architecture.parameter_shapes(engine.module.sizes)
     engine.step(learning_rate, active)
     return Outcome(loss.item(), engine.gradient_norm, logit_scale.item(), engine.skipped)
 
 
+def _scaled(loss: Tensor, limit: float) -> Tensor:
+    """What is to be differentiated: DeepSpeed averages over the ranks, the loss's gradients want the sum.
+
+    Gradients of a loss that is not below the limit are made NaN, so that the update is skipped, on all ranks alike,
+    without waiting here for the device to know the loss.
+    """
+    return loss * torch.where(loss.detach() < limit, float(world_size()), math.nan)
+
+
 def _two_passes(
-    engine: Engine, micro_batches: Sequence[MicroBatch], architecture: Architecture | None
+    engine: Engine, micro_batches: Sequence[MicroBatch], architecture: Architecture | None, loss_limit: float
 ) -> tuple[Tensor, Tensor]:
     """Loss and temperature, the gradients left in the engine."""
     with torch.no_grad():
@@ -74,7 +86,7 @@ def _two_passes(
     cached = [torch.cat([output[i] for output in outputs]) for i in range(2)] + [outputs[0][2]]
     leaves = [tensor.detach().float().requires_grad_() for tensor in cached]
     loss = contrastive_loss(*leaves)
-    image_gradients, text_gradients, scale_gradient = torch.autograd.grad(loss * world_size(), leaves)
+    image_gradients, text_gradients, scale_gradient = torch.autograd.grad(_scaled(loss, loss_limit), leaves)
     parts = zip(micro_batches, image_gradients.split(sizes), text_gradients.split(sizes), strict=True)
     for index, (micro_batch, *feature_gradients) in enumerate(parts, start=1):
         outputs = engine(*micro_batch, architecture)

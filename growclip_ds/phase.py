@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import TracebackType
@@ -18,24 +18,31 @@ from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint import Checkpoint, describe, owners, write_checkpoint
 from growclip_ds.config import Config
 from growclip_ds.data.batch import batches_in_order
-from growclip_ds.data.faults import in_words
+from growclip_ds.data.fault_limit import FaultLimit
+from growclip_ds.data.faults import Cause, FaultList, in_words
+from growclip_ds.data.remote import Deal
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.deepspeed_config import ResolvedDeepSpeed
 from growclip_ds.distributed import on_every_rank
 from growclip_ds.engine import Engine
+from growclip_ds.errors import InputError
 from growclip_ds.evaluation import evaluate, retrieve_pairs
 from growclip_ds.growth_space import GrowthSpace
+from growclip_ds.health import Health
 from growclip_ds.model.checkpointing import checkpoint_activations
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.initial import MAX_LOGIT_SCALE
 from growclip_ds.monitor import Monitor
 from growclip_ds.optim import AdamW, Lamb, SubnetOptimizer
 from growclip_ds.prepare import RunInputs
+from growclip_ds.ranks_watch import RanksWatch
+from growclip_ds.resume import CheckpointKeeper, load_engine, newest_good
 from growclip_ds.run_folder import Phase, RunFolder
 from growclip_ds.schedule import learning_rate
 from growclip_ds.seeds import named_seed
 from growclip_ds.selection import SupernetEncoder, rank_candidates
-from growclip_ds.training import train
+from growclip_ds.signals import Stopped, StopRequest
+from growclip_ds.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Run:
         folder: where it is on disk.
         inputs: the data, the tokenizer and the evaluation sets.
         monitor: told what happens.
+        stop: whether this rank was asked to stop.
+        watch: over the ranks.
     """
 
     config: Config
@@ -55,6 +64,8 @@ class Run:
     folder: RunFolder
     inputs: RunInputs
     monitor: Monitor
+    stop: StopRequest
+    watch: RanksWatch
 
 
 class PhaseRun:
@@ -74,11 +85,13 @@ class PhaseRun:
         self, run: Run, step: int, phase: Phase, architecture: Architecture, weights: Iterable[tuple[str, Tensor]]
     ) -> None:
         self.config, self.inputs, self.folder, self.monitor = run.config, run.inputs, run.folder, run.monitor
+        self.stop, self.watch = run.stop, run.watch
         self.micro_batches = run.deepspeed.accumulation_steps
         self.step = step
         self.phase = phase
         self.architecture = architecture
         self.data = self.inputs.data.first(step)
+        self._stop_if_asked()
         self._start = time.monotonic()
         self.record: dict[str, Any] = {
             "samples": self.inputs.samples(step),
@@ -88,12 +101,19 @@ class PhaseRun:
             "seconds": 0.0,
         }
         self._trained = self.folder.is_trained(step, phase)
+        self._checkpoint: Checkpoint | None = None  # to go on from
         if self._trained:  # and interrupted while it was evaluated
-            trained = on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
-            self.record = trained.description["record"]
-            weights = ((name, trained.read(name)) for name in trained.names)
+            kept = on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
+        else:
+            kept = self._checkpoint = newest_good(self.folder.checkpoints(step, phase), self.monitor.note)
+        shapes = architecture.parameter_shapes(self.inputs.sizes)
+        if kept is not None:
+            self.record = kept.description["record"]
+            weights = ((name, kept.read(name)) for name in shapes)
         self.engine = Engine(self._build_model, self._make_optimizer, run.deepspeed.config)
         self.engine.load_masters(weights)
+        if self._checkpoint is not None:
+            load_engine(self.engine, self._checkpoint)
 
     def train(self, epochs: int, space: GrowthSpace | None = None) -> None:
         """Trains on the step's data: the whole model, or in each iteration a subnet sampled from the space.
@@ -104,36 +124,57 @@ class PhaseRun:
         if self._trained:
             self.monitor.start_phase(self.step, self.phase, self.architecture, iterations, first + iterations)
             return
-        stream = TrainingStream(
-            self.data.train,
-            self.inputs.tokenizer,
-            image_size=self.inputs.sizes.image_size,
-            global_batch_size=self.config.training.global_batch_size,
-            epochs=epochs,
-            seed=self._seed("order"),
-            micro_batches=self.micro_batches,
-            workers=self.config.data.workers,
-            pin_memory=self.engine.device.type == "cuda",
-        )
-        training = self.config.training
-        peak, warmup = training.learning_rate, training.warmup_iterations
+        resume = {} if self._checkpoint is None else self._checkpoint.description["resume"]
+        stream = self._stream(epochs, resume)
+        limit = FaultLimit(stream.samples, self.config.data.max_broken_share, resume.get("samples_read", 0))
+        health = Health(self.config.health, self.folder.bad_iterations(self.step, self.phase), self.monitor.note)
+        if resume:
+            health.state = resume["health"]
+        dead_workers = self.record.get("dead_workers", 0)
+        peak, warmup = self.config.training.learning_rate, self.config.training.warmup_iterations
         rate = partial(learning_rate, iterations=stream.iterations, peak=peak, warmup_iterations=warmup)
-        self.monitor.start_phase(self.step, self.phase, self.architecture, stream.iterations, first)
+        done = stream.start_iteration
+        self.monitor.start_phase(self.step, self.phase, self.architecture, stream.iterations, first, done)
+        self.monitor.left_out(self.step, self.data.left_out)
 
         def subnet(iteration: int) -> Architecture | None:
             if space is None:
                 return None
             return space.sample(torch.Generator().manual_seed(self._seed(f"subnet {iteration}")))
 
-        every = self.config.monitoring.log_every
-        skipped = train(self.engine, stream, rate, subnet, self.monitor.progress, every)
-        broken = sum(distributed.all_gather_object(stream.faults), Counter())
-        if broken:
-            self.monitor.note(f"broken samples: {in_words(broken)}")
+        def count() -> None:
+            """Brings the record up to date. Collective."""
+            broken = sum(distributed.all_gather_object(stream.faults), Counter())
+            self.record["dead_workers"] = dead_workers + sum(distributed.all_gather_object(stream.dead_workers))
+            self.record["broken_samples"] = {str(cause): n for cause, n in broken.items()}
+            self.record["skipped_iterations"] = health.skipped
+            self._count_seconds()
+
+        def describe(_: int) -> dict[str, Any]:
+            self.folder.require_there()
+            count()
+            state = {
+                "iterations": stream.iterations,
+                "samples_read": limit.read,
+                "health": health.state,
+                "deals": stream.deals,
+            }
+            return self._description(resume=state)
+
+        shapes = self.architecture.parameter_shapes(self.inputs.sizes)
+        place = self.folder.checkpoints(self.step, self.phase)
+        keeper = CheckpointKeeper(place, self.config.checkpoint, self.engine, shapes, describe, self.monitor)
+        report, every = self.monitor.progress, self.config.monitoring.log_every
+        Trainer(self.engine, stream, limit, health, keeper, self.stop, self.watch, report, every).run(rate, subnet)
+        self.watch.reached("")
         self.record["iterations"] = stream.iterations
-        self.record["broken_samples"] = {str(cause): n for cause, n in broken.items()}
-        self.record["skipped_iterations"] = skipped
+        count()
+        if limit.broken:
+            self.monitor.note(f"broken samples: {in_words(limit.broken)}; {self.folder.faults('rank_*')} list them")
+        if self.record["dead_workers"]:
+            self.monitor.note(f"data loading workers that died and were replaced: {self.record['dead_workers']}")
         self._write_weights()
+        self._stop_if_asked()
 
     def select(self, space: GrowthSpace) -> None:
         """Evaluates every candidate with the supernet's weights and records them, best by Eq. 7 first."""
@@ -162,10 +203,10 @@ class PhaseRun:
         """Evaluates the model on every set that is reported."""
         encoder = SupernetEncoder(self.engine.module, [self.architecture])
         size, batch_size = self.inputs.sizes.image_size, self.config.evaluation.batch_size
-        results = [
-            evaluate(encoder, dataset, self.inputs.tokenizer, size, batch_size)[0]
-            for dataset in self.inputs.evaluation_sets
-        ]
+        results = []
+        for dataset in self.inputs.evaluation_sets:
+            self._stop_if_asked()
+            results.append(evaluate(encoder, dataset, self.inputs.tokenizer, size, batch_size)[0])
         self.record["evaluation"] = [result.to_json() for result in results]
         self.monitor.evaluation(self.step, results)
 
@@ -182,26 +223,65 @@ class PhaseRun:
         self._count_seconds()
         self.folder.finish(self.step, self.phase, self.record)
 
-    def _count_seconds(self) -> None:
-        now = time.monotonic()
-        self.record["seconds"] += now - self._start
-        self._start = now
+    def _stop_if_asked(self) -> None:
+        """Ends the run where nothing would be lost by it. Collective."""
+        if any(distributed.all_gather_object(self.stop.requested)):
+            raise Stopped
 
-    def _write_weights(self) -> None:
-        self._count_seconds()
-        shapes = self.architecture.parameter_shapes(self.inputs.sizes)
-        owner = owners(shapes, distributed.world_size()).__getitem__
-        description = describe(
+    def _stream(self, epochs: int, resume: Mapping[str, Any]) -> TrainingStream:
+        stream = TrainingStream(
+            self.data.train,
+            self.inputs.tokenizer,
+            image_size=self.inputs.sizes.image_size,
+            global_batch_size=self.config.training.global_batch_size,
+            epochs=epochs,
+            seed=self._seed("order"),
+            micro_batches=self.micro_batches,
+            workers=self.config.data.workers,
+            start_iteration=resume.get("iteration", 0),
+            deals=[Deal(*deal) for deal in resume.get("deals", ())],
+            pin_memory=self.engine.device.type == "cuda",
+            exact=self.config.data.decoding == "exact",
+            fault_list=FaultList(self.folder.faults(f"rank_{distributed.rank()}"), step=self.step, phase=self.phase),
+        )
+        if resume.get("iterations", stream.iterations) != stream.iterations:
+            raise InputError(
+                f"the {self.phase} phase of growth step {self.step} has {stream.iterations} iterations, but had "
+                f"{resume['iterations']} when it was interrupted: its data have changed; bring them back, or remove "
+                f"{self.folder.checkpoints(self.step, self.phase)} to run the phase anew"
+            )
+        if distributed.is_main():  # for all ranks, whichever they were
+            stream.faults.update({Cause(cause): n for cause, n in self.record.get("broken_samples", {}).items()})
+        return stream
+
+    def _description(self, **more: Any) -> dict[str, Any]:
+        return describe(
             self.architecture,
             self.inputs.sizes,
             self.inputs.tokenizer.end_of_text,
             growth_step=self.step,
             phase=str(self.phase),
             record=self.record,
+            **more,
         )
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self.record["seconds"] += now - self._start
+        self._start = now
+
+    def _write_weights(self) -> None:
+        shapes = self.architecture.parameter_shapes(self.inputs.sizes)
+        owner = owners(shapes, distributed.world_size()).__getitem__
+        self.folder.require_there()
         write_checkpoint(
-            self.folder.weights(self.step, self.phase), self.engine.masters(owner), shapes, owner, description
+            self.folder.weights(self.step, self.phase),
+            self.engine.masters(owner),
+            shapes,
+            owner,
+            self._description(),
         )
+        self.folder.remove_checkpoints(self.step, self.phase)
 
     def _build_model(self) -> GrowCLIP:
         end_of_text = self.inputs.tokenizer.end_of_text

@@ -1,7 +1,7 @@
 """The growth pipeline (Section 3.4): each growth step as phases, weights in, weights out.
 
 Nothing but weights passes from phase to phase, through the run folder, so a run goes on with its first unfinished
-phase whenever and wherever it is started again.
+phase whenever and wherever it is started again, and within that from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ from growclip_ds.inheritance import Momentum, inherited_tensors
 from growclip_ds.model.initial import initial_tensor
 from growclip_ds.monitor import open_monitor
 from growclip_ds.phase import PhaseRun, Run
-from growclip_ds.prepare import prepare
+from growclip_ds.prepare import list_left_out, prepare
+from growclip_ds.ranks_watch import RanksWatch
 from growclip_ds.run_folder import Phase, open_run
+from growclip_ds.signals import StopRequest
 
 Weights = Iterator[tuple[str, Tensor]]
 
 
 def prepare_growth(
-    config: Config, deepspeed: ResolvedDeepSpeed, output_dir: Path, growth_step: int | None = None
+    config: Config,
+    deepspeed: ResolvedDeepSpeed,
+    output_dir: Path,
+    growth_step: int | None = None,
+    stop: StopRequest | None = None,
+    watch: RanksWatch | None = None,
 ) -> GrowthPipeline:
     """Opens the run and all that it reads, so that whatever of it cannot be used shows before any training. Collective.
 
@@ -40,6 +47,8 @@ def prepare_growth(
         deepspeed: how to build engines.
         output_dir: the run's folder, new or of a run to go on with.
         growth_step: the only growth step to run; all of them if None.
+        stop: whether this rank was asked to stop; it never is if None.
+        watch: over the ranks; none is kept if None.
 
     Raises:
         InputError: on every rank alike.
@@ -58,9 +67,15 @@ def prepare_growth(
         raise InputError(f"growth.max_parameters is {limit:,}, but model.base has {least:,} already; raise the limit")
     samples = [inputs.samples(step) for step in range(1, steps.stop)]
     monitor = open_monitor(folder, config, inputs.sizes, samples)
-    if left_out := inputs.data.train.left_out:
-        monitor.note(f"left out of the data: {in_words(left_out)}")
-    return GrowthPipeline(Run(config, deepspeed, folder, inputs, monitor), steps)
+    if left_out := inputs.data.left_out:
+        list_left_out(inputs.data, folder)
+        monitor.note(f"left out of the data: {in_words(left_out)}; {folder.faults('index')} lists them")
+    if elsewhere := inputs.data.indexes_elsewhere():
+        monitor.note(f"the index of {elsewhere:,} shards is in the user's cache, as their folders cannot be written")
+    if changes := folder.keep_numerics(deepspeed.numerics):
+        monitor.note(f"the DeepSpeed file has changed; the run goes on with it: {'; '.join(changes)}")
+    run = Run(config, deepspeed, folder, inputs, monitor, stop or StopRequest(), watch or RanksWatch())
+    return GrowthPipeline(run, steps)
 
 
 class GrowthPipeline:
@@ -81,10 +96,18 @@ class GrowthPipeline:
         self.momentum = Momentum(growth.beta, growth.gamma, fresh, growth.blend_vectors)
 
     def run(self) -> None:
-        """Runs the unfinished phases of the growth steps, in order."""
-        with contextlib.closing(self.monitor):
-            self._run_phases()
-            self.monitor.finish()
+        """Runs the unfinished phases of the growth steps, in order.
+
+        Raises:
+            Stopped: on every rank, if some rank was asked to stop; started again, the run goes on.
+        """
+        try:
+            with contextlib.closing(self.monitor):
+                self._run_phases()
+                self.monitor.finish()
+        except OSError as error:  # perhaps of the curves, which other threads write
+            self.folder.explain(error)
+            raise
 
     def _run_phases(self) -> None:
         phases = {

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from growclip_ds.architecture import ModelSizes
 from growclip_ds.config import Config
+from growclip_ds.data.faults import in_words
+from growclip_ds.data.progress import counting
+from growclip_ds.data.remote import RemoteShards
+from growclip_ds.data.remote_stream import captions as stream_captions
 from growclip_ds.data.samples import captions
 from growclip_ds.data.shards import ShardIndex
 from growclip_ds.data.subsets import OpenSubsets, Subset, continue_subsets, open_subsets, read_subsets, write_subsets
@@ -15,6 +21,7 @@ from growclip_ds.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation import ClassificationSet, RetrievalSet, load_evaluation_set
+from growclip_ds.files import write_text
 from growclip_ds.run_folder import RunFolder
 
 EvaluationSet = ClassificationSet | RetrievalSet
@@ -65,14 +72,45 @@ def prepare(config: Config, folder: RunFolder, last_step: int) -> RunInputs:
 
 
 def _open_data(config: Config, file: Path, last_step: int) -> OpenSubsets:
-    configured = [Subset(subset.name, subset.shards) for subset in config.data.subsets]
+    configured = [Subset(**dict(subset)) for subset in config.data.subsets]
     subsets = on_main(lambda: continue_subsets(read_subsets(file) if file.exists() else [], configured))
-    opened = open_subsets(subsets[:last_step], held_out=config.held_out_pairs, seed=config.seed)
+    with counting("indexing shards") as progress:
+        opened = open_subsets(
+            subsets[:last_step],
+            held_out=config.held_out_pairs,
+            seed=config.seed,
+            progress=progress,
+            staged=config.data.staged,
+        )
+    _check_left_out(opened, config.data.max_broken_share)
     on_main(lambda: write_subsets([*opened.subsets, *subsets[last_step:]], file))
     return opened
 
 
-def _open_tokenizer(config: Config, folder: Path, train: ShardIndex) -> Tokenizer:
+def _check_left_out(data: OpenSubsets, share: float) -> None:
+    """Checks that not too many samples are missing from the index.
+
+    Raises:
+        InputError: there are.
+    """
+    left_out = data.left_out
+    missing, there = sum(left_out.values()), sum(subset.samples or 0 for subset in data.subsets)
+    if missing > share * (missing + there):
+        first = ", ".join(fault.key for fault in itertools.islice(data.faults(), 3))
+        raise InputError(
+            f"{missing:,} of {missing + there:,} samples cannot be used, more than the {share:.2%} of "
+            f"data.max_broken_share: {in_words(left_out)} (such as {first}); `growclip data check` lists them: "
+            "mend the shards, or raise the share"
+        )
+
+
+def list_left_out(data: OpenSubsets, folder: RunFolder) -> None:
+    """Lists the samples that are not in the index in the run's folder. Collective."""
+    lines = (json.dumps({"key": fault.key, "cause": fault.cause}) + "\n" for fault in data.faults())
+    on_main(lambda: write_text(folder.faults("index"), "".join(lines)))
+
+
+def _open_tokenizer(config: Config, folder: Path, train: ShardIndex | RemoteShards) -> Tokenizer:
     """The run's tokenizer: from its folder, or loaded or trained and then kept there for all steps."""
     section, context_length = config.data.tokenizer, config.model.context_length
 
@@ -83,7 +121,8 @@ def _open_tokenizer(config: Config, folder: Path, train: ShardIndex) -> Tokenize
             load_tokenizer(section.name_or_path, context_length).save(folder)
         else:
             assert section.vocab_size is not None  # the configuration sees to it
-            train_tokenizer(captions(train), section.vocab_size, context_length).save(folder)
+            read = captions(train) if isinstance(train, ShardIndex) else stream_captions(train)
+            train_tokenizer(read, section.vocab_size, context_length).save(folder)
 
     on_main(make)
     tokenizer = on_main(lambda: load_tokenizer(folder, context_length))

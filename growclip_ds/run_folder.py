@@ -2,20 +2,25 @@
 
     config.yaml               the run's configuration, defaults written out
     data.yaml                 its data subsets
+    faults/                   samples that could not be used, a JSON object a line: of the index, of each rank
     tokenizer/
     tensorboard/
-    step_1/train/             weights/, written when trained, and, written last, phase.json: what the phase did
+    bad_iterations/           iterations without an update: the tensor that was not finite, and the samples
+    deepspeed.json            of the DeepSpeed file, what bears on the weights
+    step_1/train/             weights/, written when trained, and, written last, phase.json: what the phase did;
+                              until then checkpoints/ to go on from
     step_2/finetune/          phase 1, the supernet
     step_2/selection/         phase 2, the supernet trained by subnets; phase.json lists the candidates
     step_2/train/             phase 3, the selected model
     step_3/…
 
 A phase is finished once its phase.json is there. Starting a run again skips the finished ones; of one that has its
-weights already, only the evaluation is done again.
+weights already, only the evaluation is done again; one that has a checkpoint goes on from it.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import shutil
@@ -36,11 +41,15 @@ from growclip_ds.yaml_files import read_yaml
 MAY_CHANGE = (
     "growth.steps",
     "data.subsets",  # data.yaml knows which ones have been used
+    "data.staged",
     "data.workers",
+    "data.max_broken_share",
     "training.micro_batch_size",
     "training.activation_checkpointing",
     "selection.batch_size",
     "evaluation",
+    "checkpoint",
+    "health",
     "monitoring",
 )
 
@@ -76,8 +85,20 @@ class RunFolder:
         return self.path / "data.yaml"
 
     @property
+    def deepspeed_file(self) -> Path:
+        return self.path / "deepspeed.json"
+
+    @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
+
+    def faults(self, source: str) -> Path:
+        """Where samples that could not be used are listed: those of `index`, or of a rank (`rank_0`)."""
+        return self.path / "faults" / f"{source}.jsonl"
+
+    def bad_iterations(self, step: int, phase: Phase) -> Path:
+        """Where iterations of a phase are described whose numbers had gone wrong."""
+        return self.path / "bad_iterations" / f"step_{step}_{phase}"
 
     @property
     def tensorboard(self) -> Path:
@@ -89,6 +110,39 @@ class RunFolder:
     def weights(self, step: int, phase: Phase) -> Path:
         """Where a phase's final weights are, or will be."""
         return self.phase(step, phase) / "weights"
+
+    def checkpoints(self, step: int, phase: Phase) -> Path:
+        """Where the checkpoints of a phase are while it is being trained."""
+        return self.phase(step, phase) / "checkpoints"
+
+    def remove_checkpoints(self, step: int, phase: Phase) -> None:
+        """Removes what a phase that has its final weights does not need any more."""
+        on_main(lambda: shutil.rmtree(self.checkpoints(step, phase), ignore_errors=True))
+
+    def require_there(self) -> None:
+        """Checks that nobody has removed the folder under the run.
+
+        Raises:
+            InputError: on every rank, if it is gone.
+        """
+        on_main(self._require_there)
+
+    def explain(self, error: OSError) -> None:
+        """Makes an error in writing to the folder, on this rank alone, one that a user can mend. Not collective.
+
+        Raises:
+            InputError: the folder is gone, or its disk is full.
+        """
+        self._require_there()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{self.path} cannot be written: {error}; make room, then start the run again") from error
+
+    def _require_there(self) -> None:
+        if not self.config_file.exists():
+            raise InputError(
+                f"{self.config_file} is gone, removed while the run was going on; there is nowhere to keep what was "
+                "trained: put the folder back, or start the run anew"
+            )
 
     def is_finished(self, step: int, phase: Phase) -> bool:
         return on_main((self.phase(step, phase) / "phase.json").exists)
@@ -120,6 +174,7 @@ class RunFolder:
         Args:
             record: what the phase did, as JSON.
         """
+        self.remove_checkpoints(step, phase)  # again, as the run may have been interrupted before it was done
         on_main(lambda: write_json(self.phase(step, phase) / "phase.json", record))
 
     def record(self, step: int, phase: Phase) -> dict[str, Any]:
@@ -155,6 +210,26 @@ class RunFolder:
         """Keeps the configuration that the run goes on with."""
         on_main(lambda: write_text(self.config_file, config.to_yaml()))
 
+    def keep_numerics(self, numerics: dict[str, Any]) -> list[str]:
+        """Keeps what of the DeepSpeed file bears on the weights, and says what has changed since it was last kept.
+
+        Returns:
+            A line for each change: ranks, stages and offloading may change freely, but this the user should know.
+        """
+        before = on_main(self._read_numerics)
+        on_main(lambda: write_json(self.deepspeed_file, numerics))
+        if before is None:
+            return []
+        return [f"{key}: {old} before, {new} now" for key, old, new in _differences(before, numerics)]
+
+    def _read_numerics(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.deepspeed_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.deepspeed_file} cannot be read ({error}); remove it") from None
+
     def iterations_before(self, step: int, phase: Phase) -> int:
         """Iterations of the run before a phase began: where its curves start."""
         before = [(s, p) for s in range(1, step) for p in Phase.of_step(s)]
@@ -170,7 +245,7 @@ class RunFolder:
 def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     """Creates a run's folder, or opens that of a run to go on with. Collective.
 
-    A run that has not trained any phase to its end may begin anew with another configuration.
+    A run that has kept neither weights nor a checkpoint may begin anew with another configuration.
 
     Raises:
         InputError: on every rank, if the folder holds another run, or cannot be written.
@@ -178,7 +253,8 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     folder = RunFolder(Path(output_dir))
 
     def open_on_main() -> None:
-        begun = any(folder.path.glob("step_*/*/weights"))
+        kept = ("step_*/*/weights", "step_*/*/checkpoints/iteration_*")
+        begun = any(itertools.chain.from_iterable(map(folder.path.glob, kept)))
         known = folder.config_file.exists()
         if begun and not known:
             raise InputError(
@@ -190,6 +266,7 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
         try:
             if known:  # its tokenizer may not be what this configuration asks for
                 folder.data_file.unlink(missing_ok=True)
+                folder.deepspeed_file.unlink(missing_ok=True)
                 for leftover in (folder.tokenizer, *folder.path.glob("step_*")):
                     shutil.rmtree(leftover, ignore_errors=True)
             folder.path.mkdir(parents=True, exist_ok=True)

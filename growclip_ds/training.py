@@ -2,68 +2,128 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
+from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
+from growclip_ds.data.batch import Batch
+from growclip_ds.data.fault_limit import FaultLimit
 from growclip_ds.data.pictures import normalise
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.engine import Engine
-from growclip_ds.iteration import train_iteration
+from growclip_ds.health import Health
+from growclip_ds.iteration import Outcome, train_iteration
 from growclip_ds.monitor import Progress
+from growclip_ds.ranks_watch import RanksWatch
+from growclip_ds.resume import CheckpointKeeper
+from growclip_ds.signals import Stopped, StopRequest
 
 T = TypeVar("T")
 
 
-def train(
-    engine: Engine,
-    stream: TrainingStream,
-    learning_rate: Callable[[int], float],
-    subnet: Callable[[int], Architecture | None],
-    report: Callable[[Progress], None],
-    report_every: int,
-) -> int:
-    """Trains on the stream to its end. Collective.
+@dataclass
+class Trainer:
+    """Trains on a stream to its end.
 
-    Args:
+    Attributes:
         engine: of a GrowCLIP.
         stream: gives this rank's micro-batches, an iteration at a time.
-        learning_rate: of an iteration, counted from 0.
-        subnet: what an iteration trains, the same on every rank; None: the whole model.
+        limit: of broken samples.
+        health: judges what came of the iterations.
+        keeper: of checkpoints.
+        stop: whether this rank was asked to stop.
+        watch: is told how far this rank is.
         report: gets the progress, every `report_every` iterations and at the end.
-
-    Returns:
-        Iterations without an update, gradients not being finite.
     """
-    clock = _Clock()
-    samples = skipped = reported = 0
-    for iteration, batches in enumerate(clock.timed(iter(stream)), start=stream.start_iteration):
+
+    engine: Engine
+    stream: TrainingStream
+    limit: FaultLimit
+    health: Health
+    keeper: CheckpointKeeper
+    stop: StopRequest
+    watch: RanksWatch
+    report: Callable[[Progress], None]
+    report_every: int
+
+    def run(
+        self, learning_rate: Callable[[int], float], subnet: Callable[[int], Architecture | None] = lambda _: None
+    ) -> None:
+        """Trains. Collective.
+
+        Args:
+            learning_rate: of an iteration, counted from 0.
+            subnet: what an iteration trains, the same on every rank; None: the whole model.
+
+        Raises:
+            InputError: on every rank, before the iteration in which too many samples are broken, or after one too many
+                without an update, or if a checkpoint cannot be written.
+            Stopped: on every rank, after an iteration and with a checkpoint, if some rank was asked to stop.
+        """
+        clock = _Clock()
+        samples, reported = 0, self.health.skipped
+        stream = self.stream
+        for iteration, batches in enumerate(clock.timed(iter(stream)), start=stream.start_iteration):
+            size = stream.order.batch_size(iteration)
+            self.watch.reached(f"iteration {iteration + 1}")
+            stopping, due = self._agree(batches, size)
+            rate = learning_rate(iteration)
+            outcome = self._iterate(iteration, batches, rate, subnet(iteration))
+            samples += size
+            done = iteration + 1
+            if done % self.report_every == 0 or done == stream.iterations:
+                seconds, waited = clock.lap()
+                progress = Progress(
+                    iteration=done,
+                    iterations=stream.iterations,
+                    loss=outcome.loss,
+                    learning_rate=rate,
+                    logit_scale=outcome.logit_scale,
+                    gradient_norm=outcome.gradient_norm,
+                    skipped=self.health.skipped - reported,
+                    samples_per_second=samples / seconds,
+                    data_wait_share=max(distributed.all_gather_object(waited / seconds)),  # others wait for that rank
+                    broken_samples=self.limit.broken,
+                )
+                self.report(progress)
+                samples, reported = 0, self.health.skipped
+            if done < stream.iterations and (stopping or due or self.keeper.is_due(done)):
+                self.keeper.write(done, now=stopping)
+                if stopping:
+                    raise Stopped
+        self.keeper.publish()
+
+    def _agree(self, batches: list[Batch], size: int) -> tuple[bool, bool]:
+        """In one all-reduce, all that the ranks have to agree on: broken samples, and whether to stop after this
+        iteration and whether a checkpoint is due then. One that all ranks have written appears now.
+        """
+        counts = self.limit.counts(self.stream.faults, usable=sum(map(len, batches)))
+        flags = [self.stop.requested, self.keeper.is_due_by_clock, self.keeper.is_written]
+        mine = torch.tensor([*counts, *map(int, flags)], dtype=torch.int64, device=self.engine.device)
+        totals = distributed.all_reduce_sum(mine).tolist()
+        self.limit.judge(totals[: len(counts)], size)
+        stopping, due, written = totals[len(counts) :]
+        if written == distributed.world_size():
+            self.keeper.publish()
+        return bool(stopping), bool(due)
+
+    def _iterate(self, iteration: int, batches: list[Batch], rate: float, architecture: Architecture | None) -> Outcome:
         micro_batches = []
         for batch in batches:
-            moved = batch.to(engine.device, non_blocking=True)
-            micro_batches.append((normalise(moved.images, engine.dtype), moved.text))
-        rate = learning_rate(iteration)
-        outcome = train_iteration(engine, micro_batches, rate, subnet(iteration))
-        samples += stream.order.batch_size(iteration)
-        skipped += outcome.skipped
-        done = iteration + 1
-        if done % report_every == 0 or done == stream.iterations:
-            seconds, waited = clock.lap()
-            progress = Progress(
-                iteration=done,
-                iterations=stream.iterations,
-                loss=outcome.loss,
-                learning_rate=rate,
-                logit_scale=outcome.logit_scale,
-                gradient_norm=outcome.gradient_norm,
-                skipped=skipped - reported,
-                samples_per_second=samples / seconds,
-                data_wait_share=waited / seconds,
-            )
-            report(progress)
-            samples, reported = 0, skipped
-    return skipped
+            moved = batch.to(self.engine.device, non_blocking=True)
+            micro_batches.append((normalise(moved.images, self.engine.dtype), moved.text))
+
+        def attempt() -> Outcome:
+            return train_iteration(self.engine, micro_batches, rate, architecture, self.health.loss_limit)
+
+        keys = itertools.chain.from_iterable(batch.keys for batch in batches)
+        return self.health.judge(attempt(), attempt, self.engine, iteration + 1, list(keys))
 
 
 class _Clock:

@@ -18,9 +18,9 @@ SUBSET = 48  # pairs of a subset
 STEPS = 2
 
 
-def write_data(folder: Path) -> Path:
-    """Two subsets and three evaluation sets of scenes, and DeepSpeed files and a configuration for them."""
-    write_scenes(folder / "scenes", samples=SUBSET * STEPS, subsets=STEPS, seed=0, size=32, eval_samples=64)
+def write_data(folder: Path, steps: int = STEPS) -> Path:
+    """Subsets and three evaluation sets of scenes, and DeepSpeed files and a configuration for them."""
+    write_scenes(folder / "scenes", samples=SUBSET * steps, subsets=steps, seed=0, size=32, eval_samples=64)
     config = {
         "model": {
             "base": {"conv_layers": 0, "image_blocks": 1, "image_heads": 1, "text_blocks": 1, "text_heads": 1},
@@ -33,7 +33,7 @@ def write_data(folder: Path) -> Path:
         "data": {
             "subsets": [
                 {"name": f"s{step}", "shards": str(folder / f"scenes/train/subset_{step}")}
-                for step in range(1, STEPS + 1)
+                for step in range(1, steps + 1)
             ],
             "tokenizer": {"vocab_size": 300},
             "workers": 0,

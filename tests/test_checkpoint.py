@@ -19,6 +19,7 @@ from torch import Tensor
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.checkpoint import Checkpoint, describe, load_model, owners, save_model, write_checkpoint
+from growclip_ds.checkpoint_writing import index_checksum
 from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
@@ -234,6 +235,7 @@ def test_an_existing_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
 def edit_index(folder: Path, edit: Callable[[dict], object]) -> None:
     index = json.loads((folder / "weights.json").read_text())
     edit(index)
+    index["crc32"] = index_checksum(index)
     (folder / "weights.json").write_text(json.dumps(index))
 
 
@@ -266,6 +268,12 @@ DAMAGES = {
     ),
     "the index missing": (lambda folder: (folder / "weights.json").unlink(), r"state: no checkpoint there"),
     "the index cut": (lambda folder: (folder / "weights.json").write_text('{"format'), r"weights\.json: damaged"),
+    "a digit of the index": (
+        lambda folder: (folder / "weights.json").write_text(
+            (folder / "weights.json").read_text().replace('"end_of_text": 7', '"end_of_text": 6')
+        ),
+        r"weights\.json: damaged \(its checksum differs\)",
+    ),
     "the index emptied": (lambda folder: (folder / "weights.json").write_text("[]"), r"weights\.json: damaged"),
     "another version": (
         lambda folder: edit_index(folder, lambda index: index.update(version=2)),

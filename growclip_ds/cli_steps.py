@@ -1,0 +1,34 @@
+"""`growclip steps`: how far a run is, for scripts that start what is left of it. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from growclip_ds.config import load_config
+
+
+def add_steps_command(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.description = "Lists the growth steps of a run, one a line: its number, and whether it is finished."
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
+    parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--unfinished", action="store_true", help="only the numbers of those that are not finished")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
+    parser.set_defaults(run=_steps)
+
+
+def _steps(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    for step in range(1, config.num_growth_steps + 1):
+        finished = is_step_finished(options.output_dir, step)
+        if not options.unfinished:
+            print(step, "finished" if finished else "unfinished")
+        elif not finished:
+            print(step)
+    return 0
+
+
+def is_step_finished(run: Path, step: int) -> bool:
+    """Whether the last phase of a growth step is finished, as `RunFolder.is_finished` has it."""
+    return (run / f"step_{step}" / "train" / "phase.json").exists()

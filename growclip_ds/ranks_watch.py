@@ -1,0 +1,186 @@
+"""When one rank fails or hangs, all end, with its error on top and not those that follow from it.
+
+Every rank has a thread that looks once a second into the key-value store by which the ranks found each other. Ranks
+that wait in a collective for one that is gone need not be woken: the thread ends the process.
+"""
+
+from __future__ import annotations
+
+import datetime
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+
+from growclip_ds import distributed
+from growclip_ds.errors import InputError
+
+PERIOD = 1.0  # seconds from one look to the next
+LINGER = 3 * PERIOD  # seconds that rank 0, with which the store goes, gives the others to see why the run ends
+SILENCE = 15.0  # seconds without a sign of life after which a process is held to have stopped
+FAILED, INPUT_ERROR = 1, 2  # exit codes: of any error, and of one that the user can mend
+_FAILURE = "growclip/failure"
+
+
+class RanksWatch:
+    """The watch of a process that is alone."""
+
+    def reached(self, place: str) -> None:
+        """Says how far this rank is; an empty place: where its time is not watched."""
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Ends this process at once, and with it all ranks. The first to fail says why, the others nothing."""
+        _print(error)
+        _exit(_exit_code(error))
+
+    def close(self) -> None:
+        """Ends the watch; all ranks have come to their end. Collective."""
+
+
+class StoreWatch(RanksWatch):
+    """The watch of one of several ranks, made by all of them when torch.distributed is initialised.
+
+    Args:
+        hang_seconds: time without any rank's getting on after which the run is ended.
+    """
+
+    def __init__(self, hang_seconds: float) -> None:
+        self._hang_seconds = hang_seconds
+        # A connection of its own: a call that waits would hold up the other thread's.
+        self._store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=datetime.timedelta(seconds=2 * SILENCE),
+        )
+        self._rank, self._world_size = distributed.rank(), distributed.world_size()
+        self._beats = self._moves = 0
+        self._place = ""
+        self._closed = threading.Event()
+        self._beat()
+        dist.barrier()  # every rank has a sign of life
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def reached(self, place: str) -> None:
+        self._moves += 1
+        self._place = place
+
+    def fail(self, error: BaseException) -> NoReturn:
+        code = _exit_code(error)
+        try:
+            first = self._claim({"rank": self._rank, "code": code})
+        except dist.DistError:  # rank 0, which has the store, was gone before
+            _say(f"rank {self._rank} ends, as rank 0 has ended ({_first_line(error)})")
+            _exit(code)
+        if first["rank"] == self._rank:
+            _print(error)
+        time.sleep(LINGER if self._rank == 0 else PERIOD)
+        _exit(first["code"])
+
+    def close(self) -> None:
+        dist.barrier()  # rank 0 takes the store with it
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last: dict[int, tuple[str, float]] = {}  # each rank's sign of life, and since when it is the same
+        moved, since = None, time.monotonic()
+        while not self._closed.wait(PERIOD):
+            try:
+                if self._store.check([_FAILURE]):
+                    self._follow(json.loads(self._store.get(_FAILURE)))
+                self._beat()
+                if self._rank != 0:
+                    continue
+                signs = [self._store.get(_sign(rank)).decode() for rank in range(self._world_size)]
+            except dist.DistError as error:
+                self._lose_store(error)
+                continue
+            now = time.monotonic()
+            for rank, sign in enumerate(signs):
+                if last.get(rank, ("", 0.0))[0] != sign:
+                    last[rank] = sign, now
+            places = [sign.split(" ", 2)[1:] for sign in signs]
+            if places != moved or not all(place for _, place in places):
+                moved, since = places, now
+            elif now - since > self._hang_seconds:
+                silent = [rank for rank, (_, seen) in last.items() if now - seen > SILENCE]
+                self._report_hang(places, silent)
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._store.set(_sign(self._rank), f"{self._beats} {self._moves} {self._place}")
+
+    def _claim(self, failure: dict[str, Any]) -> dict[str, Any]:
+        """The first failure: this one, unless there is one already."""
+        return json.loads(self._store.compare_set(_FAILURE, "", json.dumps(failure)))
+
+    def _report_hang(self, places: list[list[str]], silent: list[int]) -> NoReturn:
+        moves = [int(count) for count, _ in places]
+        behind = [rank for rank, count in enumerate(moves) if count < max(moves)]
+        named = silent or behind
+        failure = {"rank": self._rank, "code": FAILED, "hung": named or list(range(self._world_size))}
+        if self._claim(failure) == failure:
+            ranks = " and ".join(f"rank {rank}, last seen at {places[rank][1]}," for rank in named)
+            state = "does not answer" if silent else "is behind the others"
+            who = f"{ranks} {state}" if named else f"all ranks are at {places[0][1]}; see below where each one waits"
+            minutes = self._hang_seconds / 60
+            _say(f"no rank has got on for {minutes:g} minutes (health.hang_minutes): {who}; the run ends")
+        self._follow(failure)
+
+    def _follow(self, failure: dict[str, Any]) -> NoReturn:
+        time.sleep(PERIOD)  # its error is on top
+        if self._rank in failure.get("hung", []):
+            _say(f"rank {self._rank} hangs here:")
+            faulthandler.dump_traceback(all_threads=True)
+        time.sleep(LINGER - PERIOD if self._rank == 0 else 0)
+        _exit(failure["code"])
+
+    def _lose_store(self, error: Exception) -> None:
+        """Ends this process, as rank 0 is gone; not if all are done."""
+        if not self._closed.wait(2 * PERIOD):
+            _say(f"rank {self._rank} ends, as rank 0 has ended or does not answer ({_first_line(error)})")
+            _exit(FAILED)
+
+
+def watch_ranks(hang_seconds: float) -> RanksWatch:
+    """This rank's watch; torch.distributed is initialised. Collective."""
+    return StoreWatch(hang_seconds) if distributed.world_size() > 1 else RanksWatch()
+
+
+def _sign(rank: int) -> str:
+    return f"growclip/sign_of_life/{rank}"
+
+
+def _exit_code(error: BaseException) -> int:
+    return INPUT_ERROR if isinstance(error, InputError) else FAILED
+
+
+def _print(error: BaseException) -> None:
+    if isinstance(error, InputError):
+        _say(str(error))
+    else:
+        traceback.print_exception(error)
+        _say(f"rank {distributed.rank()} failed: {type(error).__name__}: {error}")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _say(text: str) -> None:
+    print(f"train.py: error: {text}", file=sys.stderr, flush=True)
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: other threads may wait for ranks that are gone

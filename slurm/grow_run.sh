@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The whole run: slurm/grow_run.sh [NAME=value ...] [section.key=value ...] [options of sbatch ...]
+# (options with =, as in --nodes=4)
+#
+# Submits every growth step that is unfinished and not submitted yet, each to begin when the one before has succeeded, and
+# prints their job numbers. With ONE_AT_A_TIME=1 only the next one. Variables: as slurm/grow_step.sh has them.
+set -uo pipefail
+
+SCRIPT=slurm/grow_run.sh
+VARIABLES="CONFIG DS_CONFIG RUN_DIR DEVICE RANKS_PER_NODE STAGE STAGE_DIR MAX_RESTARTS DRY_RUN PYTHON ONE_AT_A_TIME"
+GROWCLIP_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+# shellcheck source=slurm/common.sh
+source "$GROWCLIP_HOME/slurm/common.sh"
+
+read_arguments "$@"
+options=() overrides=()
+for word in "${REST[@]}"; do
+  if [[ $word == -* ]]; then options+=("$word"); else overrides+=("$word"); fi
+done
+command -v sbatch > /dev/null || fail "there is no sbatch here: run this where jobs are submitted"
+read_run_variables
+enter_project
+require_run_files
+open_run_dir
+
+exec 9> "$RUN_DIR/slurm/.lock" || fail "$RUN_DIR/slurm/.lock cannot be written"
+flock --nonblock 9 || fail "another $SCRIPT is submitting jobs for $RUN_DIR; wait for it to end"
+steps=$(unfinished_steps "${overrides[@]}") || exit 2
+[[ -n $steps ]] || { echo "all growth steps of $RUN_DIR are finished"; exit 0; }
+
+settings=()
+for variable in $VARIABLES; do
+  [[ $variable != ONE_AT_A_TIME && -n ${!variable:-} ]] && settings+=("$variable=${!variable}")
+done
+[[ ${DEVICE:-gpu} == cpu ]] && options=(--gpus-per-node=0 --ntasks-per-node="${RANKS_PER_NODE:-1}" "${options[@]}")
+
+before=
+for step in $steps; do
+  name=$(job_name "$step")
+  # By its name a job is known, so that nothing is submitted twice.
+  job=$(squeue --noheader --me --name="$name" --format=%A) || fail "squeue does not answer; try again later"
+  job=${job%%$'\n'*}
+  if [[ -n $job ]]; then
+    echo "growth step $step: job $job, submitted before"
+  else
+    dependency=()
+    [[ -n $before ]] && dependency=(--dependency="afterok:$before" --kill-on-invalid-dep=yes)
+    job=$(sbatch --parsable --job-name="$name" --output="${RUN_DIR//%/%%}/slurm/%x-%j.log" "${dependency[@]}" \
+      "${options[@]}" slurm/grow_step.sh "${settings[@]}" STEP="$step" "${overrides[@]}") ||
+      fail "growth step $step was not submitted; what was is listed above"
+    job=${job%%;*}   # a cluster's name may follow
+    echo "growth step $step: job $job${before:+, after job $before}"
+  fi
+  before=$job
+  [[ ${ONE_AT_A_TIME:-0} == 1 ]] && break
+done
+exit 0

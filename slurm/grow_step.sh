@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# One growth step: sbatch slurm/grow_step.sh [NAME=value ...] [section.key=value ...]
+#
+# Submit it from the project's folder. Options of sbatch (--nodes=4) change what is asked for here; account and partition
+# may come from SBATCH_ACCOUNT and SBATCH_PARTITION. Variables, from the environment or as arguments: docs/cluster.md.
+#SBATCH --job-name=growclip
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.out
+set -uo pipefail
+
+SCRIPT=slurm/grow_step.sh
+VARIABLES="CONFIG DS_CONFIG RUN_DIR STEP DEVICE RANKS_PER_NODE STAGE STAGE_DIR MAX_RESTARTS DRY_RUN PYTHON"
+STOPPED=75   # train.py's exit code when it was asked to stop and has kept a checkpoint
+RESEND=5     # seconds between requests to stop: a rank that is starting up does not hear them yet
+
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+  echo "$SCRIPT: error: this is a job: submit it with sbatch $SCRIPT" >&2
+  exit 2
+fi
+# Asks all ranks to stop, again and again until they do. Ranks agree on the iteration after which they all stop.
+# shellcheck disable=SC2329  # the trap calls it
+stop_ranks() {
+  [[ -n ${asker:-} ]] && return
+  while scancel --signal=USR1 "$SLURM_JOB_ID" 2> /dev/null; do sleep "$RESEND"; done &
+  asker=$!
+}
+
+stopping=0 ended=0
+# By --signal before the time limit, or by hand: scancel --batch --signal=USR1 JOB.
+trap 'signalled=1 stopping=1; stop_ranks' USR1
+trap 'signalled=1 ended=1' TERM   # Slurm ends the job; the ranks have it too, and are waited for
+trap '[[ -n ${asker:-} ]] && kill "$asker" 2> /dev/null' EXIT
+
+common=${GROWCLIP_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}/slurm/common.sh
+if [[ ! -f $common ]]; then
+  echo "$SCRIPT: error: there is no $common: submit from the project's folder, or set GROWCLIP_HOME to it" >&2
+  exit 2
+fi
+# shellcheck source=slurm/common.sh
+source "$common"
+
+end_with_reason() {
+  local code=$1
+  shift
+  tell "$* (exit code $code)"
+  exit "$code"
+}
+
+# Runs a command to its end, whatever signals come meanwhile. Sets code.
+run() {
+  "$@" &
+  local child=$!
+  while true; do
+    signalled=0
+    wait "$child"
+    code=$?
+    ((signalled)) || return 0
+  done
+}
+
+read_arguments "$@"
+for word in "${REST[@]}"; do
+  [[ $word != -* ]] || fail "options of sbatch go before the script: sbatch $word $SCRIPT"
+done
+MAX_RESTARTS=${MAX_RESTARTS:-20}
+read_run_variables
+enter_project
+require_run_files
+open_run_dir
+plan_ranks
+set_environment
+
+# Where a restarted job is to go on is what it began with.
+kept=$RUN_DIR/slurm/job_$SLURM_JOB_ID.step
+[[ -z ${STEP:-} && -f $kept ]] && STEP=$(< "$kept")
+if [[ -z ${STEP:-} ]]; then
+  unfinished=$(unfinished_steps "${REST[@]}") || exit 2
+  STEP=${unfinished%%$'\n'*}
+  if [[ -z $STEP ]]; then
+    tell "all growth steps of $RUN_DIR are finished"
+    exit 0
+  fi
+fi
+[[ $MAX_RESTARTS =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS is a number, not $MAX_RESTARTS"
+[[ $STEP =~ ^[1-9][0-9]*$ ]] || fail "STEP is the number of a growth step, not $STEP"
+echo "$STEP" > "$kept"
+name=$(job_name "$STEP")
+other=$(squeue --noheader --me --states=RUNNING --name="$name" --format=%A | grep -vx "$SLURM_JOB_ID" | head -n 1)
+[[ -z $other ]] || fail "job $other runs growth step $STEP of $RUN_DIR already"
+[[ $SLURM_JOB_NAME == "$name" ]] || scontrol update "JobId=$SLURM_JOB_ID" "JobName=$name"
+log=$RUN_DIR/slurm/$name-$SLURM_JOB_ID.log
+print_to "$log"
+begin=$(wc -l < "$log")
+
+restarts=${SLURM_RESTART_COUNT:-0}
+tell "growth step $STEP of $RUN_DIR: $((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) ranks on $SLURM_JOB_NODELIST, restart $restarts of at most $MAX_RESTARTS"
+((restarts <= MAX_RESTARTS)) || end_with_reason "$STOPPED" "growth step $STEP was restarted $restarts times, more than MAX_RESTARTS=$MAX_RESTARTS; submit it again to go on"
+
+finished() {
+  [[ -f $RUN_DIR/step_$STEP/train/phase.json ]]
+}
+
+was_finished=0
+finished && was_finished=1
+command=("${RUN_PYTHON[@]}" train.py --deepspeed_config "$DS_CONFIG" --config "$CONFIG" --output-dir "$RUN_DIR"
+  --growth-step "$STEP" "${REST[@]}")
+code=0
+if [[ ${STAGE:-0} == 1 ]]; then
+  STAGE_DIR=${STAGE_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/growclip-$(id -un)}
+  run srun --export=ALL --mpi=none --input=none --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" \
+    --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 "${RUN_PYTHON[@]}" -m growclip_ds data stage --to "$STAGE_DIR" \
+    --config "$CONFIG" --growth-step "$STEP" "${REST[@]}"
+  command+=("data.staged=$STAGE_DIR")
+fi
+if ((code == 0 && stopping == 0)); then
+  run run_ranks "${command[@]}"
+fi
+
+((code == 0)) && [[ ${DRY_RUN:-0} == 1 ]] && exit 0
+# What is on disk counts: a rank that breaks down while it ends does not undo the step.
+if finished && ((code == 0 || !was_finished)); then
+  tell "growth step $STEP is finished$( ((code == 0)) || echo " (but srun ended with code $code)")"
+  exit 0
+fi
+if ((ended)); then   # and knows what becomes of it: cancelled, or queued again
+  tell "growth step $STEP was ended by Slurm: cancelled, preempted, out of time, or a node failed"
+  exit "$STOPPED"
+fi
+# Asked to stop: ranks end with $STOPPED; one that did not listen yet, by the signal.
+if ((stopping)) && { ((code == 0 || code == STOPPED)) || ((code > 128)); }; then
+  stopped="growth step $STEP stopped as it was asked to"
+  ((restarts < MAX_RESTARTS)) || end_with_reason "$STOPPED" "$stopped, and was restarted $restarts times already (MAX_RESTARTS=$MAX_RESTARTS); submit it again to go on"
+  tell "$stopped, and is queued again"
+  scontrol requeue "$SLURM_JOB_ID" || end_with_reason "$STOPPED" "$stopped, but Slurm would not queue it again; submit it again to go on"
+  sleep 60   # Slurm ends the job
+  exit "$STOPPED"
+fi
+((code == STOPPED)) && end_with_reason "$STOPPED" "growth step $STEP stopped as its ranks were asked to; submit it again to go on"
+reason=$(tail -n "+$begin" "$log" | grep -ahE '^(train\.py|growclip): error: ' | tail -n 1)
+end_with_reason "$((code == 0 ? 1 : code))" "growth step $STEP failed: ${reason:-see $log}"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# One rank: tells the command who it is in torch.distributed's variables, and becomes it.
+set -euo pipefail
+
+export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$RANKS_PER_NODE
+
+if [[ ${DRY_RUN:-0} == 1 ]]; then
+  printf 'rank: node=%s RANK=%s LOCAL_RANK=%s WORLD_SIZE=%s LOCAL_WORLD_SIZE=%s MASTER_ADDR=%s MASTER_PORT=%s' \
+    "$SLURMD_NODENAME" "$RANK" "$LOCAL_RANK" "$WORLD_SIZE" "$LOCAL_WORLD_SIZE" "$MASTER_ADDR" "$MASTER_PORT"
+  printf ' CUDA_VISIBLE_DEVICES=%s OMP_NUM_THREADS=%s DS_ACCELERATOR=%s HF_HUB_OFFLINE=%s command:' \
+    "${CUDA_VISIBLE_DEVICES:-}" "$OMP_NUM_THREADS" "$DS_ACCELERATOR" "$HF_HUB_OFFLINE"
+  printf ' %q' "$@"
+  printf '\n'
+  exit
+fi
+
+# Ignored until Python listens to it: a request to stop that comes before would end the rank. It is repeated.
+trap '' USR1
+exec "$@"

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# TensorBoard of a run as a job: slurm/tensorboard.sh RUN_DIR=runs/mine [options of sbatch ...]
+#
+# Submits itself, waits until it runs and prints the command that brings it to your own machine. It listens to the node
+# itself alone, as it asks nobody for a password. End it with scancel.
+#SBATCH --job-name=growclip-tensorboard
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --mem=8G
+#SBATCH --time=08:00:00
+#SBATCH --output=slurm-%j.out
+set -uo pipefail
+
+SCRIPT=slurm/tensorboard.sh
+VARIABLES="RUN_DIR PYTHON"
+WAIT=300   # seconds until it is left to the user to look whether the job runs
+
+GROWCLIP_HOME=${GROWCLIP_HOME:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)}}
+if [[ ! -f $GROWCLIP_HOME/slurm/common.sh ]]; then
+  echo "$SCRIPT: error: there is no $GROWCLIP_HOME/slurm/common.sh: start from the project's folder, or set GROWCLIP_HOME to it" >&2
+  exit 2
+fi
+# shellcheck source=slurm/common.sh
+source "$GROWCLIP_HOME/slurm/common.sh"
+
+read_arguments "$@"
+[[ -n ${RUN_DIR:-} ]] || fail "RUN_DIR is not set: name the run's folder, or that of several runs"
+enter_project
+[[ -d $RUN_DIR ]] || fail "there is no folder $RUN_DIR"
+
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+  command -v sbatch > /dev/null || fail "there is no sbatch here: run this where jobs are submitted"
+  open_run_dir
+  job=$(sbatch --parsable --output="${RUN_DIR//%/%%}/slurm/tensorboard-%j.log" "${REST[@]}" "$SCRIPT" "RUN_DIR=$RUN_DIR" \
+    ${PYTHON:+"PYTHON=$PYTHON"}) || exit 2
+  job=${job%%;*}
+  log=$RUN_DIR/slurm/tensorboard-$job.log
+  end=$((SECONDS + WAIT))
+  until grep -qs 'ssh -N' "$log"; do
+    [[ -n $(squeue --noheader --jobs="$job" --format=%A 2> /dev/null) ]] || fail "job $job has ended: $(tail -n 1 "$log" 2> /dev/null)"
+    ((SECONDS < end)) || fail "job $job does not run yet; it will print the command to $log"
+    sleep 1
+  done
+  cat "$log"
+  exit
+fi
+
+port=$((30000 + SLURM_JOB_ID % 2000))
+echo "job $SLURM_JOB_ID shows $RUN_DIR until $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e); on your own machine:"
+echo "  ssh -N -L 6006:127.0.0.1:$port -J $(id -un)@$SLURM_SUBMIT_HOST $(id -un)@$SLURMD_NODENAME"
+echo "  then open http://127.0.0.1:6006; to end it: scancel $SLURM_JOB_ID"
+exec srun --export=ALL --mpi=none --input=none --ntasks=1 "${RUN_PYTHON[@]}" -m tensorboard.main --logdir "$RUN_DIR" --host 127.0.0.1 \
+  --port "$port"

@@ -1,0 +1,235 @@
+"""Faults of every kind in whole runs: the run started again ends with the weights of the run left alone."""
+
+from __future__ import annotations
+
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from growclip_ds.checkpoint import Checkpoint
+from growclip_ds.run_folder import Phase, RunFolder
+from tests.faults.ranks import Ranks
+from tests.pipeline_runs import write_data
+
+STEPS = 3
+PHASES = [(step, phase) for step in range(1, STEPS + 1) for phase in Phase.of_step(step)]
+PROMPTLY = 20.0  # seconds in which the other ranks end, of which torch's own clean-up may take most
+FIRST = ("--growth-step", "1")  # of 36 iterations
+OPTIONS = [
+    "epochs.first=12",
+    "checkpoint.every_iterations=2",
+    "growth.frozen=[conv_layers, image_heads, text_blocks, text_heads]",  # four candidates
+    "evaluation.datasets=[]",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"), STEPS)
+
+
+def arguments(data: Path, run: Path, *more: str) -> list[str]:
+    files = ["--deepspeed_config", str(data / "zero2.json"), "--config", str(data / "config.yaml")]
+    return [*files, "--output-dir", str(run), *OPTIONS, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, float]:
+    """A run left alone, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    start = time.monotonic()
+    ranks = Ranks(arguments(data, folder / "run"), folder / "log")
+    assert ranks.wait() == [0, 0], ranks.output
+    return RunFolder(folder / "run"), time.monotonic() - start
+
+
+def assert_same_bits(run: RunFolder, other: RunFolder, phases: list[tuple[int, Phase]] = PHASES) -> None:
+    for place in phases:
+        ours, theirs = Checkpoint(run.weights(*place)), Checkpoint(other.weights(*place))
+        assert ours.names == theirs.names
+        assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names), place
+
+
+def wait_for_checkpoint(ranks: Ranks, run: RunFolder) -> None:
+    ranks.wait_for("step 1/3 train: model")
+    while not list(run.checkpoints(1, Phase.TRAIN).glob("iteration_*")):
+        assert ranks.processes[0].is_alive(), ranks.output
+        time.sleep(0.01)
+
+
+def assert_first_step_ends_the_same(data: Path, run: RunFolder, log: Path, whole: RunFolder, *options: str) -> None:
+    ranks = Ranks(arguments(data, run.path, *FIRST, *options), log)
+    assert ranks.wait() == [0, 0], ranks.output
+    assert_same_bits(whole, run, PHASES[:1])
+
+
+def kill_at_random(data: Path, whole: tuple[RunFolder, float], folder: Path, kills: int, seed: int) -> list[str]:
+    """Kills ranks, all or one, at instants drawn over the length of a run; a run that gets to its end is compared, and
+    the next one begun. Returns what was killed when.
+    """
+    chance, (left_alone, seconds) = random.Random(seed), whole
+    run, told = RunFolder(folder / "run"), []
+    while len(told) < kills:
+        ranks = Ranks(arguments(data, run.path), folder / "log")
+        instant, only = chance.uniform(0, seconds), chance.choice([None, 0, 1])
+        for process in ranks.processes:
+            process.join(instant if process is ranks.processes[0] else 0)
+        if not any(process.is_alive() for process in ranks.processes):
+            assert ranks.wait() == [0, 0], ranks.output
+            assert_same_bits(left_alone, run)
+            shutil.rmtree(run.path)
+            continue
+        if only is None:
+            ranks.kill()
+        else:
+            begun = "model (" in ranks.output  # until the ranks have met, only a launcher can end one that waits
+            ranks.send(signal.SIGKILL, only)
+            codes = ranks.wait(PROMPTLY if begun else 5.0)
+            assert not begun or codes[1 - only] in (0, 1, 2), (codes, ranks.output)
+        told.append(f"{'all' if only is None else only} after {instant:.1f} s")
+    ranks = Ranks(arguments(data, run.path), folder / "log")
+    assert ranks.wait() == [0, 0], ranks.output
+    assert_same_bits(left_alone, run)
+    return told
+
+
+def test_killed_at_random_instants(data: Path, whole: tuple[RunFolder, float], tmp_path: Path) -> None:
+    assert len(kill_at_random(data, whole, tmp_path, kills=4, seed=1)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_fifty_times(data: Path, whole: tuple[RunFolder, float], tmp_path: Path, seed: int) -> None:
+    print("\n".join(kill_at_random(data, whole, tmp_path, kills=10, seed=100 + seed)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_asked_to_stop(data: Path, whole: tuple[RunFolder, float], tmp_path: Path, number: int) -> None:
+    """One rank alone gets the signal, and gets it again while it writes."""
+    run = RunFolder(tmp_path / "run")
+    ranks = Ranks(arguments(data, run.path, *FIRST), tmp_path / "log")
+    wait_for_checkpoint(ranks, run)
+    for _ in range(3):
+        ranks.send(number, 1)
+        time.sleep(0.05)
+    assert ranks.wait(30) == [75, 75], ranks.output
+    assert "stopped as asked; the same command goes on" in ranks.output
+    assert "Traceback" not in ranks.output
+    assert_first_step_ends_the_same(data, run, tmp_path / "log", whole[0])
+
+
+def raise_in_iteration(rank: int) -> None:
+    from growclip_ds import iteration, training
+
+    def fail(*args, **options):
+        if rank == 1 and next(count) == 8:
+            raise ZeroDivisionError("rank one cannot go on")
+        return iteration.train_iteration(*args, **options)
+
+    count = iter(range(10**6))
+    mock.patch.object(training, "train_iteration", fail).start()
+
+
+def test_an_exception_on_one_rank_ends_all(data: Path, whole: tuple[RunFolder, float], tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    ranks = Ranks(arguments(data, run.path, *FIRST), tmp_path / "log", raise_in_iteration)
+    ranks.wait_for("ZeroDivisionError")
+    start = time.monotonic()
+    assert ranks.wait() == [1, 1]
+    assert time.monotonic() - start < PROMPTLY
+    assert ranks.output.splitlines()[-2:] == [
+        "ZeroDivisionError: rank one cannot go on",
+        "train.py: error: rank 1 failed: ZeroDivisionError: rank one cannot go on",
+    ]
+    assert ranks.output.count("Traceback") == 1
+    assert_first_step_ends_the_same(data, run, tmp_path / "log", whole[0])
+
+
+def hang_in_iteration(rank: int) -> None:
+    from growclip_ds.data import stream
+
+    class Stuck(stream.TrainingStream):
+        def __iter__(self):
+            for iteration, batches in enumerate(super().__iter__()):
+                if rank == 1 and iteration == 4:
+                    time.sleep(600)
+                yield batches
+
+    mock.patch("growclip_ds.phase.TrainingStream", Stuck).start()
+
+
+def test_a_rank_that_hangs_is_named(data: Path, tmp_path: Path) -> None:
+    ranks = Ranks(arguments(data, tmp_path / "run", "health.hang_minutes=0.05"), tmp_path / "log", hang_in_iteration)
+    assert ranks.wait(60) == [1, 1], ranks.output
+    assert (
+        "no rank has got on for 0.05 minutes (health.hang_minutes): rank 1, last seen at iteration 4, is behind the "
+        "others; the run ends"
+    ) in ranks.output
+    assert "rank 1 hangs here:" in ranks.output
+    assert "in __iter__" in ranks.output.partition("rank 1 hangs here:")[2]  # where it sleeps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stopped_is_named(data: Path, tmp_path: Path, rank: int) -> None:
+    """A process that does nothing at all any more, as on a machine that has died."""
+    ranks = Ranks(arguments(data, tmp_path / "run", "health.hang_minutes=0.3"), tmp_path / "log")
+    ranks.wait_for("step 1/3 train: model")
+    ranks.send(signal.SIGSTOP, rank)
+    ranks.processes[1 - rank].join(90)
+    assert ranks.processes[1 - rank].exitcode == 1, ranks.output
+    assert f"rank {rank}" in ranks.output
+    assert "does not answer" in ranks.output
+    ranks.kill()
+
+
+def fill_disk(rank: int) -> None:
+    if rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+
+
+def test_a_disk_that_is_full(data: Path, whole: tuple[RunFolder, float], tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    ranks = Ranks(arguments(data, run.path, *FIRST), tmp_path / "log")
+    wait_for_checkpoint(ranks, run)
+    ranks.kill()
+    ranks = Ranks(arguments(data, run.path, *FIRST), tmp_path / "log", fill_disk)
+    assert ranks.wait(60) == [2, 2], ranks.output
+    assert "weights-00001-of-00002.safetensors cannot be written: [Errno 27] File too large; make room" in ranks.output
+    assert "Traceback" not in ranks.output
+    assert not list(run.path.rglob("*.partial"))
+    assert_first_step_ends_the_same(data, run, tmp_path / "log", whole[0])
+
+
+def test_an_output_folder_that_is_removed(data: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    ranks = Ranks(arguments(data, run.path), tmp_path / "log")
+    ranks.wait_for("step 1/3 train: model")
+    run.path.rename(tmp_path / "elsewhere")
+    assert ranks.wait(60) == [2, 2], ranks.output
+    assert "config.yaml is gone, removed while the run was going on" in ranks.output.splitlines()[-1]
+    assert not run.path.exists() or not list(run.path.glob("step_*/*/weights"))
+
+
+def test_shards_that_become_unreadable(data: Path, whole: tuple[RunFolder, float], tmp_path: Path) -> None:
+    """Cut to nothing while they are being read, put back later; no sample is left out of the run for it."""
+    copied = tmp_path / "data"
+    shutil.copytree(data / "scenes", copied / "scenes")
+    shards = [f"data.subsets.{i}.shards={copied}/scenes/train/subset_{i + 1}" for i in range(STEPS)]
+    run = RunFolder(tmp_path / "run")
+    ranks = Ranks(arguments(data, run.path, *FIRST, *shards), tmp_path / "log")
+    wait_for_checkpoint(ranks, run)
+    for shard in copied.rglob("*.tar"):
+        shard.write_bytes(b"")
+    assert ranks.wait(60) == [2, 2], ranks.output
+    assert "with shard cannot be read or has changed" in ranks.output
+    assert "Traceback" not in ranks.output
+    shutil.copytree(data / "scenes", copied / "scenes", dirs_exist_ok=True)
+    assert_first_step_ends_the_same(data, run, tmp_path / "log", whole[0], *shards)

@@ -1,0 +1,260 @@
+"""The scripts for Slurm: what sbatch makes of them, what each rank is told, and what they say when something is wrong.
+
+Where it does not matter what is trained, `stand_in` takes the place of train.py.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from growclip_ds.cli_steps import is_step_finished
+from growclip_ds.run_folder import Phase, RunFolder
+from tests.pipeline_runs import write_data
+from tests.slurm.cluster import NODES, Cluster
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+STEP, RUN, EVALUATE, TENSORBOARD = (f"slurm/{name}.sh" for name in ("grow_step", "grow_run", "evaluate", "tensorboard"))
+
+# Runs train.py's stand-in, and all else with the real Python.
+STAND_IN = """#!/usr/bin/env bash
+if [[ $1 == train.py ]]; then exec {python} "{folder}/ranks.py" "$@"; else exec {python} "$@"; fi
+"""
+# With BREAK_DOWN a rank ends badly when all is done. Else it is deaf for a while, as ranks are that import torch; then
+# it waits to be told to stop.
+RANKS = """
+import os, pathlib, signal, sys, time
+if "BREAK_DOWN" in os.environ:
+    phase = pathlib.Path(sys.argv[sys.argv.index("--output-dir") + 1], "step_1/train")
+    phase.mkdir(parents=True, exist_ok=True)
+    (phase / "phase.json").write_text("{}")
+    sys.exit(134)
+time.sleep(1.5)
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A run of three growth steps, in a folder whose name has a space."""
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    data = {"subsets": [{"name": f"s{i}", "shards": f"s{i}"} for i in (1, 2, 3)], "tokenizer": {"vocab_size": 300}}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    return folder / "config.yaml"
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    folder = tmp_path / "python of a stand-in"
+    folder.mkdir()
+    (folder / "ranks.py").write_text(RANKS)
+    (folder / "python").write_text(STAND_IN.format(python=sys.executable, folder=folder))
+    (folder / "python").chmod(0o755)
+    return folder / "python"
+
+
+def finish(run: Path, step: int) -> None:
+    """Makes a run look as if a growth step were finished."""
+    phase = RunFolder(run).phase(step, Phase.TRAIN)
+    phase.mkdir(parents=True)
+    (phase / "phase.json").write_text("{}")
+
+
+def submitted(output: str) -> list[int]:
+    """The jobs that grow_run.sh names, the steps' one after the other."""
+    return [int(job) for job in re.findall(r"^growth step \d+: job (\d+)", output, re.MULTILINE)]
+
+
+def test_shellcheck_finds_nothing() -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    command = [shellcheck, "--external-sources", "--source-path=SCRIPTDIR", *SCRIPTS]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_sixteen_ranks_get_what_they_need(cluster: Cluster, tmp_path: Path) -> None:
+    """The script as it stands: two nodes of eight GPUs."""
+    run = tmp_path / "run with a space"
+    job = cluster.sbatch(STEP, "training.micro_batch_size=48", DRY_RUN="1", RUN_DIR=str(run), OMP_NUM_THREADS="")
+    assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
+    (log,) = (run / "slurm").glob("*.log")
+    ranks = {}
+    for line in log.read_text().splitlines():
+        if line.startswith("rank: "):
+            told, command = line.removeprefix("rank: ").split(" command: ")
+            rank = dict(word.split("=") for word in told.split())
+            ranks[int(rank["RANK"])] = rank
+            assert command.endswith(
+                "train.py --deepspeed_config ds_configs/zero2.json --config configs/cc12m.yaml --output-dir "
+                f"{str(run).replace(' ', chr(92) + ' ')} --growth-step 1 training.micro_batch_size=48"
+            )
+    assert sorted(ranks) == list(range(16))
+    for number, rank in ranks.items():
+        assert rank["node"] == NODES[number // 8]
+        assert rank["LOCAL_RANK"] == str(number % 8)
+        assert (rank["WORLD_SIZE"], rank["LOCAL_WORLD_SIZE"]) == ("16", "8")
+        assert rank["MASTER_ADDR"] == cluster.environment.get("MASTER_ADDR", NODES[0])
+        assert rank["MASTER_PORT"] == str(20000 + job)
+        assert rank["CUDA_VISIBLE_DEVICES"] == "0,1,2,3,4,5,6,7"  # NCCL's ranks of a node see each other's
+        assert (rank["OMP_NUM_THREADS"], rank["DS_ACCELERATOR"], rank["HF_HUB_OFFLINE"]) == ("1", "cuda", "1")
+
+
+def test_any_number_of_nodes_and_gpus(cluster: Cluster, tmp_path: Path) -> None:
+    job = cluster.sbatch("--nodes=1", "--gpus-per-node=2", STEP, f"RUN_DIR={tmp_path}/run", "DRY_RUN=1")
+    assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
+    (log,) = (tmp_path / "run/slurm").glob("*.log")
+    assert log.read_text().count("WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 ") == 2
+
+
+def test_site_settings_reach_every_rank(cluster: Cluster, tmp_path: Path, config: Path) -> None:
+    """A project of its own, where slurm/site.sh names a container."""
+    home = tmp_path / "home"
+    (home / "slurm").mkdir(parents=True)
+    for name in ("train.py", "growclip_ds", "ds_configs", *(f"slurm/{script.name}" for script in SCRIPTS)):
+        (home / name).symlink_to(ROOT / name)
+    (home / "slurm/site.sh").write_text(f"CONTAINER=(env INSIDE=1)\nPYTHON={sys.executable}\nexport NCCL_DEBUG=INFO\n")
+    job = cluster.sbatch(
+        "--gpus-per-node=1",
+        "--export=ALL",
+        STEP,
+        f"CONFIG={config}",
+        f"RUN_DIR={tmp_path}/run",
+        "DRY_RUN=1",
+        GROWCLIP_HOME=str(home),
+    )
+    assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
+    (log,) = (tmp_path / "run/slurm").glob("*.log")
+    assert log.read_text().count(f"command: env INSIDE=1 {sys.executable} train.py") == 2
+
+
+def test_shards_are_copied_before_the_ranks_begin(cluster: Cluster, tmp_path: Path) -> None:
+    data, disk = write_data(tmp_path), tmp_path / "local disk"
+    settings = [f"CONFIG={data}/config.yaml", f"RUN_DIR={tmp_path}/run", "STAGE=1", f"STAGE_DIR={disk}", "DRY_RUN=1"]
+    job = cluster.sbatch("--gpus-per-node=1", STEP, *settings)
+    assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
+    (log,) = (tmp_path / "run/slurm").glob("*.log")
+    assert log.read_text().count("1 shards, ") == 2  # of the first growth step, once a node
+    assert log.read_text().count(f"data.staged={tmp_path}/local\\ disk") == 2
+    assert len(list(disk.rglob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"CONFIG": "none.yaml"}, "there is no none.yaml: set CONFIG"),
+        ({"DS_CONFIG": "none.json"}, "there is no none.json: set DS_CONFIG"),
+        ({"RUN_DIR": "/sys/growclip"}, "the run's folder cannot be written: RUN_DIR=/sys/growclip"),
+        ({"PYTHON": "/none/bin/python"}, "there is no /none/bin/python: install the project"),
+        ({"PYTHON": "/usr/bin/false"}, "/usr/bin/false does not run"),
+        ({"DEVICE": "tpu"}, "DEVICE is gpu or cpu, not tpu"),
+        ({"STEP": "last"}, "STEP is the number of a growth step, not last"),
+        ({"RANKS_PER_NODE": "0"}, "the job has no GPUs"),
+        ({"GROWCLIP_HOME": "/none"}, "there is no /none/slurm/common.sh: submit from the project's folder"),
+    ],
+)
+def test_what_is_wrong_is_one_line(cluster: Cluster, tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    settings = {"RUN_DIR": str(tmp_path / "run")} | settings
+    job = cluster.sbatch(STEP, **settings)
+    assert cluster.wait_for_end(job) == "FAILED"
+    assert cluster.job(job)["ExitCode"] == "2:0"
+    lines = cluster.output(job).splitlines()
+    errors = [line for line in lines if line.startswith(f"{STEP}: error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    if "GROWCLIP_HOME" not in settings:
+        assert message in cluster.job(job)["Comment"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (STEP, [], "this is a job: submit it with sbatch"),
+        (EVALUATE, [], "this is a job: submit it with sbatch"),
+        (TENSORBOARD, [], "RUN_DIR is not set"),
+        (TENSORBOARD, ["RUN_DIR=none"], "there is no folder none"),
+        (RUN, ["COLOUR=red"], "there is no COLOUR to set; there are CONFIG"),
+        (RUN, ["CONFIG=none.yaml"], "there is no none.yaml: set CONFIG"),
+        (RUN, ["RUN_DIR=/sys/growclip"], "the run's folder cannot be written: RUN_DIR=/sys/growclip"),
+        (RUN, ["growth.stepz=2", "RUN_DIR={run}"], "growth.stepz"),
+        (RUN, ["--partition=none", "RUN_DIR={run}"], "growth step 1 was not submitted"),
+    ],
+)
+def test_what_is_wrong_before_a_job_is_one_line(
+    cluster: Cluster, tmp_path: Path, script: str, arguments: list[str], message: str
+) -> None:
+    arguments = [argument.format(run=tmp_path / "run") for argument in arguments]
+    result = cluster.run("bash", script, *arguments, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+
+
+def test_a_run_is_submitted_once(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
+    run = tmp_path / "the run, 100 %"
+    finish(run, 1)
+    assert is_step_finished(run, 1)
+    arguments = [f"CONFIG={config}", f"RUN_DIR={run}", f"PYTHON={stand_in}", "--hold"]
+    first = cluster.run(RUN, "ONE_AT_A_TIME=1", *arguments).stdout
+    assert first.startswith("growth step 2: job ")
+    (two,) = submitted(first)
+    both = submitted(cluster.run(RUN, *arguments).stdout)
+    assert both[0] == two
+    three = both[1]
+    assert cluster.job(three)["Dependency"].startswith(f"afterok:{two}")
+    again = cluster.run(RUN, *arguments).stdout
+    assert again == f"growth step 2: job {two}, submitted before\ngrowth step 3: job {three}, submitted before\n"
+    # Another run's jobs are not taken for this one's, though its folder has the same name.
+    other = submitted(cluster.run(RUN, *arguments, f"RUN_DIR={tmp_path}/other/{run.name}").stdout)
+    assert len(other) == 3
+    assert not {two, three} & set(other)
+    cluster.run("scancel", *map(str, (two, three, *other)))
+    finish(run, 2)
+    finish(run, 3)
+    assert cluster.run(RUN, *arguments).stdout == f"all growth steps of {run} are finished\n"
+
+
+def test_a_step_that_stops_too_often_ends(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
+    """The request comes while ranks start up and do not hear it; the next job of the chain is not begun."""
+    arguments = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "MAX_RESTARTS=0"]
+    jobs = submitted(cluster.run(RUN, *arguments, "--gpus-per-node=1", "--ntasks-per-node=1").stdout)
+    cluster.wait(lambda: any("ranks.py" in words for words in cluster.processes(jobs[0]).values()), 30, "ranks")
+    cluster.run("scancel", "--batch", "--signal=USR1", str(jobs[0]))
+    assert cluster.wait_for_end(jobs[0]) == "FAILED"
+    job = cluster.job(jobs[0])
+    assert job["ExitCode"] == "75:0"
+    assert "stopped as it was asked to" in job["Comment"]
+    assert "MAX_RESTARTS=0" in job["Comment"]
+    log = Path(job["StdOut"]).read_text()
+    assert job["Comment"] in log
+    assert "task 0: Exited with exit code 75" in log  # not by the signal itself
+    assert [cluster.wait_for_end(later) for later in jobs[1:]] == ["CANCELLED", "CANCELLED"]
+
+
+def test_what_is_on_disk_counts(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
+    """A rank that breaks down at its end does not undo a step; that it was finished before excuses nothing."""
+    settings = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "STEP=1"]
+    for end in ("COMPLETED", "FAILED"):
+        job = cluster.sbatch("--gpus-per-node=1", "--nodes=1", STEP, *settings, BREAK_DOWN="1")
+        assert cluster.wait_for_end(job) == end
+        code = "(but srun ended with code 134)" if end == "COMPLETED" else "(exit code 134)"
+        assert code in cluster.job(job)["Comment"]
+
+
+def test_tensorboard_prints_the_tunnel(cluster: Cluster, tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    run.mkdir()
+    output = cluster.run(TENSORBOARD, f"RUN_DIR={run}").stdout
+    (job, port) = re.search(
+        r"job (\d+) shows .*ssh -N -L 6006:127\.0\.0\.1:(\d+) -J \S+@\S+ \S+@n1", output, re.S
+    ).groups()
+    log = run / f"slurm/tensorboard-{job}.log"
+    cluster.wait(lambda: f"http://127.0.0.1:{port}/" in log.read_text(), 60, "TensorBoard's own address")
+    cluster.run("scancel", job)
+    cluster.wait_for_end(int(job))

@@ -1,0 +1,40 @@
+"""Requests to stop: a flag and nothing else, which child processes never see."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from growclip_ds.signals import STOP_SIGNALS, StopRequest, kept_from_children
+
+
+@pytest.fixture
+def request_to_stop():
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    request = StopRequest()
+    request.install()
+    yield request
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_a_request(request_to_stop: StopRequest, number: int) -> None:
+    assert not request_to_stop.requested
+    for _ in range(3):
+        os.kill(os.getpid(), number)
+        assert request_to_stop.requested
+
+
+def test_children_do_not_see_it(request_to_stop: StopRequest) -> None:
+    command = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM); print('alive')"]
+    with kept_from_children():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not request_to_stop.requested
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "alive\n"
+    assert request_to_stop.requested  # what came meanwhile
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGTERM
