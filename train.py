@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Not at the top: the data loading workers import this file too.
     from growclip_ds.config import load_config
     from growclip_ds.deepspeed_config import load_deepspeed_config, resolve
-    from growclip_ds.engine import init_distributed
+    from growclip_ds.engine import init_distributed, leave_distributed
     from growclip_ds.errors import InputError
     from growclip_ds.pipeline import prepare_growth
     from growclip_ds.ranks_watch import INPUT_ERROR, watch_ranks
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:  # perhaps on this rank alone, and the others wait for it
         watch.fail(error)
     watch.close()
+    leave_distributed()
     return code
 
 

@@ -60,6 +60,11 @@ def init_distributed() -> None:
     deepspeed.init_distributed(verbose=False, **({} if "DEEPSPEED_TIMEOUT" in os.environ else {"timeout": hours}))
 
 
+def leave_distributed() -> None:
+    """Leaves the process group in good order: its threads, ended by the interpreter's end, may abort the process."""
+    torch.distributed.destroy_process_group()
+
+
 class Engine:
     """A module that DeepSpeed trains with ZeRO stage 1, 2 or 3, with optimiser or parameters offloaded or not.
 
