@@ -240,7 +240,7 @@ OFFLOAD_PARAM: dict[str, Key | Refused] = {
 
 BF16: dict[str, Key | Refused] = {
     "enabled": Key(FLAG),
-    "check_grad_overflow": Key(FLAG, _1_2),
+    "check_grad_overflow": Refused("an update by gradients that are not finite would ruin the weights", (True,)),
     "immediate_grad_update": Refused(_ONLY_BF16_OPTIMIZER, (False,)),
     "bf16_master_weights_and_grads": Refused("growing carries the fp32 masters over, never rounded ones", (False,)),
     "bf16_optimizer_states": Refused("growing carries the fp32 masters over, never rounded ones", (False,)),

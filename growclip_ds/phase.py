@@ -150,7 +150,7 @@ class PhaseRun:
             self.record["skipped_iterations"] = health.skipped
             self._count_seconds()
 
-        def describe(_: int) -> dict[str, Any]:
+        def describe() -> dict[str, Any]:
             self.folder.require_there()
             count()
             state = {

@@ -23,7 +23,7 @@ from growclip_ds.errors import InputError
 
 PERIOD = 1.0  # seconds from one look to the next
 LINGER = 3 * PERIOD  # seconds that rank 0, with which the store goes, gives the others to see why the run ends
-SILENCE = 15.0  # seconds without a sign of life after which a process is held to have stopped
+SILENCE = 10.0  # seconds without a sign of life after which a process counts as stopped, when the run hangs
 FAILED, INPUT_ERROR = 1, 2  # exit codes: of any error, and of one that the user can mend
 _FAILURE = "growclip/failure"
 
@@ -65,9 +65,11 @@ class StoreWatch(RanksWatch):
         self._place = ""
         self._closed = threading.Event()
         self._beat()
+        self._answered = time.monotonic()
         dist.barrier()  # every rank has a sign of life
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._look, self._watch_store)]
+        for thread in self._threads:
+            thread.start()
 
     def reached(self, place: str) -> None:
         self._moves += 1
@@ -88,9 +90,10 @@ class StoreWatch(RanksWatch):
     def close(self) -> None:
         dist.barrier()  # rank 0 takes the store with it
         self._closed.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _look(self) -> None:
         last: dict[int, tuple[str, float]] = {}  # each rank's sign of life, and since when it is the same
         moved, since = None, time.monotonic()
         while not self._closed.wait(PERIOD):
@@ -98,6 +101,7 @@ class StoreWatch(RanksWatch):
                 if self._store.check([_FAILURE]):
                     self._follow(json.loads(self._store.get(_FAILURE)))
                 self._beat()
+                self._answered = time.monotonic()
                 if self._rank != 0:
                     continue
                 signs = [self._store.get(_sign(rank)).decode() for rank in range(self._world_size)]
@@ -111,9 +115,16 @@ class StoreWatch(RanksWatch):
             places = [sign.split(" ", 2)[1:] for sign in signs]
             if places != moved or not all(place for _, place in places):
                 moved, since = places, now
-            elif now - since > self._hang_seconds:
-                silent = [rank for rank, (_, seen) in last.items() if now - seen > SILENCE]
-                self._report_hang(places, silent)
+            silence = {rank: now - seen for rank, (_, seen) in last.items()}
+            if now - since > self._hang_seconds or max(silence.values()) > max(self._hang_seconds, SILENCE):
+                self._report_hang(places, [rank for rank, seconds in silence.items() if seconds > SILENCE])
+
+    def _watch_store(self) -> None:
+        """Ends this process where rank 0, with the store, has stopped without ending: calls to it wait for ever."""
+        while not self._closed.wait(PERIOD):
+            if time.monotonic() - self._answered > self._hang_seconds + SILENCE:
+                _say(f"rank {self._rank} ends, as rank 0 does not answer")
+                _exit(FAILED)
 
     def _beat(self) -> None:
         self._beats += 1
@@ -129,7 +140,7 @@ class StoreWatch(RanksWatch):
         named = silent or behind
         failure = {"rank": self._rank, "code": FAILED, "hung": named or list(range(self._world_size))}
         if self._claim(failure) == failure:
-            ranks = " and ".join(f"rank {rank}, last seen at {places[rank][1]}," for rank in named)
+            ranks = " and ".join(f"rank {rank}, last seen at {places[rank][1] or 'no iteration'}," for rank in named)
             state = "does not answer" if silent else "is behind the others"
             who = f"{ranks} {state}" if named else f"all ranks are at {places[0][1]}; see below where each one waits"
             minutes = self._hang_seconds / 60

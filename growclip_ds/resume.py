@@ -70,7 +70,7 @@ class CheckpointKeeper:
         section: of the configuration.
         engine: that is trained.
         shapes: of the parameters.
-        describe: the description of a checkpoint after so many iterations, but for what the engine knows.
+        describe: the description of a checkpoint taken now, but for what the engine knows; collective.
         monitor: told what it costs.
     """
 
@@ -80,7 +80,7 @@ class CheckpointKeeper:
         section: CheckpointSection,
         engine: Engine,
         shapes: Mapping[str, Shape],
-        describe: Callable[[int], dict[str, Any]],
+        describe: Callable[[], dict[str, Any]],
         monitor: Monitor,
     ) -> None:
         self.folder, self.section, self.engine, self.monitor = folder, section, engine, monitor
@@ -126,7 +126,7 @@ class CheckpointKeeper:
         start = self._last = time.monotonic()
         self._iteration = iteration
         self.monitor.flush()  # the curves that the rest of the phase continues
-        description = copy.deepcopy(self._describe(iteration))  # training goes on before it is on disk
+        description = copy.deepcopy(self._describe())  # training goes on before it is on disk
         description["resume"] |= {
             "iteration": iteration,
             "steps": dict(self.engine.optimizer.steps),

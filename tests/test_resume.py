@@ -99,6 +99,17 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bits(
     assert not list(run.path.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_at_other_stages_too(data: Path, group: Groups, tmp_path: Path, stage: int) -> None:
+    runs = [RunFolder(tmp_path / name) for name in ("alone", "stopped")]
+    options = ("checkpoint.every_iterations=1", "training.optimizer=adamw", "evaluation.datasets=[]")
+    group(2).run(grow_until, data, runs[0].path, 10**6, stage, 1, options)
+    assert not any(group(2).run(grow_until, data, runs[1].path, 4, stage, 1, options))
+    group(2).run(grow_until, data, runs[1].path, 10**6, stage, 1, options)
+    ours, theirs = (Checkpoint(run.weights(1, Phase.TRAIN)) for run in runs)
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
+
+
 def stopped_in_training(data: Path, group: Groups, run: Path, *more: str) -> list[str]:
     """A first growth step of 12 iterations, stopped after 8; returns its checkpoints."""
     options = ("epochs.first=4", "checkpoint.every_iterations=3", *more)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,38 @@ def test_what_does_not_bear_on_the_weights_may_change(begun: RunFolder):
     assert begun.config_file.read_text() == before  # not yet: its data may turn out not to be there
     begun.write_config(changed)
     assert load_config(begun.config_file) == changed
+
+
+def test_a_run_with_a_checkpoint_has_begun(folder: RunFolder):
+    (folder.checkpoints(1, Phase.TRAIN) / "iteration_000000002").mkdir(parents=True)
+    with pytest.raises(InputError, match="another configuration"):
+        open_run(folder.path, config(seed=1))
+    assert open_run(folder.path, config()) == folder
+    folder.remove_checkpoints(1, Phase.TRAIN)
+    open_run(folder.path, config(seed=1))
+
+
+def test_what_of_the_deepspeed_file_bears_on_the_weights_is_told_when_it_changes(folder: RunFolder):
+    assert folder.keep_numerics({"precision": "bf16", "gradient_clipping": 0.0}) == []
+    assert folder.keep_numerics({"precision": "bf16", "gradient_clipping": 0.0}) == []
+    changes = folder.keep_numerics({"precision": "fp32", "gradient_clipping": 0.0})
+    assert changes == ['precision: "bf16" before, "fp32" now']
+    assert folder.keep_numerics({"precision": "fp32", "gradient_clipping": 0.0}) == []
+    folder.deepspeed_file.write_text("{")
+    with pytest.raises(InputError, match=r"deepspeed\.json cannot be read"):
+        folder.keep_numerics({})
+
+
+def test_errors_in_writing_are_explained_where_a_user_can_mend_them(folder: RunFolder):
+    folder.explain(OSError(errno.EIO, "i/o"))  # says nothing
+    with pytest.raises(InputError, match=r"cannot be written: .*No space left on device; make room"):
+        folder.explain(OSError(errno.ENOSPC, "No space left on device"))
+    folder.require_there()
+    folder.config_file.unlink()
+    with pytest.raises(InputError, match=r"config\.yaml is gone"):
+        folder.explain(FileNotFoundError(errno.ENOENT, "gone"))
+    with pytest.raises(InputError, match=r"config\.yaml is gone"):
+        folder.require_there()
 
 
 def test_folders_that_cannot_be_runs(tmp_path: Path):
