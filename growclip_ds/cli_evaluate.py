@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -75,19 +76,33 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     if options.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported
-    if any(variable in os.environ for variable in _LAUNCHED):
-        from growclip_ds.engine import init_distributed  # imports DeepSpeed, which takes a while
-
-        init_distributed()
-    from growclip_ds import distributed
-
-    try:
+    with _process_group():
         _evaluate_on_rank(options)
-    except InputError:  # the same on every rank
-        if distributed.is_main():
-            raise
-        return 2
     return 0
+
+
+@contextlib.contextmanager
+def _process_group() -> Iterator[None]:
+    """The group of the ranks that a launcher started, if one did; what all of them refuse, rank 0 alone says."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() or not any(variable in os.environ for variable in _LAUNCHED):
+        yield
+        return
+    from growclip_ds.distributed import is_main
+    from growclip_ds.engine import init_distributed, leave_distributed  # imports DeepSpeed, which takes a while
+
+    init_distributed()
+    main, refused = is_main(), None
+    try:
+        yield
+    except InputError as error:  # the same on every rank
+        refused = error
+    leave_distributed()
+    if refused is not None:
+        if main:
+            raise refused
+        sys.exit(2)
 
 
 def _evaluate_on_rank(options: argparse.Namespace) -> None:

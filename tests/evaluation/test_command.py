@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -305,3 +308,13 @@ def test_a_list_laid_out_as_the_papers(folder: Path) -> None:
     groceries, anthropology = json.loads((folder / "out.json").read_text())["results"]
     assert (groceries["dataset"], groceries["samples"]) == ("Groceries", 2485)
     assert (anthropology["pictures"], anthropology["captions"]) == (327, 654)
+
+
+def test_ranks_leave_their_group_in_good_order(folder: Path) -> None:
+    """Its threads, ended by the interpreter's end, abort one process in ten or twenty."""
+    call = f"main(['evaluate', {str(folder / 'run')!r}, '--sets', {str(folder / 'pairs')!r}, '--device', 'cpu'])"
+    script = f"import torch.distributed as dist; from growclip_ds.cli import main; code = {call}; "
+    script += "import sys; sys.exit(code or dist.is_initialized())"
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

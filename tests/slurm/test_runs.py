@@ -82,7 +82,8 @@ def test_evaluation_of_a_run(cluster: Cluster, grown: tuple[RunFolder, list[int]
     run, _ = grown
     settings = [f"RUN_DIR={run.path}", "DEVICE=cpu", "RANKS_PER_NODE=2"]
     job = cluster.sbatch("--gpus-per-node=0", EVALUATE, *settings, "--json", f"{tmp_path}/results.json")
-    assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
+    state = cluster.wait_for_end(job)
+    assert state == "COMPLETED", (run.path / "slurm" / f"evaluate-{job}.log").read_text()
     found = json.loads((tmp_path / "results.json").read_text())
     reported = run.record(2, Phase.TRAIN)["evaluation"]
     assert found["growth_step"] == 2
