@@ -1,0 +1,145 @@
+"""What a report is about: the groups of runs, and the sets on which all of them can be compared."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from growclip_ds.errors import InputError
+from growclip_ds.evaluation.results import ClassificationResult
+from growclip_ds.reporting.groups import Group, group_runs, repeated_seeds
+from growclip_ds.reporting.runs import Result, Results, Run
+from growclip_ds.reporting.table import Spread
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        groups: the runs by method and settings.
+        classification: names of the classification sets of any run.
+        retrieval: of the retrieval sets.
+        averaged: the sets that means are over: of classification, where there are any, on which every growth step of
+            every run was evaluated. Top-1 of a classification and recall of a retrieval make no mean together.
+        notes: what a reader has to know before comparing.
+    """
+
+    groups: Sequence[Group]
+    classification: Sequence[str]
+    retrieval: Sequence[str]
+    averaged: Sequence[str]
+    notes: Sequence[str]
+
+    @property
+    def runs(self) -> Iterator[tuple[Group, Run]]:
+        return ((group, run) for group in self.groups for run in group.runs)
+
+    @property
+    def steps(self) -> range:
+        """The growth steps that any run has finished."""
+        return range(1, max((step for _, run in self.runs for step in run.steps), default=0) + 1)
+
+    @property
+    def accuracy_title(self) -> str:
+        """What `mean` is, for the head of a column and an axis."""
+        kind = "R@1" if self.averaged and self.averaged[0] in self.retrieval else "top-1"
+        return f"mean {kind} of {len(self.averaged)} sets" if len(self.averaged) != 1 else f"{kind}, {self.averaged[0]}"
+
+    @property
+    def spread_notes(self) -> list[str]:
+        """What the figures of a table are, where some are of several runs."""
+        several = any(len(group.runs) > 1 for group in self.groups)
+        return ["Of several seeds: mean ± standard deviation (number of runs)."] if several else []
+
+    def mean(self, results: Results) -> float | None:
+        """Over the averaged sets, in percent; None if one of them was not evaluated."""
+        if not self.averaged or any(name not in results for name in self.averaged):
+            return None
+        return statistics.fmean(results[name].accuracy for name in self.averaged)
+
+    def accuracy(self, group: Group, step: int) -> Spread | None:
+        """A group's mean accuracy after a growth step, over the runs that have finished it."""
+        return Spread.of(self.mean(run.steps[step].results) for run in group.runs if step in run.steps)
+
+    def parameters(self, group: Group, step: int) -> Spread | None:
+        """Millions of a group's models after a growth step."""
+        return Spread.of(run.steps[step].parameters / 1e6 for run in group.runs if step in run.steps)
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Groups the runs, and finds what they have in common.
+
+    Raises:
+        InputError: two runs share no evaluation set, or call different sets by one name.
+    """
+    groups = group_runs(runs)
+    evaluated = [(run.name, record.results) for run in runs for record in run.steps.values() if record.results]
+    seen: dict[str, tuple[str, Result]] = {}
+    for name, results in evaluated:
+        for dataset, result in results.items():
+            _check_same_set(*seen.setdefault(dataset, (name, result)), name, result)
+    classification = [dataset for dataset, (_, one) in seen.items() if isinstance(one, ClassificationResult)]
+    retrieval = [dataset for dataset in seen if dataset not in classification]
+    common = [dataset for dataset in seen if all(dataset in results for _, results in evaluated)]
+    if seen and not common:
+        raise InputError(_nothing_in_common(evaluated))
+    averaged = [dataset for dataset in common if dataset in classification] or common
+    notes = [
+        *(f"{run.name} is not finished: {run.progress()}." for run in runs if not run.is_finished),
+        *_sets_left_out(seen, common, averaged, evaluated),
+        *_other_data(runs),
+        *repeated_seeds(groups),
+    ]
+    return Comparison(groups, classification, retrieval, averaged, notes)
+
+
+def _check_same_set(first: str, one: Result, second: str, other: Result) -> None:
+    if _size(one) != _size(other):
+        raise InputError(
+            f"the evaluation set {one.dataset!r} has {_size(one)} in {first}, but {_size(other)} in {second}: they "
+            "are different sets of one name; report these runs apart, or evaluate them on the same"
+        )
+
+
+def _size(result: Result) -> str:
+    if isinstance(result, ClassificationResult):
+        return f"{result.samples + result.unreadable:,} pictures to classify"
+    return f"{result.pictures + result.unreadable:,} pictures to retrieve"
+
+
+def _nothing_in_common(evaluated: Sequence[tuple[str, Results]]) -> str:
+    first: dict[frozenset[str], str] = {}
+    for name, results in evaluated:
+        first.setdefault(frozenset(results), f"{name} on {', '.join(results)}")
+    return (
+        f"the runs were evaluated on different sets, {'; '.join(first.values())}: there is none that all have, so "
+        "there is nothing to compare; report them apart, or give them a set in common (evaluation.datasets)"
+    )
+
+
+def _sets_left_out(
+    seen: Iterable[str], common: Sequence[str], averaged: Sequence[str], evaluated: Sequence[tuple[str, Results]]
+) -> Iterator[str]:
+    for dataset in seen:
+        if dataset not in common:
+            lacking = dict.fromkeys(name for name, results in evaluated if dataset not in results)
+            yield (
+                f"The runs have different evaluation sets: {', '.join(lacking)} (of some growth steps or all) was not "
+                f"evaluated on {dataset}. Means are over the sets that all have: {', '.join(averaged)}."
+            )
+
+
+def _other_data(runs: Sequence[Run]) -> Iterator[str]:
+    """Where growth steps of one number had not the same amount of data."""
+    first: dict[int, tuple[str, int]] = {}
+    for run in runs:
+        for step, record in run.steps.items():
+            name, samples = first.setdefault(step, (run.name, record.samples))
+            if samples != record.samples:
+                yield (
+                    f"Growth step {step} of {name} had {samples:,} samples, that of {run.name} {record.samples:,}: "
+                    "their accuracies are not of the same data."
+                )
+                break

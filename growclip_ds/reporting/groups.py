@@ -1,0 +1,129 @@
+"""Runs that differ in nothing but their seed, and what to call them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.config import AblationSection, Config
+from growclip_ds.monitor.words import SYMBOLS
+from growclip_ds.reporting.runs import Run
+from growclip_ds.run_folder import MAY_CHANGE
+
+# Table 5's names for what of a growth step may be left out, by its switch in the configuration.
+SWITCHES = {"pim_supernet": "PIM@1", "finetuning": "ST", "selection": "GAS", "pim_selected": "PIM@3"}
+DIMENSIONS = tuple(field.name for field in fields(Architecture))
+METHODS = {"growclip": "GrowCLIP", "tfs": "TFS", "twp": "TWP", "sap": "SAP", "msclip": "MS-CLIP", "nas": "NAS"}
+MOST_SETTINGS = 4  # in a label; beyond, a run stands for them
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method with the same settings.
+
+    Attributes:
+        method: as --method has it.
+        label: its title, and the settings in which it differs from other groups of the method.
+        runs: at least one, in the order in which they were given.
+        settings: all those that bear on the weights, but the seed.
+    """
+
+    method: str
+    label: str
+    runs: tuple[Run, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def is_ablated(self) -> bool:
+        return self.runs[0].config.ablation != AblationSection()
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """The groups, in the order of the methods; of a method, those with few settings of their own first.
+
+    What is ablated is always in a label; other settings where groups of the method differ in them, unless they are the
+    defaults.
+    """
+    members: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        key = run.config.method, *(f"{name}={value!r}" for name, value in _settings(run.config).items())
+        members.setdefault(key, []).append(run)
+    first = [alike[0].config for alike in members.values()]
+    usual = _usual_settings()
+    groups = []
+    for alike, config in zip(members.values(), first, strict=True):
+        settings = _settings(config)
+        others = [_settings(other) for other in first if other.method == config.method]
+        own = [
+            name
+            for name, value in settings.items()
+            if (name.startswith("ablation.") or any(other[name] != value for other in others))
+            and (name not in usual or usual[name] != value)
+        ]
+        label = _label(config.method, {name: settings[name] for name in own}, alike[0].name)
+        groups.append((len(own), Group(config.method, label, tuple(alike), settings)))
+    groups.sort(key=lambda counted: (list(METHODS).index(counted[1].method), counted[0]))
+    return [group for _, group in groups]
+
+
+def symbol_of(dimension: str) -> str:
+    """The paper's name of one of the six dimensions: `b^I` of `image_blocks`."""
+    return dict(zip(DIMENSIONS, SYMBOLS, strict=True))[dimension]
+
+
+def repeated_seeds(groups: Iterable[Group]) -> Iterator[str]:
+    """A warning for every two runs of a group that are not independent."""
+    for group in groups:
+        by_seed: dict[int, list[str]] = {}
+        for run in group.runs:
+            by_seed.setdefault(run.config.seed, []).append(run.name)
+        for seed, names in by_seed.items():
+            if len(names) > 1:
+                yield (
+                    f"The runs {' and '.join(names)} are of one configuration and one seed, {seed}: they count as "
+                    f"{len(names)} runs, but say little of how far runs differ."
+                )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """By dotted key, what bears on the weights beside method and seed."""
+    values = dict(_flatten(config.model_dump(mode="json")))
+    others = ("seed", "method", *MAY_CHANGE)
+    return {key: value for key, value in values.items() if not any(f"{key}.".startswith(f"{k}.") for k in others)}
+
+
+def _flatten(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; an architecture is one value."""
+    for name, value in values.items():
+        key = f"{section}{name}"
+        if isinstance(value, Mapping) and tuple(value) == DIMENSIONS:
+            yield key, Architecture(**value)
+        elif isinstance(value, Mapping):
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _usual_settings() -> Mapping[str, Any]:
+    """The defaults, of all settings that have one."""
+    data = {"subsets": [{"name": "none", "shards": "none"}], "tokenizer": {"name_or_path": "none"}}
+    return _settings(Config.model_validate({"data": data}))
+
+
+def _label(method: str, own: Mapping[str, Any], run: str) -> str:
+    """The title of a method, and what is special about a group of it: `GrowCLIP without PIM@3, growth.beta=0.5`."""
+    label, rest = METHODS[method], dict(own)
+    if left_out := [name for switch, name in SWITCHES.items() if rest.pop(f"ablation.{switch}", True) is False]:
+        label += f" without {' and '.join(left_out)}"
+    if dimension := rest.pop("ablation.grow_only", None):
+        label += f" growing {symbol_of(dimension)} alone"
+    if len(rest) > MOST_SETTINGS:
+        return f"{label}, configured as {run}"
+    shown = (
+        f"{name}={value if isinstance(value, str | Architecture) else json.dumps(value)}"
+        for name, value in rest.items()
+    )
+    return ", ".join([label, *shown])
