@@ -1,0 +1,1 @@
+"""The study of docs/study.md: all methods, ablations and settings on the built-in scenes."""

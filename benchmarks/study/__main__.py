@@ -1,0 +1,114 @@
+"""Makes the runs of the study that are still missing, as many as fit into a time.
+
+python -m benchmarks.study --minutes 60
+
+A run that the time ends for is stopped as any run is, with a checkpoint, and goes on the next time. Finished ones are
+kept in docs/study/, without weights. `growclip report docs/study/runs/*` makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.study.results import Results
+from benchmarks.study.runs import Plan, StudyRun
+from growclip_ds.config import load_config
+from growclip_ds.errors import InputError
+from growclip_ds.run_folder import RunFolder
+from growclip_ds.signals import STOPPED
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data" / "study"
+SCENES = ["--samples", "4500", "--subsets", "3", "--size", "64"]
+POLL_SECONDS = 1.0
+
+
+def main() -> int:
+    options = _parse()
+    if not DATA.exists():
+        subprocess.run([sys.executable, "-m", "growclip_ds", "data", "scenes", str(DATA), *SCENES], check=True)
+    try:
+        study = Study(Plan(load_config(options.config), Results(options.results)), options)
+        return study.run(time.monotonic() + 60 * options.minutes)
+    except InputError as error:
+        print(f"study: error: {error}", file=sys.stderr)
+        return 2
+
+
+@dataclass
+class Study:
+    """Runs side by side, each in one process with one thread.
+
+    Attributes:
+        plan: which runs there are.
+        options: of the command line.
+    """
+
+    plan: Plan
+    options: argparse.Namespace
+
+    def run(self, end: float) -> int:
+        """Runs until everything is finished or the clock is past `end`; returns the exit code."""
+        running: dict[StudyRun, subprocess.Popen[bytes]] = {}
+        try:
+            while time.monotonic() < end:
+                for run in [run for run, process in running.items() if process.poll() is not None]:
+                    self._finish(run, running.pop(run).returncode)
+                missing = [run for run in self.plan.runs() if not self.plan.results.has(run.name)]
+                if not missing:
+                    print("study: everything is finished", flush=True)
+                    return 0
+                for run in missing:
+                    if len(running) < self.options.jobs and run not in running:
+                        running[run] = self._start(run)
+                time.sleep(POLL_SECONDS)
+        finally:
+            for process in running.values():
+                process.send_signal(signal.SIGTERM)
+            for run, process in running.items():
+                process.wait()
+                print(f"{run.name}: stopped", flush=True)
+        return STOPPED
+
+    def _start(self, run: StudyRun) -> subprocess.Popen[bytes]:
+        folder = self.options.work / run.name
+        files = ["--deepspeed_config", self.options.deepspeed_config, "--config", self.options.config]
+        command = [sys.executable, "train.py", *files, "--output-dir", str(folder), *run.overrides]
+        self.options.work.mkdir(parents=True, exist_ok=True)
+        print(f"{run.name}: {' '.join(run.overrides)}", flush=True)
+        environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+        with self._log(run).open("ab") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def _finish(self, run: StudyRun, code: int) -> None:
+        if code == STOPPED:
+            return
+        if code:
+            raise InputError(f"{run.name} failed (exit code {code}); {self._log(run)} says why")
+        self.plan.results.keep(run.name, RunFolder(self.options.work / run.name))
+        print(f"{run.name}: finished", flush=True)
+
+    def _log(self, run: StudyRun) -> Path:
+        return self.options.work / f"{run.name}.log"
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long (default: at the end)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (default: one a core)")
+    parser.add_argument("--config", default="configs/study.yaml", help="what all runs have in common")
+    parser.add_argument("--deepspeed_config", default="ds_configs/cpu.json")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "study", help="where the runs are")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "study" / "runs", help="where results are kept")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""What finished runs of the study found: their folders without weights, kept with the project."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.run_folder import Phase, RunFolder
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder of results.
+
+    Attributes:
+        path: holds a folder for every finished run, as `growclip report` reads them.
+    """
+
+    path: Path
+
+    def has(self, name: str) -> bool:
+        return (self.path / name / "config.yaml").exists()
+
+    def keep(self, name: str, run: RunFolder) -> None:
+        """Keeps a finished run's configuration and records; they appear whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        for file in [run.config_file, run.deepspeed_file, run.data_file, *run.path.glob("step_*/*/phase.json")]:
+            copy = partial / file.relative_to(run.path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        partial.rename(self.path / name)
+
+    def accuracy(self, name: str, step: int) -> float:
+        """Percent after a growth step: top-1 or mean R@1, the mean of the sets that the run reports."""
+        return fmean(map(_figure, self._trained(name, step)["evaluation"]))
+
+    def parameters(self, name: str, step: int) -> int:
+        return self._trained(name, step)["parameters"]
+
+    def architecture(self, name: str, step: int) -> Architecture:
+        return Architecture(**self._trained(name, step)["model"]["architecture"])
+
+    def _trained(self, name: str, step: int) -> dict[str, Any]:
+        return RunFolder(self.path / name).record(step, Phase.TRAIN)
+
+
+def _figure(evaluation: dict[str, Any]) -> float:
+    if evaluation["type"] == "classification":
+        return evaluation["top1"]
+    return fmean((evaluation["image_to_text"]["R@1"], evaluation["text_to_image"]["R@1"]))

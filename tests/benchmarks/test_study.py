@@ -1,0 +1,118 @@
+"""The list of the study's runs: what it asks for is valid, and follows from what was found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study.results import Results
+from benchmarks.study.runs import GROWN, METHODS, RATES, Plan, nearest
+from growclip_ds.config import load_config
+from growclip_ds.run_folder import Phase, RunFolder
+
+CONFIG = "configs/study.yaml"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan(load_config(CONFIG), Results(tmp_path / "runs"))
+
+
+def finish(plan: Plan, name: str, accuracy: float = 50.0, steps: int = 3) -> None:
+    run = RunFolder(plan.results.path / name)
+    run.path.mkdir(parents=True)
+    run.config_file.write_text("")
+    for step in range(1, steps + 1):
+        architecture = {"conv_layers": 0, "image_blocks": 4, "image_heads": 2, "text_blocks": 3, "text_heads": 2}
+        record = {
+            "parameters": 2_000_000,
+            "model": {"kind": "growclip", "architecture": architecture | {"shared_blocks": 1}},
+            "evaluation": [
+                {"type": "classification", "top1": accuracy - 10},
+                {"type": "retrieval", "image_to_text": {"R@1": accuracy}, "text_to_image": {"R@1": accuracy + 20}},
+            ],
+        }
+        run.phase(step, Phase.TRAIN).mkdir(parents=True)
+        (run.phase(step, Phase.TRAIN) / "phase.json").write_text(json.dumps(record))
+
+
+def finish_all(plan: Plan) -> list[str]:
+    """Finishes runs until none is left; returns their names in order."""
+    done: list[str] = []
+    while missing := [run.name for run in plan.runs() if not plan.results.has(run.name)]:
+        done.append(missing[0])
+        finish(plan, missing[0])
+    return done
+
+
+def test_every_run_has_valid_settings_and_a_name_of_its_own(plan: Plan) -> None:
+    finish_all(plan)
+    runs = list(plan.runs())
+    assert len({run.name for run in runs}) == len(runs)
+    methods = set()
+    for run in runs:
+        config = load_config(CONFIG, run.overrides)
+        methods.add(config.method)
+        reported, selects = set(config.evaluation.datasets), config.selection.dataset
+        assert reported == {selects} if run.name.startswith("tune-") else selects not in reported
+    assert methods == set(METHODS)
+
+
+def test_nothing_comes_before_what_it_rests_on(plan: Plan) -> None:
+    order = finish_all(plan)
+    assert order.index(GROWN) < min(order.index(name) for name in order if "tfs" in name)
+    for method in METHODS:
+        tuned, first = [i for i, name in enumerate(order) if name.startswith(f"tune-{method}-lamb")], f"{method}-lamb-0"
+        assert max(tuned) < order.index(first)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best", "tried"),
+    [
+        ({0.001: 20, 0.003: 30, 0.01: 25}, 0.003, 3),
+        ({0.001: 20, 0.003: 30, 0.01: 35, 0.03: 31}, 0.01, 4),
+        ({0.001: 20, 0.003: 30, 0.01: 35, 0.03: 36}, 0.03, 4),
+        ({0.001: 20, 0.003: 10, 0.01: 15, 0.0003: 18}, 0.001, 4),
+    ],
+)
+def test_tuning_goes_on_while_the_best_rate_is_at_the_edge(
+    plan: Plan, accuracies: dict[float, float], best: float, tried: int
+) -> None:
+    rates = []
+    while plan.best_rate("growclip", "lamb") is None:
+        name = next(run.name for run in plan.runs() if not plan.results.has(run.name))
+        rates.append(float(name.removeprefix("tune-growclip-lamb-")))
+        finish(plan, name, accuracies[rates[-1]])
+    assert plan.best_rate("growclip", "lamb") == best
+    assert len(rates) == tried
+    assert set(rates) <= set(RATES["lamb"])
+
+
+def test_accuracy_is_the_mean_of_the_sets(plan: Plan) -> None:
+    finish(plan, "one", accuracy=40.0)
+    assert plan.results.accuracy("one", step=2) == pytest.approx((30 + (40 + 60) / 2) / 2)
+
+
+@pytest.mark.parametrize("method", ["tfs", "msclip"])
+def test_fixed_models_have_the_size_asked_for(plan: Plan, method: str) -> None:
+    sizes = plan.config.model.sizes(1024)
+    for parameters in (5e5, 2e6, 1e8):
+        found = nearest(sizes, method, int(parameters))
+        assert sizes.parameters_of(found) == pytest.approx(parameters, rel=0.25)
+        assert bool(found.shared_blocks) == (method == "msclip")
+
+
+def test_what_is_kept_of_a_run_is_what_reports_read(plan: Plan, tmp_path: Path) -> None:
+    finish(plan, "made")
+    run = RunFolder(plan.results.path / "made")
+    run.deepspeed_file.write_text("{}")
+    run.data_file.write_text("[]")
+    run.weights(2, Phase.TRAIN).mkdir()
+    (run.weights(2, Phase.TRAIN) / "weights.safetensors").write_bytes(b"large")
+    plan.results.keep("kept", run)
+    kept = RunFolder(plan.results.path / "kept")
+    assert kept.record(3, Phase.TRAIN) == run.record(3, Phase.TRAIN)
+    assert not list(kept.path.rglob("*.safetensors"))
+    assert plan.results.has("kept")
