@@ -7,12 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from growclip_ds.errors import InputError
-
-if TYPE_CHECKING:
-    from growclip_ds.watch import Submissions
+from growclip_ds.submissions import Submissions
 
 SUBMIT = "slurm/grow_run.sh"
 
@@ -24,6 +21,11 @@ def add_watch_command(parser: argparse.ArgumentParser) -> None:
         "has grown enough, or the loss of the last step fell no more. Then it submits the step, once; one that fails "
         "is yours to mend and to submit. What follows -- is for slurm/grow_run.sh: NAME=value, section.key=value, "
         "options of sbatch."
+    )
+    parser.epilog = (
+        "Examples:\n\n"
+        "  growclip watch --config configs/mine.yaml --output-dir runs/mine --dry-run\n"
+        "  growclip watch --config configs/mine.yaml --output-dir runs/mine --plateau 0.01 -- --nodes=4"
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
     parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="the run's folder")
@@ -45,8 +47,6 @@ def add_watch_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from growclip_ds.watch import Submissions
-
     if options.growth < 1 or options.every <= 0:
         raise InputError("--growth must be at least 1 and --every above 0")
     submissions = Submissions(options.output_dir)

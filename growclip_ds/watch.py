@@ -5,17 +5,11 @@ The paper grows by quarters of a data set that is there; data that keeps arrivin
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from growclip_ds.config import Config
 from growclip_ds.data.subsets import Subset, count_subsets
-from growclip_ds.errors import InputError
-from growclip_ds.files import write_json
 from growclip_ds.run_folder import Phase, RunFolder
 
 _FEWEST_POINTS = 8  # of a curve that is judged
@@ -101,53 +95,3 @@ def fall_of_loss(losses: Sequence[float]) -> float | None:
         return None
     third, last = losses[-2 * quarter : -quarter], losses[-quarter:]
     return 1 - sum(last) / sum(third)
-
-
-class Submissions:
-    """Which growth steps of a run a watch has submitted, on disk: none is submitted twice, whatever comes between.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "slurm"
-        self.file = self.folder / "watch.json"
-
-    def read(self) -> dict[int, str]:
-        """By growth step, what was printed when it was submitted.
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        try:
-            found = json.loads(self.file.read_text(encoding="utf-8"))
-            return {int(step): said for step, said in found.items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.file} cannot be read ({error}); remove it if nothing is submitted") from None
-
-    def add(self, step: int, said: str) -> None:
-        """Keeps that a growth step has been submitted."""
-        write_json(self.file, self.read() | {step: said})
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """For one process at a time; the lock ends with the process, however it ends.
-
-        Raises:
-            InputError: another one is watching the run, or the folder cannot be written.
-        """
-        lock = self.folder / "watch.lock"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = lock.open("w")
-        except OSError as error:
-            raise InputError(f"{lock} cannot be written: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.folder.parent} is being watched already ({lock} is held)") from None
-            yield

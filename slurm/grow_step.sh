@@ -130,6 +130,9 @@ if finished && ((code == 0 || !was_finished)); then
   tell "growth step $STEP is finished$( ((code == 0)) || echo " (but srun ended with code $code)")"
   exit 0
 fi
+# Slurm ends the ranks before it tells this script.
+state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T 2> /dev/null)
+[[ -z $state || $state == RUNNING ]] || ended=1
 if ((ended)); then   # and knows what becomes of it: cancelled, or queued again
   tell "growth step $STEP was ended by Slurm: cancelled, preempted, out of time, or a node failed"
   exit "$STOPPED"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from growclip_ds import cli_watch
+from growclip_ds import cli_watch, submissions
 from growclip_ds.cli import main
 from growclip_ds.config import load_config
 from growclip_ds.errors import InputError
-from growclip_ds.run_folder import Phase, RunFolder
-from growclip_ds.watch import Decision, GrowthRule, Submissions, decide, fall_of_loss, training_losses
-from tests.pipeline_runs import write_data
+from growclip_ds.run_folder import RunFolder
+from growclip_ds.submissions import Submissions
+from growclip_ds.watch import Decision, GrowthRule, decide, fall_of_loss, training_losses
+from tests.pipeline_runs import phases, write_data
 
 FALLING = [4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5]
 FLAT = [4.0, 3.0, 2.0, 1.5, 1.01, 1.0, 1.0, 1.0]
@@ -34,7 +36,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def finish(folder: RunFolder, step: int, first: int, losses: list[float]) -> None:
-    for phase in Phase.of_step(step):
+    for phase in phases(step):
         folder.finish(step, phase, {"first_iteration": first, "iterations": 10 * len(losses)})
     with SummaryWriter(folder.tensorboard / "training") as writer:
         for place, loss in enumerate(losses, start=1):
@@ -81,10 +83,10 @@ def test_without_data_or_steps_to_run_nothing_is_due(data: Path, run: RunFolder,
 
 
 def test_one_watch_at_a_time(run: RunFolder, tmp_path: Path) -> None:
-    submissions = Submissions(run.path)
-    with submissions.alone(), pytest.raises(InputError, match="is being watched already"), submissions.alone():
+    watch = Submissions(run.path)
+    with watch.alone(), pytest.raises(InputError, match="is being watched already"), watch.alone():
         pass
-    with submissions.alone():
+    with watch.alone():
         pass
     with pytest.raises(InputError, match="cannot be written"), Submissions(Path("/sys/growclip")).alone():
         pass
@@ -123,3 +125,26 @@ def test_a_submission_that_fails_is_not_kept(
     assert main(command) == 2
     assert "growth step 2 is due, but was not submitted" in capsys.readouterr().err
     assert Submissions(run.path).read() == {}
+
+
+def test_on_a_full_disk_a_step_is_submitted_once(
+    data: Path, run: RunFolder, submit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_space(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    looks = 0
+    monkeypatch.setattr(submissions, "write_json", no_space)
+    monkeypatch.setattr(cli_watch.time, "sleep", sleep)
+    assert main(["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path)]) == 130
+    assert len(submit.read_text().splitlines()) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("error: ")
+    assert "watch.json cannot be written: No space left on device; submitted was growth step 2: job 17" in first
+    assert second == "growth step 2 is submitted and not finished: growth step 2: job 17"

@@ -56,7 +56,10 @@ MinJobAge=86400
 GresTypes=gpu
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=64 RealMemory=65536 Gres=gpu:8
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=64 RealMemory=65536 Gres=gpu:8
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=n1,n2 PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED"}
 
@@ -83,7 +86,7 @@ class Cluster:
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=check,
         )
 
@@ -108,7 +111,7 @@ class Cluster:
         file = self.root / f"job-{number}.out"
         return file.read_text() if file.exists() else ""
 
-    def wait(self, condition: Callable[[], bool], seconds: float = 90, what: str = "") -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float = 180, what: str = "") -> None:
         """Waits for a condition.
 
         Raises:
@@ -121,11 +124,7 @@ class Cluster:
                 raise TimeoutError(f"{what or condition} not within {seconds:.0f} s; the queue:\n{queue}")
             time.sleep(0.1)
 
-    def wait_for_state(self, number: int, *states: str, seconds: float = 90) -> str:
-        self.wait(lambda: self.job(number)["JobState"] in states, seconds, f"job {number} in {states}")
-        return self.job(number)["JobState"]
-
-    def wait_for_end(self, number: int, seconds: float = 90) -> str:
+    def wait_for_end(self, number: int, seconds: float = 180) -> str:
         """The state in which a job ended."""
         self.wait(lambda: self.job(number)["JobState"] not in ACTIVE, seconds, f"end of job {number}")
         return self.job(number)["JobState"]
@@ -190,11 +189,13 @@ def _start(cluster: Cluster) -> None:
         _daemon(cluster, *command)
 
     def up() -> bool:
-        states = cluster.run("sinfo", "--noheader", "--Node", "--format=%T", check=False).stdout.split()
+        states = cluster.run(
+            "sinfo", "--noheader", "--Node", "--partition=main", "--format=%T", check=False
+        ).stdout.split()
         return states == ["idle"] * len(NODES)
 
     try:
-        cluster.wait(up, 20, "both nodes idle")
+        cluster.wait(up, 60, "both nodes idle")
     except TimeoutError as error:
         raise RuntimeError(f"Slurm does not start: {_errors(root)}") from error
 

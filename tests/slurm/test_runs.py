@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from growclip_ds.checkpoint import Checkpoint
 from growclip_ds.run_folder import Phase, RunFolder
 from tests.group import Groups
-from tests.pipeline_runs import grow, write_data
+from tests.pipeline_runs import PHASES, grow, write_data
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_scripts import EVALUATE, RUN, submitted
 
@@ -24,20 +25,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data with a space"))
 
 
+class Grown(NamedTuple):
+    """A run of two growth steps as two jobs: the first was asked to stop, the second lost a node."""
+
+    run: RunFolder
+    jobs: list[int]
+    alone: RunFolder  # the same without Slurm
+
+
 @pytest.fixture(scope="module")
-def grown(cluster: Cluster, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, list[int]]:
-    """A run of two growth steps and its jobs: the first was asked to stop, the second lost a node."""
-    run = RunFolder(tmp_path_factory.mktemp("runs") / "a run")
+def grown(cluster: Cluster, data: Path, group: Groups, tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    run, alone = (RunFolder(tmp_path_factory.mktemp("runs") / name) for name in ("a run", "alone"))
     jobs = grow_run(cluster, data, run, *OVERRIDES)
     wait_for_line(cluster, jobs[0], "step 1/2 train: model")
     cluster.run("scancel", "--batch", "--signal=USR1", str(jobs[0]))
     wait_for_line(cluster, jobs[1], "step 2/2 train: model")
-    cluster.wait(lambda: any(run.checkpoints(2, Phase.TRAIN).glob("iteration_*")), 60, "a checkpoint")
+    cluster.wait(lambda: any(run.checkpoints(2, Phase.TRAIN).glob("iteration_*")), 120, "a checkpoint")
     cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
-    cluster.wait(lambda: cluster.job(jobs[1])["Restarts"] == "1", 60, "the job without its node in the queue")
-    cluster.wait(lambda: node_is_back(cluster), 60, "node n2 back")
-    assert [cluster.wait_for_end(job, 150) for job in jobs] == ["COMPLETED"] * 2, log(cluster, jobs[1])
-    return run, jobs
+    cluster.wait(lambda: cluster.job(jobs[1])["Restarts"] == "1", 120, "the job without its node in the queue")
+    cluster.wait(lambda: node_is_back(cluster), 120, "node n2 back")
+    group(2).run(grow, data, alone.path, 2, None, OVERRIDES)  # meanwhile: Slurm lets some seconds pass by
+    assert [cluster.wait_for_end(job, 300) for job in jobs] == ["COMPLETED"] * 2, log(cluster, jobs[1])
+    return Grown(run, jobs, alone)
 
 
 def grow_run(cluster: Cluster, data: Path, run: RunFolder, *arguments: str) -> list[int]:
@@ -57,29 +66,25 @@ def log(cluster: Cluster, job: int) -> str:
 
 
 def wait_for_line(cluster: Cluster, job: int, text: str) -> None:
-    cluster.wait(lambda: text in log(cluster, job), 120, f"{text!r} of job {job}")
+    cluster.wait(lambda: text in log(cluster, job), 300, f"{text!r} of job {job}")
 
 
-def test_interrupted_jobs_end_with_the_weights_of_a_run_without_slurm(
-    cluster: Cluster, grown: tuple[RunFolder, list[int]], data: Path, group: Groups, tmp_path: Path
-) -> None:
-    run, jobs = grown
+def test_interrupted_jobs_end_with_the_weights_of_a_run_without_slurm(cluster: Cluster, grown: Grown) -> None:
+    run, jobs, alone = grown
     for step, job in enumerate(jobs, start=1):
         assert cluster.job(job)["Restarts"] == "1"
         assert cluster.job(job)["Comment"].startswith(f"growth step {step} is finished")
         assert f"step {step}/2 train: goes on after iteration " in log(cluster, job)
     assert "stopped as it was asked to, and is queued again" in log(cluster, jobs[0])
-    alone = RunFolder(tmp_path / "run")
-    group(2).run(grow, data, alone.path, 2, None, OVERRIDES)
-    for place in [(1, Phase.TRAIN), *((2, phase) for phase in Phase.of_step(2))]:
+    for place in PHASES:
         ours, theirs = Checkpoint(alone.weights(*place)), Checkpoint(run.weights(*place))
         assert ours.names == theirs.names
         assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names), place
 
 
-def test_evaluation_of_a_run(cluster: Cluster, grown: tuple[RunFolder, list[int]], data: Path, tmp_path: Path) -> None:
+def test_evaluation_of_a_run(cluster: Cluster, grown: Grown, tmp_path: Path) -> None:
     """On two ranks, the numbers that training reported."""
-    run, _ = grown
+    run = grown.run
     settings = [f"RUN_DIR={run.path}", "DEVICE=cpu", "RANKS_PER_NODE=2"]
     job = cluster.sbatch("--gpus-per-node=0", EVALUATE, *settings, "--json", f"{tmp_path}/results.json")
     state = cluster.wait_for_end(job)
@@ -113,5 +118,5 @@ def test_a_cancelled_job_leaves_no_process(cluster: Cluster, data: Path, tmp_pat
     assert len(cluster.processes(job)) > 6  # ranks and their workers among them
     cluster.run("scancel", str(job))
     assert [cluster.wait_for_end(one) for one in jobs] == ["CANCELLED", "CANCELLED"]
-    cluster.wait(lambda: not cluster.processes(job), 20, "end of all processes")
+    cluster.wait(lambda: not cluster.processes(job), 60, "end of all processes")
     assert any(run.checkpoints(1, Phase.TRAIN).glob("iteration_*"))  # SIGTERM came before

@@ -5,6 +5,8 @@ Where it does not matter what is trained, `stand_in` takes the place of train.py
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import subprocess
 import sys
@@ -37,7 +39,7 @@ if "BREAK_DOWN" in os.environ:
     sys.exit(134)
 time.sleep(1.5)
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
-time.sleep(60)
+time.sleep(int(os.environ.get("WAIT", 60)))
 """
 
 
@@ -75,7 +77,7 @@ def submitted(output: str) -> list[int]:
 
 def test_shellcheck_finds_nothing() -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
-    command = [shellcheck, "--external-sources", "--source-path=SCRIPTDIR", *SCRIPTS]
+    command = [shellcheck, "--external-sources", "--source-path=SCRIPTDIR", *SCRIPTS, ROOT / ".ci/run"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
@@ -107,16 +109,21 @@ def test_sixteen_ranks_get_what_they_need(cluster: Cluster, tmp_path: Path) -> N
         assert (rank["OMP_NUM_THREADS"], rank["DS_ACCELERATOR"], rank["HF_HUB_OFFLINE"]) == ("1", "cuda", "1")
 
 
-def test_any_number_of_nodes_and_gpus(cluster: Cluster, tmp_path: Path) -> None:
-    job = cluster.sbatch("--nodes=1", "--gpus-per-node=2", STEP, f"RUN_DIR={tmp_path}/run", "DRY_RUN=1")
+def test_any_number_of_nodes_and_gpus_and_who_pays(cluster: Cluster, tmp_path: Path) -> None:
+    """Without STEP the first that is not finished."""
+    finish(tmp_path / "run", 1)
+    settings = {"RUN_DIR": str(tmp_path / "run"), "SBATCH_ACCOUNT": "project", "SBATCH_PARTITION": "urgent"}
+    job = cluster.sbatch("--nodes=1", "--gpus-per-node=2", STEP, "DRY_RUN=1", **settings)
     assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
     (log,) = (tmp_path / "run/slurm").glob("*.log")
     assert log.read_text().count("WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 ") == 2
+    assert log.read_text().count("--growth-step 2") == 2
+    assert (cluster.job(job)["Account"], cluster.job(job)["Partition"]) == ("project", "urgent")
 
 
 def test_site_settings_reach_every_rank(cluster: Cluster, tmp_path: Path, config: Path) -> None:
     """A project of its own, where slurm/site.sh names a container."""
-    home = tmp_path / "home"
+    home = tmp_path / "a home"
     (home / "slurm").mkdir(parents=True)
     for name in ("train.py", "growclip_ds", "ds_configs", *(f"slurm/{script.name}" for script in SCRIPTS)):
         (home / name).symlink_to(ROOT / name)
@@ -183,6 +190,7 @@ def test_what_is_wrong_is_one_line(cluster: Cluster, tmp_path: Path, settings: d
         (RUN, ["COLOUR=red"], "there is no COLOUR to set; there are CONFIG"),
         (RUN, ["CONFIG=none.yaml"], "there is no none.yaml: set CONFIG"),
         (RUN, ["RUN_DIR=/sys/growclip"], "the run's folder cannot be written: RUN_DIR=/sys/growclip"),
+        (RUN, ["PYTHON={bare}", "RUN_DIR={run}"], "has no torch deepspeed growclip_ds: install the project there"),
         (RUN, ["growth.stepz=2", "RUN_DIR={run}"], "growth.stepz"),
         (RUN, ["--partition=none", "RUN_DIR={run}"], "growth step 1 was not submitted"),
     ],
@@ -190,10 +198,52 @@ def test_what_is_wrong_is_one_line(cluster: Cluster, tmp_path: Path, settings: d
 def test_what_is_wrong_before_a_job_is_one_line(
     cluster: Cluster, tmp_path: Path, script: str, arguments: list[str], message: str
 ) -> None:
-    arguments = [argument.format(run=tmp_path / "run") for argument in arguments]
+    bare = tmp_path / "python without packages"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    arguments = [argument.format(run=tmp_path / "run", bare=bare) for argument in arguments]
     result = cluster.run("bash", script, *arguments, check=False)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is nothing to evaluate: set RUN_DIR to a run, or MODEL to a checkpoint"),
+        (["RUN_DIR=none"], "there is no none to evaluate"),
+    ],
+)
+def test_what_is_wrong_with_an_evaluation_is_one_line(cluster: Cluster, arguments: list[str], message: str) -> None:
+    job = cluster.sbatch(EVALUATE, *arguments)
+    assert cluster.wait_for_end(job) == "FAILED"
+    assert cluster.job(job)["ExitCode"] == "2:0"
+    assert cluster.output(job) == f"{EVALUATE}: error: {message}\n"
+
+
+@pytest.mark.parametrize("command", [RUN, f"{sys.executable} -m growclip_ds watch --once --output-dir"])
+def test_a_run_on_a_read_only_disk(cluster: Cluster, config: Path, tmp_path: Path, command: str) -> None:
+    run = tmp_path / "run"
+    (run / "slurm").mkdir(parents=True)
+    apart = ["unshare", "--mount", *(["--map-root-user"] if os.getuid() else [])]
+    if cluster.run(*apart, "true", check=False).returncode:
+        pytest.skip("a disk cannot be made read-only here: unshare is not permitted")
+    words = [f"CONFIG={config}", f"RUN_DIR={run}"] if command == RUN else [run, "--config", config]
+    script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+    result = cluster.run(*apart, "bash", "-c", script, "_", run, *command.split(), *words, check=False)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert str(run) in line
+    assert "cannot be written" in line
+
+
+def test_two_at_once_do_not_submit(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "run/slurm").mkdir(parents=True)
+    with (tmp_path / "run/slurm/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = cluster.run(RUN, f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", check=False)
+    assert result.returncode == 2
+    assert result.stderr == f"{RUN}: error: another {RUN} is submitting jobs for {tmp_path}/run; wait for it to end\n"
 
 
 def test_a_run_is_submitted_once(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
@@ -224,7 +274,7 @@ def test_a_step_that_stops_too_often_ends(cluster: Cluster, config: Path, tmp_pa
     """The request comes while ranks start up and do not hear it; the next job of the chain is not begun."""
     arguments = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "MAX_RESTARTS=0"]
     jobs = submitted(cluster.run(RUN, *arguments, "--gpus-per-node=1", "--ntasks-per-node=1").stdout)
-    cluster.wait(lambda: any("ranks.py" in words for words in cluster.processes(jobs[0]).values()), 30, "ranks")
+    cluster.wait(lambda: any("ranks.py" in words for words in cluster.processes(jobs[0]).values()), 120, "ranks")
     cluster.run("scancel", "--batch", "--signal=USR1", str(jobs[0]))
     assert cluster.wait_for_end(jobs[0]) == "FAILED"
     job = cluster.job(jobs[0])
@@ -235,6 +285,32 @@ def test_a_step_that_stops_too_often_ends(cluster: Cluster, config: Path, tmp_pa
     assert job["Comment"] in log
     assert "task 0: Exited with exit code 75" in log  # not by the signal itself
     assert [cluster.wait_for_end(later) for later in jobs[1:]] == ["CANCELLED", "CANCELLED"]
+
+
+def test_a_preempted_step_is_queued_again(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
+    settings = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "STEP=1"]
+    job = cluster.sbatch("--gpus-per-node=1", "--ntasks-per-node=1", STEP, *settings)
+    cluster.wait(lambda: any("ranks.py" in words for words in cluster.processes(job).values()), 120, "ranks")
+    urgent = cluster.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
+    assert cluster.wait_for_end(urgent) == "COMPLETED"
+    assert cluster.job(job)["Restarts"] == "1"
+    (log,) = (tmp_path / "run/slurm").glob("*.log")
+    assert "growth step 1 was ended by Slurm: cancelled, preempted" in log.read_text()
+    cluster.run("scancel", str(job))
+    cluster.wait_for_end(job)
+
+
+@pytest.mark.slow
+def test_a_step_out_of_time_is_queued_again(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
+    """The signal that the script asks Slurm for, some time before the limit."""
+    settings = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "STEP=1"]
+    options = ["--time=00:02:00", "--signal=B:USR1@90", "--gpus-per-node=1", "--ntasks-per-node=1"]
+    job = cluster.sbatch(*options, STEP, *settings, WAIT="200")
+    cluster.wait(lambda: cluster.job(job)["Restarts"] == "1", 120, "the job in the queue again")
+    (log,) = (tmp_path / "run/slurm").glob("*.log")
+    assert "growth step 1 stopped as it was asked to, and is queued again" in log.read_text()
+    cluster.run("scancel", str(job))
+    cluster.wait_for_end(job)
 
 
 def test_what_is_on_disk_counts(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
@@ -255,6 +331,6 @@ def test_tensorboard_prints_the_tunnel(cluster: Cluster, tmp_path: Path) -> None
         r"job (\d+) shows .*ssh -N -L 6006:127\.0\.0\.1:(\d+) -J \S+@\S+ \S+@n1", output, re.S
     ).groups()
     log = run / f"slurm/tensorboard-{job}.log"
-    cluster.wait(lambda: f"http://127.0.0.1:{port}/" in log.read_text(), 60, "TensorBoard's own address")
+    cluster.wait(lambda: f"http://127.0.0.1:{port}/" in log.read_text(), 120, "TensorBoard's own address")
     cluster.run("scancel", job)
     cluster.wait_for_end(int(job))

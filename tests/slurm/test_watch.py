@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from tests.pipeline_runs import write_data
 from tests.slurm.cluster import Cluster
+from tests.slurm.test_scripts import ROOT, finish
 
 
 def test_a_step_becomes_one_job(cluster: Cluster, tmp_path: Path) -> None:
-    data, run = write_data(tmp_path), tmp_path / "a run"
+    """A watch sees data arrive and is killed; others come after it and beside it."""
+    data, run, said = write_data(tmp_path), tmp_path / "a run", tmp_path / "said"
+    config = yaml.safe_load((data / "config.yaml").read_text())
+    arrived = config["data"]["subsets"]
+    config["data"]["subsets"] = arrived[:1]
+    (data / "config.yaml").write_text(yaml.safe_dump(config))
+    finish(run, 1)
     watch = [sys.executable, "-m", "growclip_ds", "watch", "--config", data / "config.yaml", "--output-dir", run]
     arguments = ["--", "DEVICE=cpu", f"PYTHON={sys.executable}", f"DS_CONFIG={data}/zero2.json", "--hold"]
-    first = cluster.run(*watch, "--once", *arguments).stdout
-    found = re.fullmatch(r"growth step 1: job (\d+)\n", first)
-    assert found, first
-    again = cluster.run(*watch, "--once", *arguments).stdout
-    assert again == f"growth step 1 is submitted and not finished: {first}"
-    # It broke down between the submission and its own record of it: the job is known by its name.
+    with said.open("w") as output:
+        command = [*watch, "--every", "0.2", *arguments]
+        process = subprocess.Popen(command, stdout=output, cwd=ROOT, env=cluster.environment)
+    try:
+        cluster.wait(lambda: "growth step 2 waits for data: the list has 1 subsets\n" in said.read_text())
+        beside = cluster.run(*watch, "--once", *arguments, check=False)
+        assert beside.returncode == 2
+        assert "is being watched already" in beside.stderr
+        config["data"]["subsets"] = arrived
+        (data / "config.yaml").write_text(yaml.safe_dump(config))
+        cluster.wait(lambda: "is submitted and not finished" in said.read_text())
+    finally:
+        process.kill()
+        process.wait()
+    job = re.search(r"^growth step 2: job (\d+)$", said.read_text(), re.MULTILINE)[1]
+    assert f"growth step 2 is submitted and not finished: growth step 2: job {job}\n" in said.read_text()
+    # It was killed between the submission and its own record of it: the job is known by its name.
     (run / "slurm/watch.json").unlink()
-    assert cluster.run(*watch, "--once", *arguments).stdout == f"{first.strip()}, submitted before\n"
-    name = cluster.job(int(found[1]))["JobName"]
-    jobs = cluster.run("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%A").stdout
-    assert jobs.split() == [found[1]]
-    cluster.run("scancel", found[1])
+    assert cluster.run(*watch, "--once", *arguments).stdout == f"growth step 2: job {job}, submitted before\n"
+    name = cluster.job(int(job))["JobName"]
+    assert cluster.run("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%A").stdout.split() == [job]
+    cluster.run("scancel", job)

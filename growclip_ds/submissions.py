@@ -1,0 +1,71 @@
+"""Which growth steps of a run have been submitted, and that one process at a time does so. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from growclip_ds.errors import InputError
+from growclip_ds.files import write_json
+
+
+class Submissions:
+    """Which growth steps of a run a watch has submitted, on disk: none is submitted twice, whatever comes between.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "slurm"
+        self.file = self.folder / "watch.json"
+        self._added: dict[int, str] = {}  # counts also where the disk is full
+
+    def read(self) -> dict[int, str]:
+        """By growth step, what was printed when it was submitted.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            return {int(step): said for step, said in found.items()} | self._added
+        except FileNotFoundError:
+            return dict(self._added)
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.file} cannot be read ({error}); remove it if nothing is submitted") from None
+
+    def add(self, step: int, said: str) -> None:
+        """Keeps that a growth step has been submitted.
+
+        Raises:
+            InputError: the file cannot be written; that there is a submission is known until the process ends.
+        """
+        self._added[step] = said
+        try:
+            write_json(self.file, self.read())
+        except OSError as error:
+            raise InputError(f"{self.file} cannot be written: {error.strerror}; submitted was {said}") from None
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """For one process at a time; the lock ends with the process, however it ends.
+
+        Raises:
+            InputError: another one is watching the run, or the folder cannot be written.
+        """
+        lock = self.folder / "watch.lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = lock.open("w")
+        except OSError as error:
+            raise InputError(f"{lock} cannot be written: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.folder.parent} is being watched already ({lock} is held)") from None
+            yield
