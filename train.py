@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     stop = StopRequest()
     try:
-        config = load_config(options.config, options.overrides)
+        method = [] if options.method is None else [f"method={options.method}"]
+        config = load_config(options.config, [*options.overrides, *method])
         deepspeed_file = load_deepspeed_config(options.deepspeed_config)
         deepspeed = resolve(deepspeed_file, config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
         init_distributed()
@@ -59,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="ZeRO stage, precision, offloading")
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="the run's folder (default: runs/CONFIG)")
+    parser.add_argument(
+        "--method", metavar="NAME", help="growclip, tfs, twp, sap, msclip or nas (default: the configuration's)"
+    )
     parser.add_argument("--growth-step", type=int, metavar="N", help="run this growth step only")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # LOCAL_RANK says the same
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")

@@ -11,25 +11,25 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
 from growclip_ds.checkpoint_writing import FORMAT, INDEX, VERSION, CheckpointWriting, index_checksum
 from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.model_plan import GrowCLIPPlan, ModelPlan, plan_of
 from growclip_ds.weights_file import DTYPES, checksum, tensor_bytes
 
 
 def describe(architecture: Architecture, sizes: ModelSizes, end_of_text: int, **more: Any) -> dict[str, Any]:
-    """A checkpoint's description: what it takes to build the model, and whatever else is worth keeping (as JSON)."""
-    return {"architecture": asdict(architecture), "sizes": asdict(sizes), "end_of_text": end_of_text, **more}
+    """Of a GrowCLIP's checkpoint: what it takes to build the model, and whatever else is worth keeping (as JSON)."""
+    return {**GrowCLIPPlan(architecture, sizes, end_of_text).describe(), **more}
 
 
 def owners(shapes: Mapping[str, Shape], ranks: int) -> dict[str, int]:
@@ -95,8 +95,12 @@ class Checkpoint:
             if found != size:
                 problem = "no such file" if found is None else f"{found} bytes instead of {size}"
                 raise InputError(f"{file}: {problem}; the checkpoint is incomplete, copy it again or use another")
-        if "architecture" in self.description:
-            self._check_shapes()
+        try:
+            self._plan = plan_of(self.description)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{self.folder / INDEX}: no valid architecture and sizes: {error}") from error
+        if self._plan is not None:
+            self._check_shapes(self._plan)
 
     @property
     def names(self) -> list[str]:
@@ -104,16 +108,29 @@ class Checkpoint:
         return list(self._tensors)
 
     @property
+    def plan(self) -> ModelPlan:
+        """Of the model whose weights these are.
+
+        Raises:
+            InputError: they are of no model.
+        """
+        if self._plan is None:
+            raise InputError(
+                f"{self.folder / INDEX}: the description has no architecture; these are not a model's weights"
+            )
+        return self._plan
+
+    @property
     def architecture(self) -> Architecture:
-        return Architecture(**self._described("architecture"))
+        return self.plan.architecture
 
     @property
     def sizes(self) -> ModelSizes:
-        return ModelSizes(**self._described("sizes"))
+        return self.plan.sizes
 
     @property
     def end_of_text(self) -> int:
-        return self._described("end_of_text")
+        return self.plan.end_of_text
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -158,21 +175,12 @@ class Checkpoint:
             raise InputError(f"{self.folder}: the checkpoint has no tensor {name}")
         return self._tensors[name]
 
-    def _described(self, key: str) -> Any:
-        if key not in self.description:
-            raise InputError(f"{self.folder / INDEX}: the description has no {key}; these are not a model's weights")
-        return self.description[key]
-
-    def _check_shapes(self) -> None:
-        try:
-            expected = self.architecture.parameter_shapes(self.sizes)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{self.folder / INDEX}: no valid architecture and sizes: {error}") from error
-        for name, shape in expected.items():
+    def _check_shapes(self, plan: ModelPlan) -> None:
+        for name, shape in plan.shapes.items():
             if name not in self or self.shape(name) != shape:
                 found = f"has shape {self.shape(name)}" if name in self else "is missing"
                 raise InputError(
-                    f"{self.folder}: {name} {found}, but {self.architecture} needs {shape}; "
+                    f"{self.folder}: {name} {found}, but {plan.architecture} needs {shape}; "
                     "the weights are of another model than their description"
                 )
 
@@ -193,11 +201,10 @@ def save_model(model: GrowCLIP, folder: Path | str, **more: Any) -> None:
     write_checkpoint(folder, tensors, shapes, owner.__getitem__, description)
 
 
-def load_model(folder: Path | str) -> GrowCLIP:
-    """The model of a checkpoint, whole, in fp32 on the CPU."""
+def load_model(folder: Path | str) -> nn.Module:
+    """The model of a checkpoint, a `GrowCLIP` or a `FixedCLIP`, whole, in fp32 on the CPU."""
     checkpoint = Checkpoint(folder)
-    sizes = asdict(checkpoint.sizes)
-    model = GrowCLIP(checkpoint.architecture, **sizes, end_of_text=checkpoint.end_of_text, initialise=False)
+    model = checkpoint.plan.build()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(checkpoint.read(name))

@@ -30,6 +30,10 @@ from growclip_ds.errors import InputError
 from growclip_ds.yaml_files import parse_yaml, read_yaml, to_yaml
 
 Dimension = Literal["conv_layers", "image_blocks", "image_heads", "text_blocks", "text_heads", "shared_blocks"]
+Method = Literal["growclip", "tfs", "twp", "sap", "msclip", "nas"]
+
+VIT_B_16 = Architecture(0, 12, 12, 12, 8, 0)  # blocks and heads of the paper's fixed CLIP
+MS_CLIP = Architecture(2, 0, 12, 1, 12, 11)  # of its size: convolutions for pictures, a block of their own for captions
 
 
 class Section(BaseModel):
@@ -92,6 +96,12 @@ class ModelSection(Section):
     embed_dim: int = Field(
         default=512, ge=1, description="width of the space in which pictures and captions are compared"
     )
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of an exported GrowCLIP (`growclip export`), with whose next growth step the run begins; "
+        "null: from scratch",
+    )
 
     def sizes(self, vocab_size: int) -> ModelSizes:
         return ModelSizes(vocab_size, self.context_length, self.image_size, self.embed_dim)
@@ -125,6 +135,54 @@ class GrowthSection(Section):
     blend_vectors: bool = Field(
         default=False, description="blend norms, biases and the temperature by Eq. 5 too, instead of keeping them"
     )
+
+
+class BaselinesSection(Section):
+    """The models that GrowCLIP is compared with: of methods tfs, twp, sap and msclip; and how long they train."""
+
+    model: Literal["clip", "growclip"] = Field(
+        default="clip",
+        description="of tfs, twp and sap: transformers' CLIP, or a GrowCLIP of a fixed architecture (msclip has this)",
+    )
+    architecture: Annotated[Architecture, _FromSection] | None = Field(
+        default=None,
+        description="of the fixed model; null: ViT-B/16's 12, 12 and 12, 8, for msclip (2, 0, 12, 1, 12, 11)",
+    )
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of tfs, twp and sap: folder of a CLIP in Hugging Face format, the model of growth step 1 before "
+        "training; null: from scratch",
+    )
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="passes over the data of a growth step, for NAS of each of its phases; null: as many as GrowCLIP's "
+        "phases have together",
+    )
+
+
+class AblationSection(Section):
+    """What of a growth step is left out (method growclip); the epochs of a phase left out go to the last (Table 5)."""
+
+    pim_supernet: bool = Field(
+        default=True, description="PIM before phase 1; false: the supernet inherits with β = 1 and γ = 0"
+    )
+    finetuning: bool = Field(default=True, description="phase 1, fine-tuning of the supernet")
+    selection: bool = Field(
+        default=True, description="phase 2, selection; false: a candidate is picked at random, by the seed"
+    )
+    pim_selected: bool = Field(
+        default=True, description="PIM before phase 3; false: the selected model inherits with β = 1 and γ = 0"
+    )
+    grow_only: Dimension | None = Field(
+        default=None, description="a dimension that grows in every growth step, and no other; nothing is selected"
+    )
+
+    @property
+    def selects(self) -> bool:
+        """Whether candidates are compared."""
+        return self.selection and self.grow_only is None
 
 
 class EpochsSection(Section):
@@ -271,6 +329,12 @@ class EvaluationSection(Section):
         json_schema_extra={"expected": "a list of folders"},
     )
     batch_size: int = Field(default=256, ge=1, description="pictures or captions a rank encodes at once")
+    every_epochs: float | None = Field(
+        default=None,
+        gt=0,
+        description="epochs from one evaluation in the course of a phase to the next; null: only what a growth step "
+        "has trained is evaluated",
+    )
 
     @field_validator("datasets")
     @classmethod
@@ -333,9 +397,12 @@ class Config(Section):
     """A run."""
 
     seed: int = Field(default=0, ge=0, lt=2**32, description="of weights, data order and sampled subnets")
+    method: Method = Field(default="growclip", description="growclip, or a baseline: tfs, twp, sap, msclip, nas")
     model: ModelSection = Field(default=ModelSection(), description="the model to start from")
     growth: GrowthSection = Field(default=GrowthSection(), description="growth, inheritance and selection")
     epochs: EpochsSection = Field(default=EpochsSection(), description="length of the phases")
+    baselines: BaselinesSection = Field(default=BaselinesSection(), description="the other methods' models")
+    ablation: AblationSection = Field(default=AblationSection(), description="what of a growth step is left out")
     data: DataSection = Field(description="training data")
     training: TrainingSection = Field(default=TrainingSection(), description="optimisation")
     selection: SelectionSection = Field(default=SelectionSection(), description="comparison of candidates")
@@ -352,6 +419,44 @@ class Config(Section):
                 "growth step t trains on subsets 1 to t, so list more or take fewer steps"
             )
         return self
+
+    @model_validator(mode="after")
+    def _what_the_method_has(self) -> Config:
+        if self.method != "growclip" and self.ablation != AblationSection():
+            raise ValueError(f"ablation changes growth steps of growclip, and method is {self.method}: leave it out")
+        if self.method != "growclip" and self.model.start is not None:
+            raise ValueError(f"model.start is a GrowCLIP to grow, and method is {self.method}: leave it out")
+        if not self.has_fixed_model:
+            return self
+        architecture, is_clip = self.fixed_architecture, self.fixed_model_is_clip
+        if is_clip and (architecture.conv_layers or architecture.shared_blocks):
+            raise ValueError(
+                f"baselines.architecture {architecture} is no CLIP's, which has no conv_layers and no shared_blocks; "
+                "set them to 0, or baselines.model to growclip"
+            )
+        if self.method == "msclip" and not architecture.shared_blocks:
+            raise ValueError(f"baselines.architecture {architecture} shares nothing; msclip needs shared_blocks")
+        if self.baselines.start is not None and not is_clip:
+            raise ValueError(
+                "baselines.start is a CLIP's weights, which a GrowCLIP cannot take; leave it out, or take method tfs, "
+                "twp or sap and baselines.model clip"
+            )
+        return self
+
+    @property
+    def has_fixed_model(self) -> bool:
+        """Whether the method trains a model of the same architecture in every growth step."""
+        return self.method in ("tfs", "twp", "sap", "msclip")
+
+    @property
+    def fixed_model_is_clip(self) -> bool:
+        """Whether that model is `transformers`' CLIP, and no GrowCLIP."""
+        return self.method != "msclip" and self.baselines.model == "clip"
+
+    @property
+    def fixed_architecture(self) -> Architecture:
+        """Of the fixed model, where it does not start from a checkpoint."""
+        return self.baselines.architecture or (MS_CLIP if self.method == "msclip" else VIT_B_16)
 
     @property
     def num_growth_steps(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
-from growclip_ds.checkpoint import Checkpoint, describe, owners, write_checkpoint
+from growclip_ds.checkpoint import Checkpoint, owners, write_checkpoint
 from growclip_ds.config import Config
 from growclip_ds.data.batch import batches_in_order
 from growclip_ds.data.fault_limit import FaultLimit
@@ -26,23 +28,24 @@ from growclip_ds.deepspeed_config import ResolvedDeepSpeed
 from growclip_ds.distributed import on_every_rank
 from growclip_ds.engine import Engine
 from growclip_ds.errors import InputError
-from growclip_ds.evaluation import evaluate, retrieve_pairs
+from growclip_ds.evaluation import ClassificationResult, RetrievalResult, evaluate, retrieve_pairs
 from growclip_ds.growth_space import GrowthSpace
 from growclip_ds.health import Health
-from growclip_ds.model.checkpointing import checkpoint_activations
-from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.initial import MAX_LOGIT_SCALE
+from growclip_ds.model_plan import ModelPlan, num_parameters
 from growclip_ds.monitor import Monitor
 from growclip_ds.optim import AdamW, Lamb, SubnetOptimizer
+from growclip_ds.phases import Phase
 from growclip_ds.prepare import RunInputs
 from growclip_ds.ranks_watch import RanksWatch
 from growclip_ds.resume import CheckpointKeeper, load_engine, newest_good
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.run_folder import RunFolder
 from growclip_ds.schedule import learning_rate
 from growclip_ds.seeds import named_seed
 from growclip_ds.selection import SupernetEncoder, rank_candidates
 from growclip_ds.signals import Stopped, StopRequest
 from growclip_ds.training import Trainer
+from growclip_kernels.dispatch import uses_triton
 
 
 @dataclass(frozen=True)
@@ -77,28 +80,30 @@ class PhaseRun:
         run: that the phase belongs to.
         step: the growth step.
         phase: what is run.
-        architecture: what the engine is built for.
+        plan: of the model.
         weights: every parameter's initial value, taken one at a time.
     """
 
     def __init__(
-        self, run: Run, step: int, phase: Phase, architecture: Architecture, weights: Iterable[tuple[str, Tensor]]
+        self, run: Run, step: int, phase: Phase, plan: ModelPlan, weights: Iterable[tuple[str, Tensor]]
     ) -> None:
         self.config, self.inputs, self.folder, self.monitor = run.config, run.inputs, run.folder, run.monitor
         self.stop, self.watch = run.stop, run.watch
         self.micro_batches = run.deepspeed.accumulation_steps
         self.step = step
         self.phase = phase
-        self.architecture = architecture
+        self.plan = plan
         self.data = self.inputs.data.first(step)
         self._stop_if_asked()
         self._start = time.monotonic()
         self.record: dict[str, Any] = {
             "samples": self.inputs.samples(step),
-            "parameters": self.inputs.sizes.parameters_of(architecture),
+            "parameters": num_parameters(plan),
+            "model": {"kind": plan.kind, "architecture": asdict(plan.architecture)},
             "iterations": 0,
             "first_iteration": self.folder.iterations_before(step, phase),
             "seconds": 0.0,
+            "curve": [],
         }
         self._trained = self.folder.is_trained(step, phase)
         self._checkpoint: Checkpoint | None = None  # to go on from
@@ -106,11 +111,11 @@ class PhaseRun:
             kept = on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
         else:
             kept = self._checkpoint = newest_good(self.folder.checkpoints(step, phase), self.monitor.note)
-        shapes = architecture.parameter_shapes(self.inputs.sizes)
         if kept is not None:
-            self.record = kept.description["record"]
-            weights = ((name, kept.read(name)) for name in shapes)
-        self.engine = Engine(self._build_model, self._make_optimizer, run.deepspeed.config)
+            self.record |= kept.description["record"]
+            weights = ((name, kept.read(name)) for name in plan.shapes)
+        build = partial(plan.build, self.config.training.activation_checkpointing)
+        self.engine = Engine(build, self._make_optimizer, run.deepspeed.config)
         self.engine.load_masters(weights)
         if self._checkpoint is not None:
             load_engine(self.engine, self._checkpoint)
@@ -122,7 +127,8 @@ class PhaseRun:
         """
         first, iterations = self.record["first_iteration"], self.record["iterations"]
         if self._trained:
-            self.monitor.start_phase(self.step, self.phase, self.architecture, iterations, first + iterations)
+            self.monitor.start_phase(self.step, self.phase, self.plan, iterations, first + iterations)
+            self._end_curve()
             return
         resume = {} if self._checkpoint is None else self._checkpoint.description["resume"]
         stream = self._stream(epochs, resume)
@@ -130,12 +136,17 @@ class PhaseRun:
         health = Health(self.config.health, self.folder.bad_iterations(self.step, self.phase), self.monitor.note)
         if resume:
             health.state = resume["health"]
-        dead_workers = self.record.get("dead_workers", 0)
+        before = {key: self.record.get(key, 0) for key in ("pairs_seen", "text_tokens_seen", "dead_workers")}
         peak, warmup = self.config.training.learning_rate, self.config.training.warmup_iterations
         rate = partial(learning_rate, iterations=stream.iterations, peak=peak, warmup_iterations=warmup)
         done = stream.start_iteration
-        self.monitor.start_phase(self.step, self.phase, self.architecture, stream.iterations, first, done)
+        self.monitor.start_phase(self.step, self.phase, self.plan, stream.iterations, first, done)
         self.monitor.left_out(self.step, self.data.left_out)
+        self.record |= {
+            "ranks": distributed.world_size(),
+            "device": torch.cuda.get_device_name(self.engine.device) if self.engine.device.type == "cuda" else "CPU",
+            "kernels": "triton" if uses_triton(self.engine.device) else "torch",
+        }
 
         def subnet(iteration: int) -> Architecture | None:
             if space is None:
@@ -145,7 +156,9 @@ class PhaseRun:
         def count() -> None:
             """Brings the record up to date. Collective."""
             broken = sum(distributed.all_gather_object(stream.faults), Counter())
-            self.record["dead_workers"] = dead_workers + sum(distributed.all_gather_object(stream.dead_workers))
+            mine = Counter(trainer.seen, dead_workers=stream.dead_workers)
+            counted = sum(distributed.all_gather_object(mine), Counter())
+            self.record |= {key: before[key] + counted[key] for key in before}
             self.record["broken_samples"] = {str(cause): n for cause, n in broken.items()}
             self.record["skipped_iterations"] = health.skipped
             self._count_seconds()
@@ -161,11 +174,24 @@ class PhaseRun:
             }
             return self._description(resume=state)
 
-        shapes = self.architecture.parameter_shapes(self.inputs.sizes)
         place = self.folder.checkpoints(self.step, self.phase)
-        keeper = CheckpointKeeper(place, self.config.checkpoint, self.engine, shapes, describe, self.monitor)
-        report, every = self.monitor.progress, self.config.monitoring.log_every
-        Trainer(self.engine, stream, limit, health, keeper, self.stop, self.watch, report, every).run(rate, subnet)
+        keeper = CheckpointKeeper(place, self.config.checkpoint, self.engine, self.plan.shapes, describe, self.monitor)
+        trainer = Trainer(
+            engine=self.engine,
+            stream=stream,
+            limit=limit,
+            health=health,
+            keeper=keeper,
+            stop=self.stop,
+            watch=self.watch,
+            report=self.monitor.progress,
+            report_every=self.config.monitoring.log_every,
+            evaluate=self._evaluate_in_between,
+            evaluate_after=self._evaluated_iterations(stream),
+        )
+        if done in trainer.evaluate_after:
+            self._evaluate_in_between(done)  # stopped before that
+        trainer.run(rate, subnet)
         self.watch.reached("")
         self.record["iterations"] = stream.iterations
         count()
@@ -175,6 +201,7 @@ class PhaseRun:
             self.monitor.note(f"data loading workers that died and were replaced: {self.record['dead_workers']}")
         self._write_weights()
         self._stop_if_asked()
+        self._end_curve()
 
     def select(self, space: GrowthSpace) -> None:
         """Evaluates every candidate with the supernet's weights and records them, best by Eq. 7 first."""
@@ -201,14 +228,47 @@ class PhaseRun:
 
     def evaluate(self) -> None:
         """Evaluates the model on every set that is reported."""
-        encoder = SupernetEncoder(self.engine.module, [self.architecture])
+        results = self._evaluate()
+        self.record["evaluation"] = [result.to_json() for result in results]
+        if self.config.evaluation.every_epochs is not None:
+            self._add_to_curve(self.record["iterations"], results)
+        self.monitor.evaluation(self.step, results)
+
+    def _evaluate(self) -> list[ClassificationResult | RetrievalResult]:
+        module = self.engine.module
+        was_training = module.training
+        encoder = self.plan.encoder(module, self.engine.device, self.engine.dtype)
         size, batch_size = self.inputs.sizes.image_size, self.config.evaluation.batch_size
         results = []
         for dataset in self.inputs.evaluation_sets:
             self._stop_if_asked()
             results.append(evaluate(encoder, dataset, self.inputs.tokenizer, size, batch_size)[0])
-        self.record["evaluation"] = [result.to_json() for result in results]
-        self.monitor.evaluation(self.step, results)
+        module.train(was_training)
+        return results
+
+    def _evaluated_iterations(self, stream: TrainingStream) -> frozenset[int]:
+        """After which iterations the model is evaluated while it is trained; the end of the phase is none of them."""
+        every = self.config.evaluation.every_epochs
+        if every is None:
+            return frozenset()
+        batches = every * stream.samples / self.config.training.global_batch_size
+        done = (math.ceil(batches * number) for number in itertools.count(1))
+        return frozenset(itertools.takewhile(lambda iteration: iteration < stream.iterations, done))
+
+    def _evaluate_in_between(self, iteration: int) -> None:
+        """Evaluates the model after an iteration of its training, unless that was done before it was interrupted."""
+        if all(point["iteration"] != iteration for point in self.record["curve"]):
+            self._add_to_curve(iteration, self._evaluate())
+
+    def _end_curve(self) -> None:
+        """Evaluates the supernet that a phase leaves, where its course is evaluated; a model is evaluated anyway."""
+        if self.phase is not Phase.TRAIN and self.config.evaluation.every_epochs is not None:
+            self._evaluate_in_between(self.record["iterations"])
+
+    def _add_to_curve(self, iteration: int, results: Sequence[ClassificationResult | RetrievalResult]) -> None:
+        point = {"iteration": iteration, "evaluation": [result.to_json() for result in results]}
+        self.record["curve"].append(point)
+        self.monitor.curve(iteration, results)
 
     def __enter__(self) -> Self:
         return self
@@ -255,15 +315,12 @@ class PhaseRun:
         return stream
 
     def _description(self, **more: Any) -> dict[str, Any]:
-        return describe(
-            self.architecture,
-            self.inputs.sizes,
-            self.inputs.tokenizer.end_of_text,
-            growth_step=self.step,
-            phase=str(self.phase),
-            record=self.record,
+        return self.plan.describe() | {
+            "growth_step": self.step,
+            "phase": str(self.phase),
+            "record": self.record,
             **more,
-        )
+        }
 
     def _count_seconds(self) -> None:
         now = time.monotonic()
@@ -271,7 +328,7 @@ class PhaseRun:
         self._start = now
 
     def _write_weights(self) -> None:
-        shapes = self.architecture.parameter_shapes(self.inputs.sizes)
+        shapes = self.plan.shapes
         owner = owners(shapes, distributed.world_size()).__getitem__
         self.folder.require_there()
         write_checkpoint(
@@ -282,12 +339,6 @@ class PhaseRun:
             self._description(),
         )
         self.folder.remove_checkpoints(self.step, self.phase)
-
-    def _build_model(self) -> GrowCLIP:
-        end_of_text = self.inputs.tokenizer.end_of_text
-        sizes = asdict(self.inputs.sizes)
-        model = GrowCLIP(self.architecture, **sizes, end_of_text=end_of_text, initialise=False)
-        return checkpoint_activations(model, self.config.training.activation_checkpointing)
 
     def _make_optimizer(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> SubnetOptimizer:
         training = self.config.training

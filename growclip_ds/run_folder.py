@@ -11,7 +11,8 @@
                               until then checkpoints/ to go on from
     step_2/finetune/          phase 1, the supernet
     step_2/selection/         phase 2, the supernet trained by subnets; phase.json lists the candidates
-    step_2/train/             phase 3, the selected model
+    step_2/search/            in place of these two, of NAS
+    step_2/train/             phase 3, the selected model; all that a fixed model has
     step_3/…
 
 A phase is finished once its phase.json is there. Starting a run again skips the finished ones; of one that has its
@@ -26,7 +27,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from growclip_ds.config import Config
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_json, write_text
+from growclip_ds.phases import Phase
 from growclip_ds.yaml_files import read_yaml
 
 # What a run that goes on may have changed: it bears on speed, memory and reports, not on the weights.
@@ -54,17 +55,8 @@ MAY_CHANGE = (
 )
 
 
-class Phase(StrEnum):
-    """The phases of a growth step (Section 3.4); the first step only trains."""
-
-    FINETUNE = "finetune"
-    SELECTION = "selection"
-    TRAIN = "train"
-
-    @classmethod
-    def of_step(cls, step: int) -> tuple[Phase, ...]:
-        """The phases of a growth step, in order."""
-        return (cls.TRAIN,) if step == 1 else (cls.FINETUNE, cls.SELECTION, cls.TRAIN)
+# Settings that came later: a run without them is as their defaults have it.
+_LATER: dict[str, Any] = {"method": True, "baselines": True, "ablation": True, "model": {"start"}}
 
 
 @dataclass(frozen=True)
@@ -147,10 +139,9 @@ class RunFolder:
     def is_finished(self, step: int, phase: Phase) -> bool:
         return on_main((self.phase(step, phase) / "phase.json").exists)
 
-    def first_unfinished(self, steps: Iterable[int]) -> tuple[int, Phase] | None:
-        """The first phase of these growth steps that is still to be run, if any."""
-        phases = ((step, phase) for step in steps for phase in Phase.of_step(step))
-        return next((place for place in phases if not self.is_finished(*place)), None)
+    def first_unfinished(self, places: Iterable[tuple[int, Phase]]) -> tuple[int, Phase] | None:
+        """The first of these phases of growth steps that is still to be run, if any."""
+        return next((place for place in places if not self.is_finished(*place)), None)
 
     def require_step_before(self, step: int) -> None:
         """Checks that a growth step can be run.
@@ -201,10 +192,11 @@ class RunFolder:
             InputError: a phase.json is damaged.
         """
         for step in itertools.count(1):
-            for phase in Phase.of_step(step):
-                if not (self.phase(step, phase) / "phase.json").exists():
-                    return
+            finished = [phase for phase in Phase if (self.phase(step, phase) / "phase.json").exists()]
+            for phase in finished:
                 yield step, phase, self._read_record(step, phase)
+            if Phase.TRAIN not in finished:
+                return
 
     def write_config(self, config: Config) -> None:
         """Keeps the configuration that the run goes on with."""
@@ -232,14 +224,16 @@ class RunFolder:
 
     def iterations_before(self, step: int, phase: Phase) -> int:
         """Iterations of the run before a phase began: where its curves start."""
-        before = [(s, p) for s in range(1, step) for p in Phase.of_step(s)]
-        phases = Phase.of_step(step)
-        before += [(step, p) for p in phases[: phases.index(phase)]]
-        return sum(self.record(*place)["iterations"] for place in before)
+        order = list(Phase)
 
-    def selected_architecture(self, step: int) -> Architecture:
-        """The candidate that the selection phase of a growth step found best."""
-        return Architecture(**self.record(step, Phase.SELECTION)["candidates"][0]["architecture"])
+        def is_before(other_step: int, other: Phase) -> bool:
+            return (other_step, order.index(other)) < (step, order.index(phase))
+
+        return on_main(lambda: sum(record["iterations"] for *place, record in self.records() if is_before(*place)))
+
+    def selected_architecture(self, step: int, phase: Phase = Phase.SELECTION) -> Architecture:
+        """The candidate that a phase of a growth step found best."""
+        return Architecture(**self.record(step, phase)["candidates"][0]["architecture"])
 
 
 def open_run(output_dir: str | Path, config: Config) -> RunFolder:
@@ -282,6 +276,9 @@ def _check_same_run(folder: RunFolder, config: Config) -> None:
     old, new = read_yaml(folder.config_file), config.model_dump(mode="json")
     if not isinstance(old, dict):
         raise InputError(f"{folder.config_file} is damaged; take another --output-dir")
+    defaults = Config.model_construct().model_dump(mode="json", include=_LATER)
+    model = {**defaults["model"], **old.get("model", {})}
+    old = {**defaults, **old, "model": model}
     lines = [
         f"  {key}: {before} there, {after} now"
         for key, before, after in _differences(old, new)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -32,7 +34,7 @@ class Trainer:
     """Trains on a stream to its end.
 
     Attributes:
-        engine: of a GrowCLIP.
+        engine: of the model.
         stream: gives this rank's micro-batches, an iteration at a time.
         limit: of broken samples.
         health: judges what came of the iterations.
@@ -40,6 +42,10 @@ class Trainer:
         stop: whether this rank was asked to stop.
         watch: is told how far this rank is.
         report: gets the progress, every `report_every` iterations and at the end.
+        evaluate: called after some iterations, with how many are done; may raise Stopped, and is then called again when
+            training goes on.
+        evaluate_after: which iterations.
+        seen: pairs and their captions' tokens that this rank has trained on.
     """
 
     engine: Engine
@@ -51,6 +57,9 @@ class Trainer:
     watch: RanksWatch
     report: Callable[[Progress], None]
     report_every: int
+    evaluate: Callable[[int], None] = lambda _: None
+    evaluate_after: Collection[int] = ()
+    seen: Counter[str] = field(default_factory=Counter)
 
     def run(
         self, learning_rate: Callable[[int], float], subnet: Callable[[int], Architecture | None] = lambda _: None
@@ -75,6 +84,8 @@ class Trainer:
             stopping, due = self._agree(batches, size)
             rate = learning_rate(iteration)
             outcome = self._iterate(iteration, batches, rate, subnet(iteration))
+            for batch in batches:
+                self.seen.update(pairs_seen=len(batch), text_tokens_seen=batch.text.ids.numel())
             samples += size
             done = iteration + 1
             if done % self.report_every == 0 or done == stream.iterations:
@@ -93,6 +104,13 @@ class Trainer:
                 )
                 self.report(progress)
                 samples, reported = 0, self.health.skipped
+            if done in self.evaluate_after and not stopping:
+                self.watch.reached("")
+                with clock.stopped():
+                    try:
+                        self.evaluate(done)
+                    except Stopped:
+                        stopping = True
             if done < stream.iterations and (stopping or due or self.keeper.is_due(done)):
                 self.keeper.write(done, now=stopping)
                 if stopping:
@@ -142,6 +160,13 @@ class _Clock:
                 return
             self._waited += time.perf_counter() - before
             yield item
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves out the time that goes by."""
+        before = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - before
 
     def lap(self) -> tuple[float, float]:
         now = time.perf_counter()

@@ -118,7 +118,7 @@ def test_nothing_changes_afterwards(load):
             "training: {learnin_rate: 1}",
             "FILE: there is no key training.learnin_rate; did you mean training.learning_rate?",
         ),
-        ("wombat: 1", "FILE: there is no key wombat; the configuration has seed, model, growth, epochs, data"),
+        ("wombat: 1", "FILE: there is no key wombat; the configuration has seed, method, model, growth, epochs"),
         ("3: 1", "FILE: there is no key 3; the configuration has"),
         ("seed: one", "FILE: seed is 'one'; expected a whole number, at least 0 and below 4294967296"),
         ("seed: true", "FILE: seed is True; expected a whole number"),

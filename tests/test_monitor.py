@@ -18,6 +18,7 @@ from growclip_ds import Architecture, GrowthSpace
 from growclip_ds.architecture import ModelSizes
 from growclip_ds.config import Config
 from growclip_ds.growth_space import Candidate
+from growclip_ds.model_plan import GrowCLIPPlan
 from growclip_ds.monitor import (
     Monitor,
     RunMonitor,
@@ -30,10 +31,12 @@ from growclip_ds.monitor.figures import architecture_figure, selection_figure
 from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
 from growclip_ds.monitor.starvation import StarvationWatch
 from growclip_ds.monitor.words import duration
-from growclip_ds.run_folder import Phase, RunFolder, open_run
+from growclip_ds.phases import Phase
+from growclip_ds.run_folder import RunFolder, open_run
 
 SIZES = ModelSizes(vocab_size=1000, context_length=77, image_size=64, embed_dim=64)
 BASE = Architecture(0, 1, 1, 1, 1, 0)
+PLAN = GrowCLIPPlan(BASE, SIZES, 999)
 SETS = ("scenes_objects", "scenes_retrieval")
 
 
@@ -100,7 +103,7 @@ def run_phase(
 ) -> None:
     """A phase of 40 iterations, reported every 10, as the pipeline tells it; interrupted after `stop`."""
     first = folder.iterations_before(step, phase)
-    monitor.start_phase(step, phase, architecture, 40, first)
+    monitor.start_phase(step, phase, GrowCLIPPlan(architecture, SIZES, 999), 40, first)
     for done in range(10, stop + 1, 10):
         monitor.progress(Progress(done, 40, loss=5 - (first + done) / 100))
     if stop < 40:
@@ -137,7 +140,7 @@ def grown_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]
     """A run that was interrupted in its selection phase and went on; with what the second part printed."""
     folder = open_run(tmp_path_factory.mktemp("grown") / "run", config())
     supernet = GrowthSpace(BASE, 1, 1, 1).supernet
-    first = RunMonitor(folder, config(), SIZES, [3000, 6000], io.StringIO())
+    first = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
     run_phase(first, folder, 1, Phase.TRAIN, BASE)
     run_phase(first, folder, 2, Phase.FINETUNE, supernet)
     run_phase(first, folder, 2, Phase.SELECTION, supernet, stop=20)
@@ -145,7 +148,7 @@ def grown_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]
 
     wait_for_the_next_second()
     printed = io.StringIO()
-    second = RunMonitor(folder, config(), SIZES, [3000, 6000], printed)
+    second = RunMonitor(folder, config(), [3000, 6000], printed)
     run_phase(second, folder, 2, Phase.SELECTION, supernet)
     run_phase(second, folder, 2, Phase.TRAIN, folder.selected_architecture(2))
     second.finish()
@@ -211,14 +214,14 @@ def test_growth_steps_have_curves_of_their_own(grown_run):
 
 
 def test_a_phase_that_is_run_again_leaves_the_selection_before_it(folder: RunFolder):
-    monitor = RunMonitor(folder, config(), SIZES, [3000, 6000], io.StringIO())
-    monitor.start_phase(2, Phase.SELECTION, BASE, 40, 80)
+    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor.start_phase(2, Phase.SELECTION, PLAN, 40, 80)
     monitor.selection(2, candidates())
-    monitor.start_phase(2, Phase.TRAIN, BASE, 40, 120)
+    monitor.start_phase(2, Phase.TRAIN, PLAN, 40, 120)
     monitor.evaluation(2, [Result("scenes", 10.0)])
     monitor.close()
-    monitor = RunMonitor(folder, config(), SIZES, [3000, 6000], io.StringIO())
-    monitor.start_phase(2, Phase.TRAIN, BASE, 40, 120)
+    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor.start_phase(2, Phase.TRAIN, PLAN, 40, 120)
     monitor.evaluation(2, [Result("scenes", 20.0)])
     monitor.close()
     growth = curves(folder.tensorboard / "growth")
@@ -228,8 +231,8 @@ def test_a_phase_that_is_run_again_leaves_the_selection_before_it(folder: RunFol
 
 def test_a_step_that_is_run_again_replaces_its_accuracy(folder: RunFolder):
     for accuracy in (10.0, 20.0):
-        monitor = RunMonitor(folder, config(), SIZES, [3000, 6000], io.StringIO())
-        monitor.start_phase(1, Phase.TRAIN, BASE, 40, 0)
+        monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+        monitor.start_phase(1, Phase.TRAIN, PLAN, 40, 0)
         monitor.evaluation(1, [Result("scenes", accuracy)])
         monitor.close()
         wait_for_the_next_second()
@@ -368,8 +371,8 @@ def test_the_warning_comes_again_after_a_thousand_iterations():
 
 def test_the_warning_names_the_remedy(folder: RunFolder):
     stream = io.StringIO()
-    monitor = RunMonitor(folder, config(), SIZES, [3000], stream)
-    monitor.start_phase(1, Phase.TRAIN, BASE, 100, 0)
+    monitor = RunMonitor(folder, config(), [3000], stream)
+    monitor.start_phase(1, Phase.TRAIN, PLAN, 100, 0)
     for done in range(10, 50, 10):
         monitor.progress(Progress(done, 100, data_wait_share=0.345))
     monitor.close()
@@ -406,7 +409,7 @@ def test_choosing_by_what_is_reported_is_warned_of(folder: RunFolder):
     stream = io.StringIO()
     evaluation = {"datasets": ["eval/scenes_selection"]}
     reported = config().model_copy(update={"evaluation": type(config().evaluation).model_validate(evaluation)})
-    RunMonitor(folder, reported, SIZES, [], stream)
+    RunMonitor(folder, reported, [], stream)
     assert stream.getvalue().startswith(
         "Warning: selection.dataset, eval/scenes_selection, is one of evaluation.datasets"
     )
@@ -414,7 +417,7 @@ def test_choosing_by_what_is_reported_is_warned_of(folder: RunFolder):
 
 def monitor_of_a_rank(path: str) -> tuple[str, list[str]]:
     folder = open_run(path, config())
-    monitor = open_monitor(folder, config(), SIZES, [3000, 6000], io.StringIO())
+    monitor = open_monitor(folder, config(), [3000, 6000], io.StringIO())
     run_phase(monitor, folder, 1, Phase.TRAIN, BASE)
     monitor.finish()
     monitor.close()

@@ -12,15 +12,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from growclip_ds import Architecture, GrowthSpace, composite_metric
 from growclip_ds.checkpoint import Checkpoint, load_model
+from growclip_ds.cli import main
 from growclip_ds.data.subsets import read_subsets
 from growclip_ds.data.tokens import load_tokenizer
 from growclip_ds.evaluation import ModelEncoder, evaluate, load_evaluation_set
 from growclip_ds.monitor import read_summaries
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.phases import Phase
+from growclip_ds.run_folder import RunFolder
 from tests.group import Groups, RankError
-from tests.pipeline_runs import STEPS, SUBSET, grow, write_data
-
-PHASES = [(step, phase) for step in range(1, STEPS + 1) for phase in Phase.of_step(step)]
+from tests.pipeline_runs import PHASES, STEPS, SUBSET, grow, write_data
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,21 @@ def test_a_run_goes_on_with_its_first_unfinished_phase(
     group(2).run(grow, data, again.path)
     assert (again.phase(2, Phase.FINETUNE) / "phase.json").stat().st_mtime_ns == stamp
     assert_same_bits(run, again)
+
+
+def test_a_run_that_begins_with_an_exported_model_is_the_run_that_it_came_from(
+    run: RunFolder, data: Path, group: Groups, tmp_path: Path
+) -> None:
+    """The next growth step has the same weights, to the bit."""
+    start, again = tmp_path / "exported", RunFolder(tmp_path / "again")
+    assert main(["export", str(run.path), str(start), "--step", "1"]) == 0
+    given = {"model.start": start, "data.tokenizer.name_or_path": start, "data.tokenizer.vocab_size": "null"}
+    overrides = tuple(f"{key}={value}" for key, value in given.items())
+    group(2).run(grow, data, again.path, 2, None, overrides)
+    assert_same_bits(run, again)
+    assert [record.get("start") for *_, record in again.records()] == [str(start), None, None, None]
+    with pytest.raises(RankError, match="has been through growth step 1, but the run ends with step 1: append"):
+        group(2).run(grow, data, tmp_path / "short", 2, None, (*overrides, "growth.steps=1"))
 
 
 def test_what_is_trained_is_not_trained_again(run: RunFolder, data: Path, group: Groups, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -13,44 +12,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from growclip_ds.checkpoint import Checkpoint
-from growclip_ds.config import load_config
-from growclip_ds.deepspeed_config import load_deepspeed_config, resolve
-from growclip_ds.distributed import rank, world_size
-from growclip_ds.pipeline import prepare_growth
-from growclip_ds.run_folder import Phase, RunFolder
-from growclip_ds.signals import Stopped, StopRequest
+from growclip_ds.phases import Phase
+from growclip_ds.run_folder import RunFolder
 from tests.group import Groups, RankError
-from tests.pipeline_runs import STEPS, write_data
-
-PHASES = [(step, phase) for step in range(1, STEPS + 1) for phase in Phase.of_step(step)]
-
-
-class StopAfter(StopRequest):
-    """One rank alone is asked to stop, after the ranks have agreed so many times."""
-
-    def __init__(self, looks: int, only_rank: int) -> None:
-        self._looks, self._only_rank = looks, only_rank
-
-    @property
-    def requested(self) -> bool:
-        self._looks -= 1
-        return self._looks < 0 and rank() == self._only_rank
-
-
-def grow_until(
-    data: Path, run: Path, looks: int, stage: int = 2, step: int | None = None, overrides: tuple[str, ...] = ()
-) -> bool:
-    """Runs growth steps until asked to stop; returns whether the run is done."""
-    config = load_config(data / "config.yaml", overrides)
-    deepspeed = resolve(load_deepspeed_config(data / f"zero{stage}.json"), config, world_size())
-    torch.manual_seed(rank() + looks)  # what is drawn from torch's own generator decides nothing
-    stop = StopAfter(looks, only_rank=world_size() - 1)
-    time.sleep(1 - time.time() % 1)  # TensorBoard sorts its files by name: by second, then by a number without zeros
-    try:
-        prepare_growth(config, deepspeed, run, step, stop=stop).run()
-    except Stopped:
-        return False
-    return True
+from tests.pipeline_runs import PHASES, grow_until, write_data
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from growclip_ds import Architecture
 from growclip_ds.config import Config, load_config
 from growclip_ds.errors import InputError
-from growclip_ds.run_folder import Phase, RunFolder, open_run
+from growclip_ds.phases import Phase, phase_epochs
+from growclip_ds.run_folder import RunFolder, open_run
 
 
 def config(subsets: int = 2, **sections: Any) -> Config:
@@ -32,11 +34,6 @@ def folder(tmp_path: Path) -> RunFolder:
 def begun(folder: RunFolder) -> RunFolder:
     finish(folder, 1, Phase.TRAIN)
     return folder
-
-
-def test_phases():
-    assert Phase.of_step(1) == (Phase.TRAIN,)
-    assert [str(phase) for phase in Phase.of_step(4)] == ["finetune", "selection", "train"]
 
 
 def test_a_new_run_writes_its_configuration(folder: RunFolder):
@@ -86,6 +83,20 @@ def test_a_run_of_an_older_configuration_is_refused(begun: RunFolder):
         open_run(begun.path, config())
 
 
+def test_a_run_from_before_there_were_other_methods_is_growclips(begun: RunFolder):
+    kept = begun.config_file.read_text()
+    later = ("method:", "baselines:", "ablation:")
+    sections = [part for part in re.split(r"^(?=\w)", kept, flags=re.MULTILINE) if not part.startswith(later)]
+    begun.config_file.write_text("".join(sections))
+    assert "ablation" not in begun.config_file.read_text()
+    open_run(begun.path, config())
+    with pytest.raises(InputError, match=r'method: "growclip" there, "tfs" now'):
+        open_run(begun.path, config(method="tfs"))
+    begun.write_config(config(method="tfs"))
+    with pytest.raises(InputError, match=r'method: "tfs" there, "growclip" now'):
+        open_run(begun.path, config())
+
+
 def test_what_does_not_bear_on_the_weights_may_change(begun: RunFolder):
     changed = config(
         subsets=3,
@@ -93,7 +104,7 @@ def test_what_does_not_bear_on_the_weights_may_change(begun: RunFolder):
         growth={"steps": 3},
         training={"micro_batch_size": 4, "activation_checkpointing": "on"},
         selection={"batch_size": 3},
-        evaluation={"datasets": ["eval/a"], "batch_size": 5},
+        evaluation={"datasets": ["eval/a"], "batch_size": 5, "every_epochs": 2},
         monitoring={"log_every": 3},
     )
     before = begun.config_file.read_text()
@@ -152,11 +163,11 @@ def test_folders_that_cannot_be_runs(tmp_path: Path):
 
 
 def test_goes_on_with_the_first_unfinished_phase(folder: RunFolder):
-    steps = range(1, 4)
+    steps = [(step, phase) for step in range(1, 4) for phase in phase_epochs(config(3), step)]
     assert folder.first_unfinished(steps) == (1, Phase.TRAIN)
     finish(folder, 1, Phase.TRAIN)
     assert folder.first_unfinished(steps) == (2, Phase.FINETUNE)
-    assert folder.first_unfinished([1]) is None
+    assert folder.first_unfinished(steps[:1]) is None
     finish(folder, 2, Phase.FINETUNE)
     assert not folder.is_trained(2, Phase.SELECTION)
     folder.weights(2, Phase.SELECTION).mkdir(parents=True)  # interrupted before it was recorded

@@ -42,6 +42,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("training.micro_batch_size=5", "take 4 or 8, or a global batch of"),
         ("growth.steps=9", "growth.steps is 9"),
         ("wings", "section.key=value"),
+        ("--method=clip", "method is 'clip'; expected one of growclip, tfs, twp, sap, msclip, nas"),
     ],
 )
 def test_settings_that_cannot_be_used(data, tmp_path, capsys, override, message):

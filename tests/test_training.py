@@ -17,6 +17,7 @@ from growclip_ds.data.shards import index_shards
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.iteration import Outcome
 from growclip_ds.monitor import Progress
+from growclip_ds.signals import Stopped
 from growclip_ds.training import Trainer
 from tests.data.corpus import small_tokenizer, write_shards
 from tests.group import Groups
@@ -43,9 +44,14 @@ class SlowTrainer(Trainer):
 
 
 def train_on(stream_type: type[TrainingStream], folder: str) -> list[Progress]:
-    index = index_shards(sorted(Path(folder).glob("*.tar")))
     reports: list[Progress] = []
-    trainer = SlowTrainer(
+    trainer_on(stream_type, folder, reports).run(lambda _: 0.1)
+    return reports
+
+
+def trainer_on(stream_type: type[TrainingStream], folder: str, reports: list[Progress]) -> SlowTrainer:
+    index = index_shards(sorted(Path(folder).glob("*.tar")))
+    return SlowTrainer(
         engine=SimpleNamespace(device=torch.device("cpu")),
         stream=stream_type(index, small_tokenizer(), image_size=16, global_batch_size=2, epochs=1, seed=0),
         limit=FaultLimit(len(index), 0.0),
@@ -56,8 +62,6 @@ def train_on(stream_type: type[TrainingStream], folder: str) -> list[Progress]:
         report=reports.append,
         report_every=5,
     )
-    trainer.run(lambda _: 0.1)
-    return reports
 
 
 def test_a_slow_loader_is_seen(tmp_path: Path) -> None:
@@ -67,6 +71,24 @@ def test_a_slow_loader_is_seen(tmp_path: Path) -> None:
     for report in slow:
         assert report.data_wait_share == pytest.approx(WAITING / (WAITING + COMPUTING), abs=0.15)
     assert fast[-1].data_wait_share < 0.4
+
+
+def test_a_stop_while_the_model_is_evaluated_leaves_a_checkpoint(tmp_path: Path) -> None:
+    evaluated: list[int] = []
+
+    def evaluate(iteration: int) -> None:
+        evaluated.append(iteration)
+        if iteration == 6:
+            raise Stopped
+
+    trainer = trainer_on(TrainingStream, str(write_shards(tmp_path, samples=20)), [])
+    trainer.evaluate, trainer.evaluate_after = evaluate, {3, 6, 9}
+    with pytest.raises(Stopped):
+        trainer.run(lambda _: 0.1)
+    assert evaluated == [3, 6]
+    trainer.keeper.write.assert_called_once_with(6, now=True)
+    assert trainer.seen["pairs_seen"] == 12
+    assert trainer.seen["text_tokens_seen"] >= 3 * 12
 
 
 def test_the_rank_that_waits_most_counts(tmp_path: Path, group: Groups) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import transformers.models.auto.modeling_auto  # noqa: F401  (first: with it GrowCLIP is registered, which needs CLIP)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextModel, CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 from growclip_ds.architecture import HEAD_WIDTH, MLP_RATIO, STEM_STRIDE, Architecture, ModelSizes
 from growclip_ds.errors import InputError
 from growclip_ds.model.packed import PackedTokens
 
-VIT_B_16 = Architecture(0, 12, 12, 12, 8, 0)  # blocks and heads of the paper's fixed CLIP
 _OLD_END_OF_TEXT = 2  # in configurations written before transformers 4.31; `CLIPModel` takes it for "the largest id"
 
 
@@ -36,6 +39,7 @@ class FixedCLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(1))
         # Put together as in `CLIPModel`, whose scalar ZeRO 3 cannot cut up.
         self.vision_model, self.text_model = CLIPVisionModel(vision), CLIPTextModel(text)
+        self.text_model.embeddings = _TextEmbeddings(text)
         self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
 
@@ -81,6 +85,14 @@ class FixedCLIP(nn.Module):
         return rows
 
 
+class _TextEmbeddings(CLIPTextEmbeddings):
+    """Without a look at the shape of a weight that is not used yet: under ZeRO 3 it may be in pieces."""
+
+    def forward(self, input_ids: Tensor, position_ids: None = None, inputs_embeds: None = None) -> Tensor:
+        """(n, length) -> (n, length, d)."""
+        return self.token_embedding(input_ids) + self.position_embedding(self.position_ids[:, : input_ids.shape[1]])
+
+
 def clip_config(architecture: Architecture, sizes: ModelSizes, end_of_text: int) -> CLIPConfig:
     """The configuration of a CLIP with an architecture's blocks and heads, and patches of 16 pixels.
 
@@ -104,6 +116,19 @@ def clip_config(architecture: Architecture, sizes: ModelSizes, end_of_text: int)
     )
 
 
+def read_clip_config(folder: Path | str) -> CLIPConfig:
+    """The configuration of a CLIP checkpoint in Hugging Face format.
+
+    Raises:
+        InputError: the folder holds none, or of another model.
+    """
+    with _explained(folder):
+        config = CLIPConfig.from_pretrained(Path(folder))
+        with torch.device("meta"):
+            FixedCLIP(config)
+        return config
+
+
 def load_clip(folder: Path | str) -> FixedCLIP:
     """A CLIP checkpoint in Hugging Face format (`config.json`, `*.safetensors`), in fp32 on the CPU.
 
@@ -111,11 +136,8 @@ def load_clip(folder: Path | str) -> FixedCLIP:
         InputError: the folder holds none, a tensor is missing, or of another shape than the configuration says.
     """
     folder = Path(folder)
-    try:
+    with _explained(folder):
         model = FixedCLIP(CLIPConfig.from_pretrained(folder)).float()
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{folder / 'config.json'}: not the configuration of a CLIP model ({reason})") from error
     missing = dict(model.named_parameters())
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -130,6 +152,16 @@ def load_clip(folder: Path | str) -> FixedCLIP:
             "copy the checkpoint again, or save it with transformers as safetensors"
         )
     return model
+
+
+@contextlib.contextmanager
+def _explained(folder: Path | str) -> Iterator[None]:
+    """Says of errors that they come from the folder's configuration."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{Path(folder) / 'config.json'}: not the configuration of a CLIP model ({reason})") from error
 
 
 def _copy(parameter: nn.Parameter, tensor: Tensor, what: str) -> None:

@@ -15,7 +15,9 @@ from growclip_ds.checkpoint import Checkpoint, load_model
 from growclip_ds.checkpoint_writing import INDEX
 from growclip_ds.data.tokens import Tokenizer, load_tokenizer
 from growclip_ds.errors import InputError
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.hub.exported import ExportedModel, is_exported
+from growclip_ds.phases import Phase
+from growclip_ds.run_folder import RunFolder
 
 _SHARD = "*.safetensors"  # of a checkpoint in Hugging Face format
 
@@ -28,7 +30,7 @@ class Subject:
         folder: with its weights.
         run: that it belongs to, if any.
         growth_step: after which it was written, where it says so.
-        architecture: of the model; None if it is `transformers`' CLIP.
+        architecture: of the model; None if it is a CLIP in Hugging Face format.
         digest: of the weights.
     """
 
@@ -38,14 +40,21 @@ class Subject:
     architecture: Architecture | None
     digest: str
 
+    @property
+    def _is_checkpoint(self) -> bool:
+        """Whether it is in this program's format."""
+        return (self.folder / INDEX).exists()
+
     def load(self) -> nn.Module:
         """The model, in fp32 on the CPU.
 
         Raises:
             InputError: its weights are damaged.
         """
-        if self.architecture is not None:
+        if self._is_checkpoint:
             return load_model(self.folder)
+        if is_exported(self.folder):
+            return ExportedModel(self.folder).load()
         from growclip_ds.baselines.clip import load_clip  # `transformers`' models are slow to import
 
         return load_clip(self.folder)
@@ -74,7 +83,7 @@ class Subject:
     def _own_tokenizer(self) -> str:
         folders = [self.folder / "tokenizer", self.folder.parent / "tokenizer"]
         folders += [self.run.tokenizer] if self.run else []
-        folders += [self.folder] if self.architecture is None else []
+        folders += [] if self._is_checkpoint else [self.folder]
         for folder in folders:
             if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
                 return str(folder)
@@ -88,7 +97,7 @@ def find_subject(path: Path | str, step: int | None = None) -> Subject:
     """The checkpoint in a folder, or that of a run's growth step.
 
     Args:
-        path: of a checkpoint, a phase of a run, a run, or a CLIP model in Hugging Face format.
+        path: of a checkpoint, a phase of a run, a run, or a model in Hugging Face format, CLIP or exported.
         step: the run's growth step; its newest trained one if None.
 
     Raises:
@@ -102,10 +111,14 @@ def find_subject(path: Path | str, step: int | None = None) -> Subject:
     run = RunFolder(path)
     if run.config_file.exists():
         return _of_checkpoint(_trained_step(run, step))
+    if is_exported(path):
+        model = ExportedModel(path)
+        step, digest = model.description.get("growth_step"), model.digest(sorted(model.names))
+        return Subject(path.absolute(), None, step, model.architecture, digest)
     if (path / "config.json").exists() and any(path.glob(_SHARD)):
         return Subject(path.absolute(), None, None, None, _digest_of_files(path))
     problem = "holds no checkpoint and no run" if path.is_dir() else "is no folder"
-    raise InputError(f"{path} {problem}; give a folder with {INDEX}, a run's, or a CLIP model's in Hugging Face format")
+    raise InputError(f"{path} {problem}; give a folder with {INDEX}, a run's, or a model's in Hugging Face format")
 
 
 def _of_checkpoint(folder: Path) -> Subject:
@@ -114,8 +127,8 @@ def _of_checkpoint(folder: Path) -> Subject:
     above = folder.parents[min(2, len(folder.parents) - 1)]  # RUN/step_1/train/weights
     run = RunFolder(above) if (above / "config.yaml").exists() else None
     step = checkpoint.description.get("growth_step")
-    shapes = checkpoint.architecture.parameter_shapes(checkpoint.sizes)
-    return Subject(folder, run, step, checkpoint.architecture, checkpoint.digest(sorted(shapes)))
+    plan = checkpoint.plan
+    return Subject(folder, run, step, plan.architecture, checkpoint.digest(sorted(plan.shapes)))
 
 
 def _trained_step(run: RunFolder, step: int | None) -> Path:

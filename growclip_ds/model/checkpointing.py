@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fairscale.nn import checkpoint_wrapper
+from torch import nn
 
 from growclip_ds.model.growclip import GrowCLIP
 
@@ -16,8 +17,13 @@ def checkpoint_activations(model: GrowCLIP, mode: ActivationCheckpointing) -> Gr
 
     Changes the model in place; its parameters keep their names and places.
     """
-    if mode != "off":
-        for encoder in (model.image, model.text, model.shared):
-            for index, block in enumerate(encoder.blocks):
-                encoder.blocks[index] = checkpoint_wrapper(block, offload_to_cpu=mode == "offload")
+    for encoder in (model.image, model.text, model.shared):
+        checkpoint_blocks(encoder.blocks, mode)
     return model
+
+
+def checkpoint_blocks(blocks: nn.ModuleList, mode: ActivationCheckpointing) -> None:
+    """The same for one encoder's blocks."""
+    if mode != "off":
+        for index, block in enumerate(blocks):
+            blocks[index] = checkpoint_wrapper(block, offload_to_cpu=mode == "offload")

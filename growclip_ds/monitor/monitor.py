@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import TextIO
 
 import psutil
 import torch
 
 from growclip_ds import distributed
-from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.architecture import Architecture
 from growclip_ds.config import Config
 from growclip_ds.growth_space import Candidate
+from growclip_ds.model_plan import ModelPlan, num_parameters
 from growclip_ds.monitor.curves import Curves
 from growclip_ds.monitor.figures import architecture_figure, selection_figure
 from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
@@ -20,11 +22,12 @@ from growclip_ds.monitor.starvation import StarvationWatch
 from growclip_ds.monitor.summary import read_summaries
 from growclip_ds.monitor.tables import architecture_markdown, candidates_markdown, print_summary
 from growclip_ds.monitor.words import best_first, millions
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.phases import Phase, phase_epochs
+from growclip_ds.run_folder import RunFolder
 
 GIB = 2**30
 MOST_SETS_IN_A_LINE = 2
-PHASE_NUMBERS = {Phase.FINETUNE: 1, Phase.SELECTION: 2, Phase.TRAIN: 3}  # as in Section 3.4
+PHASE_NUMBERS = {Phase.FINETUNE: 1, Phase.SELECTION: 2, Phase.SEARCH: 2, Phase.TRAIN: 3}  # as in Section 3.4
 
 
 class Monitor:
@@ -34,7 +37,7 @@ class Monitor:
         self,
         step: int,
         phase: Phase,
-        architecture: Architecture,
+        plan: ModelPlan,
         iterations: int,
         first_iteration: int,
         done: int = 0,
@@ -44,7 +47,7 @@ class Monitor:
         Args:
             step: the growth step.
             phase: of it.
-            architecture: that the engine is built for: of the model, or of the supernet.
+            plan: of what the engine is built for, the model or the supernet.
             iterations: of the phase.
             first_iteration: iterations of the run before it.
             done: of its own, where it goes on from a checkpoint.
@@ -68,6 +71,9 @@ class Monitor:
     def evaluation(self, step: int, results: Sequence[Result]) -> None:
         """The model of a growth step is evaluated."""
 
+    def curve(self, iteration: int, results: Sequence[Result]) -> None:
+        """The phase's model is evaluated after so many of its iterations."""
+
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
@@ -84,7 +90,6 @@ class RunMonitor(Monitor):
     Args:
         folder: of the run.
         config: the run's.
-        sizes: of the model, for counting parameters.
         samples: pairs that have arrived by each growth step, from the first, for estimating how long the run takes.
         stream: where progress goes; standard output by default.
     """
@@ -93,15 +98,14 @@ class RunMonitor(Monitor):
         self,
         folder: RunFolder,
         config: Config,
-        sizes: ModelSizes,
         samples: Sequence[int],
         stream: TextIO | None = None,
     ) -> None:
         self.folder = folder
+        self.config = config
         self.steps = config.num_growth_steps
-        self.sizes = sizes
         self.workers = config.data.workers
-        self.plan = plan_phases(config, samples)
+        self.phases = plan_phases(config, samples)
         self.output = Output(stream)
         self.curves = Curves(folder.tensorboard)
         for warning in config.warnings():
@@ -111,35 +115,35 @@ class RunMonitor(Monitor):
         self,
         step: int,
         phase: Phase,
-        architecture: Architecture,
+        plan: ModelPlan,
         iterations: int,
         first_iteration: int,
         done: int = 0,
     ) -> None:
         self._step, self._phase, self._first_iteration = step, phase, first_iteration
-        self._progress = PhaseProgress(self.output, step, self.steps, phase, self.plan, done)
+        self._progress = PhaseProgress(self.output, step, self.steps, phase, self.phases, done)
         self._starvation = StarvationWatch(self.workers)
-        is_new_step = phase is Phase.of_step(step)[0] and not done
+        is_new_step = phase is next(iter(phase_epochs(self.config, step))) and not done
         self.curves.start_phase(step, first_iteration + done, is_new_step)
         if done:
             self.output.line(f"step {step}/{self.steps} {phase}: goes on after iteration {done:,} of {iterations:,}")
             return
-        parameters = self.sizes.parameters_of(architecture)
+        architecture, parameters = plan.architecture, num_parameters(plan)
         kind = "model" if phase is Phase.TRAIN else "supernet"
+        name = f"{'CLIP' if plan.kind == 'clip' else kind} {architecture}, {millions(parameters)} parameters"
         before = self._architecture_before(step)
-        place = first_iteration + 1
-        title = f"growth step {step}, {phase}: {kind} {architecture}, {millions(parameters)} parameters"
+        figures = {f"architecture/{kind}": architecture_figure(architecture, before)} if plan.kind == "growclip" else {}
         self.curves.training(
-            place,
+            first_iteration + 1,
             texts={
-                "phase/started": title,
+                "phase/started": f"growth step {step}, {phase}: {name}",
                 f"architecture/{kind}": architecture_markdown(architecture, before, parameters),
             },
-            figures={f"architecture/{kind}": architecture_figure(architecture, before)},
+            figures=figures,
         )
         if phase is Phase.TRAIN:
             self.curves.growth(step, {"model/parameters": parameters})
-        self.output.line(f"step {step}/{self.steps} {phase}: {kind} {architecture}, {millions(parameters)} parameters")
+        self.output.line(f"step {step}/{self.steps} {phase}: {name}")
 
     def left_out(self, step: int, counts: Mapping[str, int]) -> None:
         self.curves.growth(step, _by_cause("left_out", counts))
@@ -196,15 +200,16 @@ class RunMonitor(Monitor):
     def evaluation(self, step: int, results: Sequence[Result]) -> None:
         if not results:
             return
-        accuracies = {f"zero_shot/{result.dataset}": result.accuracy for result in results}
-        averaged = [result.accuracy for result in results if hasattr(result, "top1")] or list(accuracies.values())
-        mean = sum(averaged) / len(averaged)
         shown = ", ".join(f"{result.dataset} {result.accuracy:.1f} %" for result in results)
         if len(results) > MOST_SETS_IN_A_LINE:
-            shown = f"mean of {len(averaged)} sets {mean:.1f} %"
+            averaged = _averaged(results)
+            shown = f"mean of {len(averaged)} sets {mean(averaged):.1f} %"
         self.output.line(f"step {step}/{self.steps} zero-shot: {shown}")
-        self.curves.growth(step, accuracies | {"zero_shot/mean": mean})
+        self.curves.growth(step, _zero_shot(results))
         self.curves.flush()
+
+    def curve(self, iteration: int, results: Sequence[Result]) -> None:
+        self.curves.training(self._first_iteration + iteration, _zero_shot(results) if results else {})
 
     def note(self, text: str) -> None:
         self.output.line(f"Note: {text}")
@@ -223,11 +228,19 @@ class RunMonitor(Monitor):
         return finished.get(step - 1)
 
 
-def open_monitor(
-    folder: RunFolder, config: Config, sizes: ModelSizes, samples: Sequence[int], stream: TextIO | None = None
-) -> Monitor:
+def open_monitor(folder: RunFolder, config: Config, samples: Sequence[int], stream: TextIO | None = None) -> Monitor:
     """This rank's monitor; for the arguments see RunMonitor."""
-    return RunMonitor(folder, config, sizes, samples, stream) if distributed.is_main() else Monitor()
+    return RunMonitor(folder, config, samples, stream) if distributed.is_main() else Monitor()
+
+
+def _zero_shot(results: Sequence[Result]) -> dict[str, float]:
+    accuracies = {f"zero_shot/{result.dataset}": result.accuracy for result in results}
+    return accuracies | {"zero_shot/mean": mean(_averaged(results))}
+
+
+def _averaged(results: Sequence[Result]) -> list[float]:
+    """What a mean is over: the accuracies of the sets of classification, where there are any."""
+    return [result.accuracy for result in results if hasattr(result, "top1")] or [row.accuracy for row in results]
 
 
 def _by_cause(tag: str, counts: Mapping[str, int]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from growclip_ds.config import Config
 from growclip_ds.monitor.reports import Progress
 from growclip_ds.monitor.starvation import NOTABLE_WAIT
 from growclip_ds.monitor.words import duration
-from growclip_ds.run_folder import Phase
+from growclip_ds.phases import Phase, phase_epochs
 
 PLAIN_INTERVAL = 5.0  # seconds from one plain line to the next
 SMOOTHING = 0.3  # weight of the newest report in the time an iteration takes
@@ -29,14 +29,11 @@ def plan_phases(config: Config, samples: Sequence[int]) -> PhasePlan:
     Args:
         samples: pairs that have arrived by each growth step, from the first.
     """
-    epochs = config.epochs
-    lengths = {Phase.FINETUNE: epochs.supernet, Phase.SELECTION: epochs.selection, Phase.TRAIN: epochs.selected}
     plan = {}
     for step, arrived in enumerate(samples[: config.num_growth_steps], start=1):
         trained_on = arrived - step * config.held_out_pairs
-        for phase in Phase.of_step(step):
-            passes = epochs.first if step == 1 else lengths[phase]
-            plan[step, phase] = math.ceil(passes * trained_on / config.training.global_batch_size)
+        for phase, epochs in phase_epochs(config, step).items():
+            plan[step, phase] = math.ceil(epochs * trained_on / config.training.global_batch_size)
     return plan
 
 

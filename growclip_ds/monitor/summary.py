@@ -9,7 +9,8 @@ from typing import Any
 from growclip_ds.architecture import Architecture
 from growclip_ds.config import load_config
 from growclip_ds.growth_space import Candidate
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.phases import Phase
+from growclip_ds.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ def read_summaries(folder: RunFolder) -> list[StepSummary]:
     seconds, selection = 0.0, {}
     for step, phase, record in folder.records():
         seconds += record["seconds"]
-        if phase is Phase.SELECTION:
+        if "candidates" in record:
             selection = record
             architecture = Architecture(**record["candidates"][0]["architecture"])
         if phase is Phase.TRAIN:
+            if "model" in record:  # the first runs did not say
+                architecture = Architecture(**record["model"]["architecture"])
             summary = StepSummary(
                 step=step,
                 samples=record["samples"],

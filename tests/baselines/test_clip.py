@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,26 +11,38 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.baselines.clip import VIT_B_16, FixedCLIP, clip_config
-from growclip_ds.baselines.starts import continued, from_scratch, shrunk_and_perturbed
+from growclip_ds.baselines.clip import FixedCLIP, clip_config
+from growclip_ds.baselines.plan import CLIPPlan
+from growclip_ds.baselines.starts import continued, shrunk_and_perturbed
+from growclip_ds.config import MS_CLIP, VIT_B_16
 from growclip_ds.distributed import rank
 from growclip_ds.engine import Engine
 from growclip_ds.inheritance import Momentum
 from growclip_ds.iteration import train_iteration
 from growclip_ds.model.packed import pack
+from growclip_ds.model_plan import num_parameters, plan_of
 from growclip_ds.optim import Lamb
 from tests.group import Groups
 
 SIZES = ModelSizes(60, 12, 32, 24)
 CONFIG = clip_config(Architecture(0, 2, 1, 1, 2, 0), SIZES, end_of_text=59)
+PLAN = CLIPPlan(CONFIG)
 PAIRS = 12
 
 
 def test_vit_b_16_is_as_large_as_the_papers() -> None:
-    with torch.device("meta"):
-        model = FixedCLIP(clip_config(VIT_B_16, ModelSizes(49408, 77, 224, 512), end_of_text=49407))
-    count = sum(parameter.numel() for name, parameter in model.named_parameters() if name != "logit_scale")
-    assert round(count / 1e6, 1) == 149.6
+    plan = CLIPPlan(clip_config(VIT_B_16, ModelSizes(), end_of_text=49407))
+    assert round(num_parameters(plan) / 1e6, 1) == 149.6
+    assert plan.architecture == VIT_B_16
+    assert ModelSizes().parameters_of(MS_CLIP) == pytest.approx(127.26e6, abs=5e3)
+
+
+def test_what_a_checkpoint_says_of_it_is_read_back() -> None:
+    read = plan_of(json.loads(json.dumps(PLAN.describe() | {"growth_step": 2})))
+    assert read is not None
+    assert (read.kind, read.shapes) == ("clip", PLAN.shapes)
+    assert (read.architecture, read.sizes, read.end_of_text) == (Architecture(0, 2, 1, 1, 2, 0), SIZES, 59)
+    assert plan_of({"growth_step": 2}) is None
 
 
 def test_parameters_are_called_as_in_transformers() -> None:
@@ -48,26 +61,26 @@ def test_an_architecture_that_is_no_clips_is_refused(architecture: Architecture)
 def test_starts() -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first = dict(from_scratch(CONFIG, "0/1/train"))
+    first = dict(PLAN.initial("0/1/train"))
     old = {name: tensor + 1 for name, tensor in first.items()}
     assert torch.equal(torch.random.get_rng_state(), before)
-    drawn = dict(from_scratch(CONFIG, "0/2/train"))
-    again = dict(from_scratch(CONFIG, "0/2/train"))
+    drawn = dict(PLAN.initial("0/2/train"))
+    again = dict(PLAN.initial("0/2/train"))
     assert all(torch.equal(tensor, again[name]) for name, tensor in drawn.items())
     matrix, norm = "text_model.encoder.layers.0.mlp.fc1.weight", "vision_model.pre_layrnorm.weight"
     assert not torch.equal(first[matrix], drawn[matrix])
     assert float(drawn["logit_scale"]) == pytest.approx(math.log(1 / 0.07), abs=1e-3)
 
-    kept = dict(continued(CONFIG, old.__getitem__))
+    kept = dict(continued(PLAN, old.__getitem__))
     assert list(kept) == list(drawn)
     assert all(torch.equal(tensor, old[name]) for name, tensor in kept.items())
 
-    shrunk = dict(shrunk_and_perturbed(CONFIG, old.__getitem__, Momentum(0.3, 0.001, 1.0, False), "0/2/train"))
+    shrunk = dict(shrunk_and_perturbed(PLAN, old.__getitem__, Momentum(0.3, 0.001, 1.0, False), "0/2/train"))
     for name in (matrix, "vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.weight"):
         assert torch.allclose(shrunk[name], 0.3 * old[name] + 0.001 * drawn[name])
     for name in (norm, "text_model.encoder.layers.0.mlp.fc1.bias", "logit_scale"):
         assert torch.equal(shrunk[name], old[name])
-    blended = dict(shrunk_and_perturbed(CONFIG, old.__getitem__, Momentum(0.3, 0.001, 1.0, True), "0/2/train"))
+    blended = dict(shrunk_and_perturbed(PLAN, old.__getitem__, Momentum(0.3, 0.001, 1.0, True), "0/2/train"))
     assert torch.allclose(blended[norm], 0.3 * old[norm] + 0.001)
 
 
@@ -87,7 +100,7 @@ def train_on_rank(stage: int) -> tuple[list[float], dict[str, Tensor]]:
     captions = [[58, *torch.randint(0, 58, (3 + i % 5,), generator=generator).tolist(), 59] for i in range(PAIRS)]
     mine = slice(0, PAIRS) if rank() == 0 else slice(0, 0)
     engine = Engine(lambda: FixedCLIP(CONFIG), make_lamb, ds_config)
-    engine.load_masters(from_scratch(CONFIG, "0/1/train"))
+    engine.load_masters(PLAN.initial("0/1/train"))
     batch = (images[mine].to(engine.device), pack(captions[mine]).to(engine.device))
     losses = [train_iteration(engine, [batch], 0.01).loss for _ in range(4)]
     masters = {name: tensor for name, tensor in engine.masters(lambda _: 0) if tensor is not None}

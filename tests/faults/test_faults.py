@@ -16,10 +16,10 @@ import torch
 from growclip_ds.checkpoint import Checkpoint
 from growclip_ds.run_folder import Phase, RunFolder
 from tests.faults.ranks import Ranks
-from tests.pipeline_runs import write_data
+from tests.pipeline_runs import phases, write_data
 
 STEPS = 3
-PHASES = [(step, phase) for step in range(1, STEPS + 1) for phase in Phase.of_step(step)]
+PHASES = [(step, phase) for step in range(1, STEPS + 1) for phase in phases(step)]
 PROMPTLY = 20.0  # seconds in which the other ranks end, of which torch's own clean-up may take most
 FIRST = ("--growth-step", "1")  # of 36 iterations
 OPTIONS = [

@@ -1,0 +1,92 @@
+"""The fixed CLIP before it is built."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import transformers.models.auto.modeling_auto  # noqa: F401  (first: with it GrowCLIP is registered, which needs CLIP)
+from torch import nn
+from transformers import CLIPConfig, CLIPModel
+
+from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.baselines.clip import FixedCLIP, load_clip
+from growclip_ds.evaluation.encoder import CandidateEncoder, ModelEncoder
+from growclip_ds.model.checkpointing import ActivationCheckpointing, checkpoint_blocks
+from growclip_ds.model_plan import Weights
+from growclip_ds.seeds import named_seed
+
+
+@dataclass(frozen=True)
+class CLIPPlan:
+    """A `FixedCLIP`; see `ModelPlan`.
+
+    Attributes:
+        config: of the model.
+    """
+
+    kind: ClassVar[Literal["growclip", "clip"]] = "clip"
+
+    config: CLIPConfig
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its blocks and heads; the heads of a model from elsewhere need not be 64 channels wide."""
+        text, vision = self.config.text_config, self.config.vision_config
+        return Architecture(
+            0, vision.num_hidden_layers, vision.num_attention_heads, text.num_hidden_layers, text.num_attention_heads, 0
+        )
+
+    @property
+    def sizes(self) -> ModelSizes:
+        return self._outline.sizes
+
+    @property
+    def end_of_text(self) -> int:
+        return self._outline.end_of_text
+
+    @functools.cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        return {name: tuple(parameter.shape) for name, parameter in self._outline.named_parameters()}
+
+    @functools.cached_property
+    def _outline(self) -> FixedCLIP:
+        with torch.device("meta"):
+            return FixedCLIP(self.config)
+
+    def initial(self, seed: int | str) -> Weights:
+        """The weights of a new model, as `transformers` draws them. Torch's own generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(named_seed(seed, "clip"))
+            drawn = dict(CLIPModel(self.config).named_parameters())
+        for name in self.shapes:
+            yield name, torch.atleast_1d(drawn[name].detach())  # the temperature is a scalar there
+
+    def is_vector(self, name: str) -> bool:
+        """By the names in `CLIPModel`; the class token is none."""
+        return name == "logit_scale" or name.endswith(".bias") or "norm" in name
+
+    def build(self, activation_checkpointing: ActivationCheckpointing = "off") -> FixedCLIP:
+        model = FixedCLIP(self.config)
+        for tower in (model.vision_model, model.text_model):
+            checkpoint_blocks(tower.encoder.layers, activation_checkpointing)
+        return model
+
+    def encoder(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> CandidateEncoder:
+        return ModelEncoder(model, device, dtype)
+
+    def describe(self) -> dict[str, Any]:
+        return {"clip": self.config.to_dict()}
+
+
+def clip_weights(folder: Path | str) -> Weights:
+    """Every tensor of a CLIP checkpoint in Hugging Face format, by its name in `FixedCLIP`.
+
+    Raises:
+        InputError: what `load_clip` does.
+    """
+    return ((name, parameter.detach()) for name, parameter in load_clip(folder).named_parameters())
