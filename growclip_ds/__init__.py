@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from growclip_ds.hub.registration import register
+
 if TYPE_CHECKING:
     from growclip_ds.architecture import Architecture
     from growclip_ds.growth_space import GrowthSpace
@@ -28,3 +30,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+register()  # with `transformers`' Auto classes

@@ -31,8 +31,19 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
         "kept; started again, an interrupted evaluation goes on with the sets that it lacks. Runs alone, or under "
         "torchrun, deepspeed or srun on many ranks, which share the work."
     )
+    parser.epilog = (
+        "Examples:\n\n"
+        "  growclip evaluate runs/mine\n"
+        "  growclip evaluate runs/mine --step 2 --config configs/eval/paper.yaml --root sets --json results.json\n"
+        "  growclip evaluate folder/of/a/clip --sets sets/wds_food101 --device cpu\n\n"
+        "On eight GPUs:\n\n"
+        "  torchrun --nproc-per-node 8 -m growclip_ds evaluate runs/mine --config configs/eval/paper.yaml"
+    )
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="a checkpoint, a run, or a CLIP in Hugging Face format"
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="a checkpoint, a run, or an exported model or CLIP in Hugging Face format",
     )
     parser.add_argument("--step", type=int, metavar="N", help="growth step of a run (default: the newest trained)")
     parser.add_argument(

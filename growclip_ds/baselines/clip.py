@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import transformers.models.auto.modeling_auto  # noqa: F401  (first: with it GrowCLIP is registered, which needs CLIP)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextModel, CLIPVisionModel

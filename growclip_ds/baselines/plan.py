@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-import transformers.models.auto.modeling_auto  # noqa: F401  (first: with it GrowCLIP is registered, which needs CLIP)
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 

@@ -1,0 +1,175 @@
+"""An exported folder opened as a checkpoint: growing and evaluating read its weights by the same names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.errors import InputError
+from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.model_plan import GrowCLIPPlan
+from growclip_ds.weights_file import checksum, tensor_bytes
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+MODEL_TYPE = "growclip"
+
+_TYPES = ("F32", "F16", "BF16")
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds a GrowCLIP in Hugging Face format."""
+    try:
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class ExportedModel:
+    """A GrowCLIP in Hugging Face format, opened for reading; what a `Checkpoint` offers, by the same names.
+
+    Attributes:
+        folder: where it is.
+        plan: of the model.
+        description: the model as a checkpoint describes it, with its `growth_step` where that is known.
+        growth: the growth steps that it has been through, each with its step, architecture, parameters and samples.
+
+    Raises:
+        InputError: there is none, a file is missing or damaged, or the weights are of another model than config.json.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        config = _read_json(self.folder / CONFIG)
+        if config.get("model_type") != MODEL_TYPE:
+            raise InputError(
+                f"{self.folder / CONFIG}: a model of type {config.get('model_type')!r}, but only GrowCLIP's can grow; "
+                "name a folder that `growclip export` has written"
+            )
+        try:
+            architecture = Architecture(**{field.name: config[field.name] for field in fields(Architecture)})
+            sizes = ModelSizes(**{field.name: config[field.name] for field in fields(ModelSizes)})
+            self.plan = GrowCLIPPlan(architecture, sizes, int(config["end_of_text"]))
+            self.growth = [_growth_step(step) for step in config.get("growth") or []]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{self.folder / CONFIG}: no valid GrowCLIP configuration ({error!r})") from error
+        self.description = self.plan.describe()
+        if self.growth:
+            self.description["growth_step"] = self.growth[-1]["step"]
+        self._files: dict[str, Any] = {}
+        self._places = self._find_tensors()
+        self._check_shapes()
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors, in the order of the model's parameters."""
+        return list(self.plan.shapes)
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.plan.architecture
+
+    @property
+    def sizes(self) -> ModelSizes:
+        return self.plan.sizes
+
+    @property
+    def end_of_text(self) -> int:
+        return self.plan.end_of_text
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._slice(name).get_shape())
+
+    def digest(self, names: Iterable[str]) -> str:
+        """Of these tensors as fp32; the digest of the checkpoint that was exported. Reads them."""
+        entries = []
+        for name in names:
+            tensor = self.read(name)
+            entries.append([name, "F32", list(tensor.shape), checksum(tensor_bytes(tensor))])
+        return hashlib.blake2b(json.dumps(entries).encode(), digest_size=16).hexdigest()
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in fp32 on the CPU, the caller's own.
+
+        Raises:
+            InputError: there is no such tensor, or its file cannot be read.
+        """
+        try:
+            return self._slice(name)[...].to(torch.float32, copy=True)
+        except (SafetensorError, OSError) as error:
+            raise self._unreadable(self._places[name], error) from error
+
+    def load(self) -> GrowCLIP:
+        """The model as training and evaluation run it, in fp32 on the CPU.
+
+        Raises:
+            InputError: what `read` does.
+        """
+        model = self.plan.build()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.read(name))
+        return model
+
+    def _slice(self, name: str) -> Any:
+        if name not in self._places:
+            raise InputError(f"{self.folder}: the model has no tensor {name}; copy the folder again")
+        return self._files[self._places[name]].get_slice(name)
+
+    def _find_tensors(self) -> dict[str, str]:
+        """Which file holds each tensor; opens the files."""
+        if (self.folder / INDEX).exists():
+            files = sorted(set(_read_json(self.folder / INDEX).get("weight_map", {}).values()))
+        else:
+            files = ["model.safetensors"]
+        places: dict[str, str] = {}
+        for file in files:
+            if not (self.folder / file).is_file():
+                raise InputError(f"{self.folder / file}: no such file; the folder is incomplete, copy it again")
+            try:
+                self._files[file] = safe_open(self.folder / file, framework="pt")
+                places |= dict.fromkeys(self._files[file].keys(), file)
+            except (SafetensorError, OSError) as error:
+                raise self._unreadable(file, error) from error
+        return places
+
+    def _check_shapes(self) -> None:
+        for name, shape in self.plan.shapes.items():
+            if self.shape(name) != shape or self._slice(name).get_dtype() not in _TYPES:
+                found = f"{self._slice(name).get_dtype()} {list(self.shape(name))}"
+                raise InputError(
+                    f"{self.folder}: {name} is {found}, but {CONFIG} describes a model in which it is a floating-point "
+                    f"{list(shape)}; the weights are of another model than their configuration"
+                )
+
+    def _unreadable(self, file: str, error: Exception) -> InputError:
+        return InputError(f"{self.folder / file}: cannot be read ({error}); copy the folder again")
+
+
+def _growth_step(step: dict[str, Any]) -> dict[str, Any]:
+    counts = {key: int(step[key]) for key in ("step", "parameters", "samples")}
+    return counts | {"architecture": asdict(Architecture(**step["architecture"]))}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; give a folder that `growclip export` has written") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}); copy the folder again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: no JSON object; copy the folder again")
+    return value

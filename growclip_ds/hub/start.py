@@ -1,0 +1,92 @@
+"""A run that begins with an exported model: its growth steps are done, and the run goes on with the next one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.checkpoint import owners, write_checkpoint
+from growclip_ds.distributed import on_every_rank, on_main, rank, world_size
+from growclip_ds.errors import InputError
+from growclip_ds.hub.exported import ExportedModel
+from growclip_ds.phases import Phase
+from growclip_ds.prepare import RunInputs
+from growclip_ds.run_folder import RunFolder
+
+
+def adopt(start: str, folder: RunFolder, inputs: RunInputs) -> tuple[int, Architecture]:
+    """Puts an exported model into a run's folder, in the place of the growth steps that it has been through.
+
+    Collective. After that the run is as if it had trained the model itself, and needs the exported folder no more.
+
+    Args:
+        start: the exported folder.
+        folder: of the run.
+        inputs: that the run will go on with.
+
+    Returns:
+        The last growth step that came with the model, and its architecture.
+
+    Raises:
+        InputError: on every rank, if it is no exported GrowCLIP, or does not fit the run.
+    """
+    if not folder.is_finished(1, Phase.TRAIN):
+        model = on_every_rank(lambda: ExportedModel(start))
+        _check_fits(model, inputs)
+        records = _records(model, start)
+        last = max(records)
+        if not folder.is_trained(last, Phase.TRAIN):
+            _write_weights(model, folder, last, records[last])
+        for step in sorted(records, reverse=True):  # the first one last: once it is there, all are
+            folder.finish(step, Phase.TRAIN, records[step])
+    last = on_main(lambda: sum("start" in record for *_, record in folder.records()))
+    return last, Architecture(**folder.record(last, Phase.TRAIN)["model"]["architecture"])
+
+
+def _check_fits(model: ExportedModel, inputs: RunInputs) -> None:
+    where = f"model.start, {model.folder},"
+    for name in ("context_length", "image_size", "embed_dim"):
+        theirs, ours = getattr(model.sizes, name), getattr(inputs.sizes, name)
+        if theirs != ours:
+            raise InputError(f"{where} has {name} {theirs}, but model.{name} is {ours}; set it to {theirs}")
+    tokenizer = inputs.tokenizer
+    if (tokenizer.vocab_size, tokenizer.end_of_text) != (model.sizes.vocab_size, model.end_of_text):
+        raise InputError(
+            f"{where} has {model.sizes.vocab_size} tokens, the end of text being {model.end_of_text}, but the run's "
+            f"tokenizer has {tokenizer.vocab_size}, and {tokenizer.end_of_text}: take the model's own "
+            f"(data.tokenizer.name_or_path={model.folder})"
+        )
+
+
+def _records(model: ExportedModel, start: str) -> dict[int, dict[str, Any]]:
+    """What the run's folder says of each growth step that the model has been through."""
+    parameters = model.sizes.parameters_of(model.architecture)
+    first = {"step": 1, "architecture": asdict(model.architecture), "parameters": parameters, "samples": 0}
+    growth = {step["step"]: step for step in model.growth or [first]}
+    if sorted(growth) != list(range(1, len(growth) + 1)):
+        raise InputError(f"model.start, {start}, has growth steps {sorted(growth)}; those from 1 on are needed")
+    return {
+        number: {
+            "start": start,
+            "samples": step["samples"],
+            "parameters": step["parameters"],
+            "model": {"kind": model.plan.kind, "architecture": step["architecture"]},
+            "iterations": 0,
+            "first_iteration": 0,
+            "seconds": 0.0,
+            "evaluation": [],
+        }
+        for number, step in growth.items()
+    }
+
+
+def _write_weights(model: ExportedModel, folder: RunFolder, step: int, record: dict[str, Any]) -> None:
+    owner = owners(model.plan.shapes, world_size())
+    write_checkpoint(
+        folder.weights(step, Phase.TRAIN),
+        ((name, model.read(name) if owner[name] == rank() else None) for name in model.names),
+        model.plan.shapes,
+        owner.__getitem__,
+        model.plan.describe() | {"growth_step": step, "phase": str(Phase.TRAIN), "record": record},
+    )
