@@ -1,0 +1,136 @@
+"""What a micro-batch leaves in memory for the backward pass, part by part of the model. No torch.
+
+Counted on the kernels' path: attention keeps its input, its output and a number a token and head. Whatever a layer's
+backward pass reads is counted, and what is only on its way to the next one is not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from growclip_ds.architecture import HEAD_WIDTH, MLP_RATIO, STEM_CHANNELS, Architecture, ModelSizes
+
+Checkpointing = Literal["off", "on", "offload"]
+
+FP32 = 4
+_STATISTICS = 2 * FP32  # mean and deviation that a norm keeps of each row
+_KEPT = 1 + 1 + 3 + 1 + 1 + 1 + 2 * MLP_RATIO  # widths a token: input, norm, qkv, attention, sum, norm, MLP inside
+_IN_FLIGHT = 1 + MLP_RATIO  # in a block's backward pass: the gradient of its output, and that of the MLP's inside
+_STEM_KEPT, _STEM_IN_FLIGHT = 3, 1  # convolution, norm and output; two gradients instead of that output
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the model, as the forward pass comes to it.
+
+    Attributes:
+        name: of the part.
+        kept: bytes that it keeps for its backward pass.
+        in_flight: bytes beyond all that is kept while its backward pass runs.
+        elements: of its parameters.
+    """
+
+    name: str
+    kept: float
+    in_flight: float
+    elements: int
+
+
+def parts(
+    architecture: Architecture,
+    sizes: ModelSizes,
+    pairs: int,
+    text_tokens: float,
+    element: int,
+    checkpointing: Checkpointing = "off",
+) -> list[Part]:
+    """The model's parts in the order of its forward pass.
+
+    Args:
+        architecture: that runs.
+        sizes: of its input.
+        pairs: of a picture and a caption, in a micro-batch.
+        text_tokens: of a caption, on average.
+        element: bytes of a number.
+        checkpointing: of the blocks' activations.
+    """
+    image, text = pairs * sizes.image_tokens, pairs * text_tokens
+    elements = _elements(architecture, sizes)
+    found = list(_stem(architecture, sizes, pairs, element, elements))
+    for tower, blocks, tokens, width in (
+        ("image", architecture.image_blocks, image, architecture.image_width),
+        ("text", architecture.text_blocks, text, architecture.text_width),
+        ("shared", architecture.shared_blocks, image + text, architecture.shared_width),
+    ):
+        if tower == "text":
+            # The gradient of the whole embedding, once as it is made and once as it is added to a leading slice's.
+            table = element * sizes.vocab_size * width
+            found.append(Part("text.embedding", 0, 2 * table, elements["text.embedding"]))
+        for block in range(blocks):
+            name = f"{tower}.blocks.{block}"
+            found.append(_block(name, tokens, width, element, elements[name], checkpointing))
+    # Heads keep the stream that they take a token of each sequence from; captions' are copied out of theirs.
+    stream = (image + text if architecture.shared_blocks else image) * architecture.image_output_width
+    width = architecture.image_output_width + architecture.text_output_width
+    heads = element * (stream + pairs * (2 * width + 4 * sizes.embed_dim))
+    found.append(Part("heads", heads, element * stream, elements["heads"]))
+    return found
+
+
+def _stem(
+    architecture: Architecture, sizes: ModelSizes, pairs: int, element: int, elements: dict[str, int]
+) -> Iterator[Part]:
+    layer = element * pairs * STEM_CHANNELS * (sizes.image_size // 2) ** 2
+    tokens = element * pairs * sizes.image_tokens * architecture.image_width
+    for index in range(architecture.conv_layers + 1):
+        name = f"image.stem.layers.{index - 1}" if index else "image.stem.first"
+        yield Part(name, _STEM_KEPT * layer, _STEM_IN_FLIGHT * layer, elements[name])
+    yield Part("image.stem.patches", 0, tokens + layer, elements["image.stem.patches"])
+    yield Part("image.embedding", 0, 2 * tokens, elements["image.embedding"])
+
+
+def _block(name: str, tokens: float, width: int, element: int, elements: int, checkpointing: Checkpointing) -> Part:
+    heads = width // HEAD_WIDTH
+    kept = element * _KEPT * tokens * width + tokens * (2 * _STATISTICS + FP32 * heads)
+    in_flight = element * _IN_FLIGHT * tokens * width
+    if checkpointing == "off":
+        return Part(name, kept, in_flight, elements)
+    # Its input is all it keeps; inside, everything is there again while its backward pass runs.
+    entered = element * tokens * width
+    return Part(name, 0 if checkpointing == "offload" else entered, kept + in_flight, elements)
+
+
+def _elements(architecture: Architecture, sizes: ModelSizes) -> dict[str, int]:
+    """Elements of the parameters of each part."""
+    counts: dict[str, int] = {"heads": 0}
+    for name, shape in architecture.parameter_shapes(sizes).items():
+        pieces = name.split(".")
+        part = "heads"
+        if "blocks" in pieces or "layers" in pieces:
+            index = next(place for place, piece in enumerate(pieces) if piece.isdecimal())
+            part = ".".join(pieces[: index + 1])
+        elif pieces[0] in ("image", "text"):
+            part = ".".join(pieces[: 3 if pieces[1] == "stem" else 2])
+        counts[part] = counts.get(part, 0) + math.prod(shape)
+    return counts
+
+
+def total_kept(found: list[Part]) -> float:
+    """Bytes that all parts keep together: what activations are said to take."""
+    return sum(part.kept for part in found)
+
+
+def moments(found: list[Part]) -> Iterator[tuple[Part, float, int]]:
+    """The backward pass from its start: each part, bytes of activations while it runs, elements that have gradients.
+
+    The elements are those of the parts that are done, and the part's own.
+    """
+    kept = list(itertools.accumulate(part.kept for part in found))
+    done = 0
+    for part, alive in zip(reversed(found), reversed(kept), strict=True):
+        done += part.elements
+        yield part, alive + part.in_flight, done

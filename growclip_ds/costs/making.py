@@ -1,0 +1,128 @@
+"""From what a user asks for to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from growclip_ds.config import Config
+from growclip_ds.costs.hardware import Hardware, load_hardware
+from growclip_ds.costs.plan import Plan
+from growclip_ds.costs.speed import Speed
+from growclip_ds.costs.steps import GrowthSteps
+from growclip_ds.deepspeed_config import DeepSpeedFile, ResolvedDeepSpeed, load_deepspeed_config, resolve
+from growclip_ds.errors import InputError
+
+_DEFAULT = DeepSpeedFile(
+    "the DeepSpeed configuration",
+    {"gradient_clipping": 0.0, "zero_optimization": {"stage": 2, "reduce_bucket_size": 25_000_000}},
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is wanted for.
+
+    Attributes:
+        deepspeed: the DeepSpeed file; None for stage 2 in fp32.
+        hardware: a file that describes the GPU, if it is known.
+        gpus: of the run.
+        throughput: pairs a second of all GPUs, of the model of growth step 1.
+        utilisation: share of the GPU's peak.
+        measured: a run whose speed is taken. At most one of these three is given.
+        caption_tokens: of a caption, on average.
+    """
+
+    deepspeed: str | None = None
+    hardware: str | None = None
+    gpus: int = 1
+    throughput: float | None = None
+    utilisation: float | None = None
+    measured: Path | None = None
+    caption_tokens: float = 25.0
+
+
+def make_plan(config: Config, request: Request) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        InputError: a file that cannot be used, or a number that makes no sense; the message names it.
+    """
+    _check(config, request)
+    file = _DEFAULT if request.deepspeed is None else load_deepspeed_config(request.deepspeed)
+    deepspeed = resolve(file, config, request.gpus)
+    hardware = None if request.hardware is None else load_hardware(request.hardware)
+    if hardware is not None:
+        hardware.flops(deepspeed.precision)  # says where the GPU has not the precision
+    tokens = min(request.caption_tokens, config.model.context_length)
+    sizes = config.model.sizes(_vocabulary(config))
+    steps = GrowthSteps(config, sizes, tokens, deepspeed.accumulation_steps)
+    samples = tuple(subset.samples for subset in config.data.subsets[: config.num_growth_steps])
+    known = None if None in samples else samples
+    return Plan(
+        config=config,
+        deepspeed=deepspeed,
+        ranks=request.gpus,
+        hardware=hardware,
+        speed=_speed(request, steps, hardware, deepspeed),
+        text_tokens=tokens,
+        sizes=sizes,
+        samples=samples,
+        steps=steps,
+        cheapest=steps.cheapest(known),
+        dearest=steps.dearest(known),
+    )
+
+
+def _check(config: Config, request: Request) -> None:
+    for name, value in (
+        ("--gpus", request.gpus),
+        ("--throughput", request.throughput),
+        ("--utilisation", request.utilisation),
+        ("--caption-tokens", request.caption_tokens),
+    ):
+        if value is not None and not value > 0:
+            raise InputError(f"{name} must be greater than 0, not {value:g}")
+    if request.utilisation is not None and request.utilisation > 1:
+        raise InputError(f"--utilisation is a share of the peak, at most 1, not {request.utilisation:g}; 0.3 is 30 %")
+    if request.utilisation is not None and request.hardware is None:
+        raise InputError("--utilisation is a share of a GPU's peak: name the GPU, --hardware configs/hardware/…")
+    if config.model.start is not None:
+        raise InputError(
+            f"model.start is {config.model.start}, whose growth steps are behind it; plan from scratch "
+            "(model.start=null), with its architecture as model.base"
+        )
+    if config.has_fixed_model and config.baselines.start is not None:
+        raise InputError(
+            f"baselines.start is {config.baselines.start}, whose sizes are its own; plan with baselines.start=null and "
+            "its sizes as baselines.architecture"
+        )
+
+
+def _vocabulary(config: Config) -> int:
+    section = config.data.tokenizer
+    if section.vocab_size is not None:
+        return section.vocab_size
+    from growclip_ds.data.tokens import load_tokenizer
+
+    assert section.name_or_path is not None  # the configuration sees to it
+    return load_tokenizer(section.name_or_path, config.model.context_length).vocab_size
+
+
+def _speed(
+    request: Request, steps: GrowthSteps, hardware: Hardware | None, deepspeed: ResolvedDeepSpeed
+) -> Speed | None:
+    if request.throughput is not None:
+        each = request.throughput / request.gpus
+        source = f"from the given {request.throughput:,g} pairs/s on {request.gpus} GPUs of {steps.base}"
+        return Speed(each * steps.pair_flops(steps.base), source)
+    if request.utilisation is not None:
+        assert hardware is not None  # checked before
+        share, precision = request.utilisation, deepspeed.precision
+        source = f"assumed: {share:.0%} of {hardware.name}'s peak in {precision}"
+        return Speed(share * hardware.flops(precision), source)
+    if request.measured is not None:
+        from growclip_ds.costs.measured import measured_speed
+
+        return measured_speed(request.measured, steps)
+    return None

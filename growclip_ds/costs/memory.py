@@ -1,0 +1,319 @@
+"""Memory that a rank needs to train a model under DeepSpeed's ZeRO, from what DeepSpeed 0.19 allocates. No torch.
+
+N ranks, P parameters, working copies of e bytes (2 in bf16 and fp16), gradients summed in a bytes, buckets of B
+elements:
+
+    stage    parameters    masters, moments    gradients kept    buckets
+    1        e P           12 P / N            a P               e B
+    2        e P           12 P / N            a P / N           e B
+    3        e P / N       12 P / N            a P / N           e B
+
+At stages 1 and 2 gradients and buckets come and go within an iteration, at stage 3 they stay. Buckets are of their full
+size however small the model is, and two with overlap_comm. Stage 3 also holds small parameters whole, and keeps what
+the forward pass has gathered for the backward pass, up to stage3_max_reuse_distance, which is not looked at: below its
+default of 10⁹ elements the figures are an upper bound. Memory is greatest either in the forward pass, when stage 3 has
+gathered everything, or in the backward pass, with activations, gradients so far and a bucket on its way, or in the
+update, with gradients in fp32 but without activations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.costs.activations import FP32, Checkpointing, moments, parts, total_kept
+from growclip_ds.deepspeed_config import ResolvedDeepSpeed
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_OPTIMIZER = 3 * FP32  # a master and two moments
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How DeepSpeed divides a model, and what it reserves for that.
+
+    Attributes:
+        stage: of ZeRO.
+        ranks: that share the model.
+        element: bytes of a working copy's number.
+        accumulation: bytes of a number in the gradients that a rank keeps,
+        communication: and in those that are on their way.
+        reduce_bucket: elements of a bucket of gradients.
+        contiguous: whether gradients are copied into a bucket, which is there for a whole pass,
+        overlap: and into two at stages 1 and 2, so that one is filled while the other is reduced.
+        prefetch: elements that stage 3 gathers at a time.
+        persistence: up to so many elements stage 3 keeps a parameter whole.
+        sub_group: elements of a rank's share that are updated at a time, at stage 3.
+        offload_optimizer: whether masters and moments are in main memory.
+        offload_parameters: whether a rank's share of the working copies is.
+    """
+
+    stage: int
+    ranks: int
+    element: int
+    accumulation: int
+    communication: int
+    reduce_bucket: int = 500_000_000
+    contiguous: bool = True
+    overlap: bool = False
+    prefetch: int = 50_000_000
+    persistence: int = 100_000
+    sub_group: int = 1_000_000_000
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+    @classmethod
+    def of(cls, deepspeed: ResolvedDeepSpeed, ranks: int) -> Sharding:
+        """As a DeepSpeed configuration has it; what it leaves out is DeepSpeed's default."""
+        zero: Mapping[str, Any] = deepspeed.config["zero_optimization"]
+        element = BYTES[deepspeed.precision]
+        accumulation = deepspeed.config.get("data_types", {}).get("grad_accum_dtype")
+        stated = {
+            "reduce_bucket": "reduce_bucket_size",
+            "prefetch": "stage3_prefetch_bucket_size",
+            "persistence": "stage3_param_persistence_threshold",
+            "sub_group": "sub_group_size",
+        }
+        offloads = {
+            name: zero.get(key, {}).get("device", "none") == "cpu"
+            for name, key in (("offload_optimizer", "offload_optimizer"), ("offload_parameters", "offload_param"))
+        }
+        return cls(
+            stage=deepspeed.stage,
+            ranks=ranks,
+            element=element,
+            accumulation=BYTES[accumulation] if accumulation else element,
+            communication=BYTES[deepspeed.config.get("communication_data_type", deepspeed.precision)],
+            contiguous=zero.get("contiguous_gradients", True),
+            overlap=bool(zero.get("overlap_comm", deepspeed.stage == 3)),
+            **{name: int(zero[key]) for name, key in stated.items() if key in zero},
+            **offloads,
+        )
+
+    def at_stage(self, stage: int) -> Sharding:
+        """The same at another stage of ZeRO; stage 1 sums bf16 gradients in bf16."""
+        if stage == self.stage:
+            return self
+        return replace(self, stage=stage, accumulation=self.element if stage == 1 else self.accumulation)
+
+    @property
+    def buckets(self) -> int:
+        """That there are at a time, of their full size."""
+        return int(self.contiguous) * (2 if self.overlap and self.stage < 3 else 1)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a rank works on in an iteration.
+
+    Attributes:
+        pairs: of a micro-batch.
+        micro_batches: in an iteration.
+        text_tokens: of a caption, on average.
+        global_batch: pairs over all ranks.
+        checkpointing: of activations.
+    """
+
+    pairs: int
+    micro_batches: int
+    text_tokens: float
+    global_batch: int
+    checkpointing: Checkpointing = "off"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a rank's device, by what they are for; those that are not there at the same time as well.
+
+    Attributes:
+        parameters: working copies, at stage 3 the rank's share and what is kept whole.
+        optimizer: fp32 masters and moments.
+        gradients: that the rank keeps until the update.
+        buckets: through which gradients go.
+        gathered: parameters that stage 3 gathers while it computes.
+        inputs: pictures, from an iteration's begin on.
+        activations: kept for the backward pass.
+        loss: what the contrastive loss of the global batch takes.
+        update: gradients once more, in fp32, while the optimizer runs.
+        at_rest: what is there between iterations.
+        host: bytes of main memory, where something is offloaded.
+        peak: the most that is needed at a time.
+        peak_at: when: in the "forward", in the "backward" pass or at the "update".
+    """
+
+    parameters: float
+    optimizer: float
+    gradients: float
+    buckets: float
+    gathered: float
+    inputs: float
+    activations: float
+    loss: float
+    update: float
+    at_rest: float
+    host: float
+    peak: float
+    peak_at: str
+
+    @property
+    def states(self) -> float:
+        """Working copies, masters and moments."""
+        return self.parameters + self.optimizer
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value if isinstance(value, str) else round(value) for name, value in asdict(self).items()}
+
+
+def memory(architecture: Architecture, sizes: ModelSizes, sharding: Sharding, load: Load) -> Memory:
+    """What a rank needs to train an architecture."""
+    return _Counting(architecture, sizes, sharding, load).result()
+
+
+class _Counting:
+    """One model's memory, by the moments of an iteration at which it may be greatest."""
+
+    def __init__(self, architecture: Architecture, sizes: ModelSizes, sharding: Sharding, load: Load) -> None:
+        self.sizes, self.sharding, self.load = sizes, sharding, load
+        shapes = architecture.parameter_shapes(sizes)
+        self.counts = [math.prod(shape) for shape in shapes.values()]
+        self.total = sum(self.counts)
+        self.share = math.ceil(self.total / sharding.ranks)
+        self.parts = parts(architecture, sizes, load.pairs, load.text_tokens, sharding.element, load.checkpointing)
+
+    def result(self) -> Memory:
+        s, load = self.sharding, self.load
+        element, share = s.element, self.share
+        optimizer = 0 if s.offload_optimizer else _OPTIMIZER * share
+        parameters, whole = self._parameters()
+        bucket = self._bucket()
+        gathered = self._gathered(whole)
+        inputs = self._inputs()
+        kept_throughout = bucket + self._kept() if s.stage == 3 else 0
+        staging = element * max(self.counts) if s.offload_optimizer and s.stage < 3 else 0
+        states = parameters + optimizer + kept_throughout + staging
+        backward = max(
+            *(
+                alive + self._gradients(done) + self._still_gathered(gathered, done)
+                for _, alive, done in moments(self.parts)
+            ),
+            self._gradients(self.total, last=True),
+        )
+        prefetched = element * min(s.prefetch, self.total - whole) if gathered and load.micro_batches == 1 else 0
+        kept = total_kept(self.parts)
+        forward = gathered + prefetched + kept * max(0.0, 1 - s.prefetch / self.total)
+        loss = gathered + kept + self._loss()
+        update = self._update()
+        peaks = {"forward": max(forward, loss), "backward": backward, "update": update}
+        at = max(peaks, key=peaks.__getitem__)
+        return Memory(
+            parameters=parameters,
+            optimizer=optimizer,
+            gradients=self._kept(),
+            buckets=bucket,
+            gathered=gathered,
+            inputs=inputs,
+            activations=kept,
+            loss=self._loss(),
+            update=update,
+            at_rest=states,
+            host=self._host(),
+            peak=states + inputs + peaks[at],
+            peak_at=at,
+        )
+
+    def _parameters(self) -> tuple[float, int]:
+        """Bytes of the working copies, and elements of those that stage 3 keeps whole."""
+        s = self.sharding
+        if s.stage < 3:
+            return s.element * self.total, 0
+        whole = sum(count for count in self.counts if count <= s.persistence) if s.ranks > 1 else 0
+        own = 0 if s.offload_parameters else self.share
+        return s.element * (own + whole), whole
+
+    def _gathered(self, whole: int) -> float:
+        s = self.sharding
+        if s.stage < 3 or (s.ranks == 1 and not s.offload_parameters):
+            return 0
+        if self.load.micro_batches > 1:
+            # Passes without and with a backward pass take turns: DeepSpeed finds no order, and gathers layer by layer.
+            return s.element * max(part.elements for part in self.parts)
+        return s.element * (self.total - whole)
+
+    def _still_gathered(self, gathered: float, done: int) -> float:
+        return gathered * max(0.0, 1 - done / self.total)
+
+    def _bucket(self) -> float:
+        s = self.sharding
+        return (s.accumulation if s.stage == 1 else s.element) * s.reduce_bucket * s.buckets
+
+    def _kept(self) -> float:
+        s = self.sharding
+        if s.stage == 1:
+            return s.accumulation * self.total
+        return 0 if s.offload_optimizer else s.accumulation * self.share
+
+    def _gradients(self, done: int, last: bool = False) -> float:
+        """Bytes of gradients and of what becomes of them, when so many elements have theirs.
+
+        `last`: the pass is over, and what is left is reduced.
+        """
+        s = self.sharding
+        element, accumulation, share = s.element, s.accumulation, self.share
+        largest = max(count for count in self.counts if count <= max(done, 1))
+        bucket = self._bucket()
+        reduced = min(done, s.reduce_bucket) if last or done > s.reduce_bucket else 0  # copied to be communicated
+        if s.stage == 3:
+            cast = accumulation * reduced / s.ranks if accumulation != element else 0
+            return element * (largest + reduced) + cast
+        if s.stage == 1 and not s.overlap:
+            # All stay until the pass is over; then they go into a bucket, and this rank's out of it again.
+            there = self.total if self.load.micro_batches > 1 else done
+            own = 0 if s.offload_optimizer else max(0, share - reduced)
+            return accumulation * (there + own) + bucket if last else accumulation * (there + largest)
+        copied = element * reduced
+        if s.offload_optimizer:
+            return bucket + copied + element * largest
+        if accumulation != element:
+            return bucket + copied + accumulation * (share + min(largest, share) if reduced else share)
+        earlier = element * share if self.load.micro_batches > 1 and s.stage == 2 else 0
+        # This rank's are copied out of a bucket after it has been reduced, so there are none yet with the first.
+        own = element * share if reduced else 0
+        return bucket + earlier + (copied + own if done > s.reduce_bucket else max(copied, own))
+
+    def _update(self) -> float:
+        s = self.sharding
+        if s.offload_optimizer:
+            return 0
+        if s.stage == 3:
+            share = min(self.share, s.sub_group)
+            cast = 0 if s.accumulation == FP32 else s.accumulation
+            return (cast + FP32) * share
+        if s.accumulation == FP32 and s.element != FP32 and s.stage == 2:
+            return FP32 * self.share  # already flat
+        return (2 * s.element + (FP32 if s.element != FP32 else 0)) * self.share
+
+    def _inputs(self) -> float:
+        """All micro-batches' pictures, normalised, and the last one's bytes."""
+        pixels = 3 * self.sizes.image_size**2 * self.load.pairs
+        return pixels * (self.sharding.element * self.load.micro_batches + 1)
+
+    def _loss(self) -> float:
+        """Features of all ranks, gradients in fp32 and as features are, a block of the scores' (see its kernels)."""
+        total = self.load.global_batch * self.sizes.embed_dim
+        local = total / self.sharding.ranks
+        element = self.sharding.element
+        partial = 0.75 * FP32 * total
+        return element * (total + local) + FP32 * (total + local) + 2 * element * total + partial
+
+    def _host(self) -> float:
+        s = self.sharding
+        own_parameters = s.element * self.share if s.offload_parameters else 0
+        if not s.offload_optimizer:
+            return own_parameters
+        masters = (_OPTIMIZER + FP32) * self.share  # and their gradients
+        if s.stage == 3:
+            return own_parameters + masters + s.accumulation * self.share
+        return masters + s.element * (self.share + max(self.counts))

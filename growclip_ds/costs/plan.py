@@ -1,0 +1,235 @@
+"""The plan of a run: everything about its costs that can be said before it is started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.config import Config
+from growclip_ds.costs.communication import Communication, communication
+from growclip_ds.costs.hardware import Hardware
+from growclip_ds.costs.memory import Load, Memory, Sharding, memory
+from growclip_ds.costs.speed import Speed
+from growclip_ds.costs.steps import GrowthSteps, Path, PhaseCost
+from growclip_ds.deepspeed_config import ResolvedDeepSpeed
+
+STAGES = (1, 2, 3)
+RESERVED = 0.1  # share of a GPU's memory that is left to CUDA, NCCL and fragmentation
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model on a rank at a stage of ZeRO.
+
+    Attributes:
+        stage: of ZeRO.
+        memory: that a rank needs.
+        communication: that it sends in an iteration.
+        fits: whether the GPU has so much; None without one.
+        largest_micro_batch: pairs that fit, at most the rank's share of the batch; 0 if none do, None without a GPU.
+    """
+
+    stage: int
+    memory: Memory
+    communication: Communication
+    fits: bool | None
+    largest_micro_batch: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "memory_bytes": self.memory.to_json(),
+            "communication_bytes": self.communication.to_json(),
+            "fits": self.fits,
+            "largest_micro_batch": self.largest_micro_batch,
+        }
+
+
+@dataclass(frozen=True)
+class CandidateCost:
+    """A candidate of a growth step.
+
+    Attributes:
+        architecture: its sizes.
+        parameters: without the temperature.
+        flops: of a pair, forward.
+        within_limit: whether it is within `growth.max_parameters`.
+    """
+
+    architecture: Architecture
+    parameters: int
+    flops: float
+    within_limit: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost.
+
+    Attributes:
+        config: of the run.
+        deepspeed: at the stage, precision and micro-batch that the run takes.
+        ranks: GPUs.
+        hardware: of which kind, if it is known.
+        speed: of a GPU, if it is known, and where from.
+        text_tokens: of a caption.
+        sizes: of the model's input.
+        samples: of each subset; None where they are not counted.
+        steps: the growth steps.
+        cheapest, dearest: the paths between which the run will be.
+    """
+
+    config: Config
+    deepspeed: ResolvedDeepSpeed
+    ranks: int
+    hardware: Hardware | None
+    speed: Speed | None
+    text_tokens: float
+    sizes: ModelSizes
+    samples: tuple[int | None, ...]
+    steps: GrowthSteps
+    cheapest: Path
+    dearest: Path
+
+    @property
+    def known_samples(self) -> tuple[int, ...] | None:
+        return None if None in self.samples else self.samples  # type: ignore[return-value]
+
+    @property
+    def models_memory(self) -> bool:
+        """Whether memory is modelled: of GrowCLIPs, not of transformers' CLIP."""
+        return not (self.config.has_fixed_model and self.config.fixed_model_is_clip)
+
+    def bases(self, step: int) -> list[Architecture]:
+        """What a growth step may start from, on the cheapest and on the dearest path."""
+        return list(dict.fromkeys(path.architectures[step - 2] for path in (self.cheapest, self.dearest)))
+
+    def candidates(self, base: Architecture) -> list[CandidateCost]:
+        """What a model may grow into by a growth step, the smallest first."""
+        limit = self.config.growth.max_parameters
+        rows = []
+        for architecture in self.steps.all_candidates(base):
+            parameters = self.steps.parameters(architecture)
+            flops = self.steps.forward(architecture)
+            rows.append(CandidateCost(architecture, parameters, flops, limit is None or parameters <= limit))
+        return sorted(rows, key=lambda row: (row.parameters, row.architecture))
+
+    def largest_model(self, step: int, path: Path) -> Architecture:
+        """The largest model of a growth step on a path: its supernet, where it has one."""
+        models = [phase.architecture for phase in path.phases if phase.step == step]
+        return max(models, key=self.steps.parameters)
+
+    def stages(self, architecture: Architecture) -> list[Stage]:
+        """Memory and communication of a model, at each stage of ZeRO."""
+        return [self._stage(architecture, stage) for stage in STAGES]
+
+    def pairs(self, phase: PhaseCost) -> int | None:
+        """That a phase trains on, repetitions counted."""
+        if (samples := self.known_samples) is None:
+            return None
+        held_out = self.config.held_out_pairs * phase.step
+        return phase.epochs * max(0, sum(samples[: phase.step]) - held_out)
+
+    def device_hours(self, phase: PhaseCost) -> float | None:
+        """Of all GPUs together."""
+        if self.speed is None or (pairs := self.pairs(phase)) is None:
+            return None
+        return pairs * phase.flops / self.speed.flops / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        limit = self.config.growth.max_parameters
+        return {
+            "method": self.config.method,
+            "ranks": self.ranks,
+            "hardware": self.hardware and self.hardware.model_dump(),
+            "reserved_share_of_memory": RESERVED,
+            "precision": self.deepspeed.precision,
+            "stage": self.deepspeed.stage,
+            "micro_batch_size": self.deepspeed.micro_batch_size,
+            "micro_batches": self.deepspeed.accumulation_steps,
+            "global_batch_size": self.config.training.global_batch_size,
+            "caption_tokens": self.text_tokens,
+            "sizes": asdict(self.sizes),
+            "max_parameters": limit,
+            "samples": list(self.samples),
+            "speed": self.speed and self.speed.to_json(),
+            "steps": [self._step_json(step) for step in range(1, self.steps.count + 1)],
+            "paths": {"cheapest": self._path_json(self.cheapest), "dearest": self._path_json(self.dearest)},
+        }
+
+    def _step_json(self, step: int) -> dict[str, Any]:
+        values: dict[str, Any] = {"step": step}
+        if step > 1 and not self.config.has_fixed_model:
+            values["candidates"] = [
+                {
+                    "base": asdict(base),
+                    "candidates": [
+                        {**asdict(row), "architecture": asdict(row.architecture)} for row in self.candidates(base)
+                    ],
+                }
+                for base in self.bases(step)
+            ]
+        if self.models_memory:
+            values["models"] = {
+                name: {
+                    "architecture": asdict(model),
+                    "parameters": self.steps.parameters(model),
+                    "stages": [stage.to_json() for stage in self.stages(model)],
+                }
+                for name, model in (
+                    ("cheapest", self.largest_model(step, self.cheapest)),
+                    ("dearest", self.largest_model(step, self.dearest)),
+                )
+            }
+        return values
+
+    def _path_json(self, path: Path) -> dict[str, Any]:
+        phases = []
+        for phase in path.phases:
+            values = {**asdict(phase), "architecture": asdict(phase.architecture), "phase": str(phase.phase)}
+            values |= {"flops_per_pair": values.pop("flops"), "pairs": self.pairs(phase)}
+            phases.append(values | {"device_hours": self.device_hours(phase)})
+        return {
+            "architectures": [asdict(architecture) for architecture in path.architectures],
+            "parameters": [self.steps.parameters(architecture) for architecture in path.architectures],
+            "phases": phases,
+            "device_hours": total_or_none([self.device_hours(phase) for phase in path.phases]),
+        }
+
+    def _stage(self, architecture: Architecture, stage: int) -> Stage:
+        sharding = Sharding.of(self.deepspeed, self.ranks).at_stage(stage)
+        load = self.load
+        needs = memory(architecture, self.sizes, sharding, load)
+        sent = communication(architecture, self.sizes, sharding, load)
+        if self.hardware is None:
+            return Stage(stage, needs, sent, None, None)
+        room = (1 - RESERVED) * self.hardware.memory_bytes
+        share = self.config.training.global_batch_size // self.ranks
+
+        def fits(pairs: int) -> bool:
+            micro = replace(load, pairs=pairs, micro_batches=math.ceil(share / pairs))
+            return memory(architecture, self.sizes, sharding, micro).peak <= room
+
+        # Of the sizes that divide a rank's share, as DeepSpeed wants it.
+        divisors = [pairs for pairs in range(share, 0, -1) if share % pairs == 0]
+        largest = next((pairs for pairs in divisors if fits(pairs)), 0)
+        return Stage(stage, needs, sent, needs.peak <= room, largest)
+
+    @property
+    def load(self) -> Load:
+        training = self.config.training
+        return Load(
+            self.deepspeed.micro_batch_size,
+            self.deepspeed.accumulation_steps,
+            self.text_tokens,
+            training.global_batch_size,
+            training.activation_checkpointing,
+        )
+
+
+def total_or_none(values: Sequence[float | None]) -> float | None:
+    """The sum; None where one is not known."""
+    return None if None in values else sum(values)  # type: ignore[arg-type]

@@ -1,0 +1,22 @@
+"""How many operations a GPU does a second: given, or measured in a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one GPU.
+
+    Attributes:
+        flops: operations a second, of those that a plan counts.
+        source: where that is from, in words.
+    """
+
+    flops: float
+    source: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"flops_per_second_of_a_gpu": self.flops, "source": self.source}

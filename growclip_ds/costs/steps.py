@@ -1,0 +1,182 @@
+"""What each growth step of a run may train, and the operations that it takes. No torch.
+
+Which candidate a step selects is not known beforehand, so a run is described by its cheapest and its dearest path:
+choices, one a step, of which the run's operations are the fewest and the most.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.config import Config
+from growclip_ds.costs.flops import (
+    block_group_flops,
+    clip_forward_flops,
+    forward_flops,
+    loss_flops,
+    training_flops,
+)
+from growclip_ds.errors import InputError
+from growclip_ds.growth_space import GrowthSpace
+from growclip_ds.phases import Phase, phase_epochs
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """A phase of a growth step on one path.
+
+    Attributes:
+        step: the growth step.
+        phase: of it.
+        architecture: that the engine is built for.
+        epochs: passes over the step's data.
+        flops: of one pair, on average.
+    """
+
+    step: int
+    phase: Phase
+    architecture: Architecture
+    epochs: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Path:
+    """A choice for every growth step.
+
+    Attributes:
+        architectures: trained, one a step.
+        phases: of all steps, in order.
+    """
+
+    architectures: tuple[Architecture, ...]
+    phases: tuple[PhaseCost, ...]
+
+
+class GrowthSteps:
+    """The growth steps of a configuration.
+
+    Args:
+        config: of the run; its growth starts from `model.base`.
+        sizes: of the model's input.
+        text_tokens: of a caption, on average.
+        micro_batches: of a rank in an iteration: several take two forward passes.
+
+    Raises:
+        InputError: `model.base` is beyond `growth.max_parameters`.
+    """
+
+    def __init__(self, config: Config, sizes: ModelSizes, text_tokens: float, micro_batches: int = 1) -> None:
+        self.config, self.sizes, self.text_tokens, self.micro_batches = config, sizes, text_tokens, micro_batches
+        self.parameters = functools.cache(sizes.parameters_of)
+        self.pair_flops = functools.cache(self._pair_flops)
+        self.space = functools.cache(self._space)
+        limit, base = config.growth.max_parameters, config.model.base
+        if not config.has_fixed_model and limit is not None and sizes.parameters_of(base) > limit:
+            raise InputError(
+                f"growth.max_parameters is {limit:,}, but model.base {base} has {sizes.parameters_of(base):,} already; "
+                "raise the limit"
+            )
+
+    @property
+    def count(self) -> int:
+        return self.config.num_growth_steps
+
+    @property
+    def base(self) -> Architecture:
+        """Of growth step 1."""
+        config = self.config
+        return config.fixed_architecture if config.has_fixed_model else config.model.base
+
+    def of_sizes(self, sizes: ModelSizes) -> GrowthSteps:
+        """The same run on inputs of other sizes."""
+        return GrowthSteps(self.config, sizes, self.text_tokens, self.micro_batches)
+
+    def forward(self, architecture: Architecture) -> float:
+        """Operations of a forward pass on a pair."""
+        config = self.config
+        forward = clip_forward_flops if config.has_fixed_model and config.fixed_model_is_clip else forward_flops
+        return forward(architecture, self.sizes, self.text_tokens)
+
+    def all_candidates(self, base: Architecture) -> tuple[Architecture, ...]:
+        """What a model may grow into by one step, those beyond the limit included."""
+        return self._unlimited(base).candidates
+
+    def cheapest(self, samples: Sequence[int] | None) -> Path:
+        """The path of the fewest operations; with unknown samples, every step has as many new ones as the first."""
+        return self._extreme(min, samples)
+
+    def dearest(self, samples: Sequence[int] | None) -> Path:
+        """The path of the most operations."""
+        return self._extreme(max, samples)
+
+    def phases(self, step: int, base: Architecture, chosen: Architecture) -> list[PhaseCost]:
+        """The phases of a growth step, whose model grows from `base` to `chosen`."""
+        found = []
+        for phase, epochs in phase_epochs(self.config, step).items():
+            if phase is Phase.TRAIN:
+                trained, sampled = chosen, [chosen]
+            else:
+                space = self.space(base)
+                trained = space.supernet
+                sampled = [trained] if phase is Phase.FINETUNE else list(space)
+            found.append(PhaseCost(step, phase, trained, epochs, fmean(map(self.pair_flops, sampled))))
+        return found
+
+    def _pair_flops(self, architecture: Architecture) -> float:
+        """Of a pair in an iteration, as they are executed."""
+        config = self.config
+        once = self.forward(architecture)
+        total = training_flops(once)
+        if self.micro_batches > 1:
+            total += once
+        if config.training.activation_checkpointing != "off":
+            total += block_group_flops(architecture, self.sizes, self.text_tokens)
+        batch = config.training.global_batch_size
+        return total + loss_flops(batch, self.sizes.embed_dim) / batch
+
+    def _unlimited(self, base: Architecture) -> GrowthSpace:
+        if self.config.has_fixed_model:
+            return GrowthSpace(base, 0, 0, 0)
+        growth, only = self.config.growth, self.config.ablation.grow_only
+        frozen = growth.frozen if only is None else {name for name, _ in base.items()} - {only}
+        return GrowthSpace(base, growth.conv_step, growth.block_step, growth.head_step, frozen)
+
+    def _space(self, base: Architecture) -> GrowthSpace:
+        limit = self.config.growth.max_parameters
+        space = self._unlimited(base)
+        return space if limit is None or self.config.has_fixed_model else space.within(limit, self.parameters)
+
+    def _choices(self, base: Architecture) -> Sequence[Architecture]:
+        """Among which the extreme ones are."""
+        space = self.space(base)
+        if self.config.ablation.grow_only is not None:
+            return [space.supernet]
+        # Without a limit, more of anything costs more, now and in all later steps.
+        return [space.base, space.supernet] if self.config.growth.max_parameters is None else space.candidates
+
+    def _extreme(self, better: Callable[..., float], samples: Sequence[int] | None) -> Path:
+        """By trying all paths, with those that have come to the same architecture tried once."""
+        pairs = [1] * self.count if samples is None else samples
+        arrived = [sum(pairs[:step]) for step in range(1, self.count + 1)]
+
+        def cost(phases: Sequence[PhaseCost]) -> float:
+            return sum(phase.epochs * phase.flops * arrived[phase.step - 1] for phase in phases)
+
+        first = self.phases(1, self.base, self.base)
+        ends = {self.base: (cost(first), (self.base,), tuple(first))}
+        for step in range(2, self.count + 1):
+            following: dict[Architecture, tuple[float, tuple[Architecture, ...], tuple[PhaseCost, ...]]] = {}
+            for base, (before, path, phases) in ends.items():
+                for chosen in self._choices(base):
+                    added = self.phases(step, base, chosen)
+                    end = before + cost(added), (*path, chosen), (*phases, *added)
+                    known = following.get(chosen)
+                    following[chosen] = end if known is None else better(known, end, key=lambda one: one[0])
+            ends = following
+        _, architectures, phases = better(ends.values(), key=lambda one: one[0])
+        return Path(architectures, phases)
