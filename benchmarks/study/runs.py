@@ -144,7 +144,9 @@ class Plan:
             yield from self._best(f"pim-{name}", "growclip", override)
 
     def _one_dimension(self) -> Iterator[StudyRun]:
-        """Table 9."""
+        """Table 9, and what more data alone would have brought: the same GrowCLIP trained on."""
+        recipe = ("method=twp", "baselines.model=growclip", _architecture(self.config.model.base))
+        yield from self._best("grow-nothing", "growclip", *recipe, "growth.steps=2")
         for dimension in GROWING:
             name = f"grow-{dimension.replace('_', '-')}"
             yield from self._best(name, "growclip", f"ablation.grow_only={dimension}", "growth.steps=2")
