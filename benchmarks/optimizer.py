@@ -12,7 +12,7 @@ the update is compared with float64 on a smaller model of the same kind. On a GP
 Bytes are those that the kernels have to move (growclip_kernels/optimizer/updates.py): AdamW reads four numbers an
 element and writes three; LAMB's first pass does too, its second reads two and writes one. What tables and partial sums
 add is counted. The prediction for an H200 is these at the rate at which one was measured to copy (prediction.py); S4's
-step there is predicted from its operations (flops.py) at the rate of large products.
+step there is predicted from its operations (growclip_ds/costs/flops.py) at the rate of large products.
 
 The share of a step is of a small model of S4's kind on the CPU, of S4 on a GPU: the time that the optimiser's `step`
 takes of a whole training iteration at ZeRO 2, in one process.
@@ -35,11 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own f
 
 from benchmarks import common
 from benchmarks.captions import built_in_captions, built_in_tokenizer
-from benchmarks.flops import growclip_flops, training_flops
 from benchmarks.prediction import H200
 from benchmarks.steps import Batch
 from benchmarks.train_step import PRESETS
 from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.costs.flops import forward_flops, training_flops
 from growclip_ds.engine import Engine, init_distributed
 from growclip_ds.iteration import train_iteration
 from growclip_ds.model.growclip import GrowCLIP
@@ -161,7 +161,8 @@ def predicted_step_ms() -> float:
     sizes, pairs = ModelSizes(), PRESETS["gpu"].batch_size
     tokenizer = built_in_tokenizer(8192, sizes.context_length)
     lengths = tokenizer(built_in_captions(pairs)).cu_seqlens.diff().tolist()
-    operations = training_flops(growclip_flops(S4, sizes, lengths), pairs, pairs, sizes.embed_dim)
+    forward = sum(forward_flops(S4, sizes, length) for length in lengths) + 2 * pairs**2 * sizes.embed_dim
+    operations = training_flops(forward)
     return 1000 * operations / PRODUCTS
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from benchmarks import common
 from benchmarks.captions import built_in_captions, built_in_tokenizer, fill, pad
 from benchmarks.contenders import Contender
-from benchmarks.flops import clip_flops, growclip_flops, training_flops
 from benchmarks.parts import TimedEngine, median_shares
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.config import load_config
+from growclip_ds.costs.flops import clip_forward_flops, forward_flops, training_flops
 from growclip_ds.deepspeed_config import DeepSpeedFile, load_deepspeed_config, resolve
 from growclip_ds.iteration import train_iteration
 from growclip_ds.model.growclip import GrowCLIP
@@ -141,13 +141,13 @@ class Contest:
         contrasted_with = self.preset.batch_size * self.ranks
         step = step_on(self.batch.packed)
         check_first_step(step, contrasted_with, engine.masters, initial)
-        flops = growclip_flops(architecture, self.sizes, self.batch.lengths)
+        flops = sum(forward_flops(architecture, self.sizes, length) for length in self.batch.lengths)
         self._record(row | {"captions": "packed"}, step, memory, flops, contrasted_with, engine, PARTS)
         if profile is not None:
             profile(step)
         if full_captions:
             length = self.sizes.context_length
-            flops = growclip_flops(architecture, self.sizes, [length] * self.preset.batch_size)
+            flops = self.preset.batch_size * forward_flops(architecture, self.sizes, length)
             row |= {"captions": f"all of {length}"}
             self._record(row, step_on(self.batch.full), memory, flops, contrasted_with, engine, PARTS)
         engine.destroy()
@@ -207,7 +207,7 @@ class Contest:
         row: dict[str, Any],
         step: Step,
         memory: common.PeakMemory,
-        forward_flops: int,
+        forward: float,
         contrasted_with: int,
         engine: TimedEngine | None = None,
         parts: Mapping[str, str] | None = None,
@@ -218,7 +218,7 @@ class Contest:
             row: who it is.
             step: an iteration.
             memory: made before the contestant was.
-            forward_flops: of this rank's forward pass, padding not counted.
+            forward: operations of this rank's forward pass, padding not counted.
             contrasted_with: captions that each picture is compared with.
             engine: what it is trained by, if that can time parts.
             parts: which.
@@ -235,7 +235,8 @@ class Contest:
         seconds = [max(durations) for durations in zip(*(s for s, _ in of_ranks), strict=True)]
         median, peak = statistics.median(seconds), max(p for _, p in of_ranks)
         pairs = self.preset.batch_size
-        rate = training_flops(forward_flops, pairs, contrasted_with, self.sizes.embed_dim) / median / 1e12
+        similarities = training_flops(2 * pairs * contrasted_with * self.sizes.embed_dim)
+        rate = (training_flops(forward) + similarities) / median / 1e12
         sheet = self.ceilings["peak_tflop_s"]
         row |= {
             "ranks": self.ranks,
@@ -254,8 +255,8 @@ class Contest:
             print(f"{who}: {row['samples_per_second']:,.1f} samples/s", flush=True)
 
     @property
-    def _contender_flops(self) -> int:
-        return clip_flops(self.preset.compared, self.sizes, self.batch.lengths)
+    def _contender_flops(self) -> float:
+        return sum(clip_forward_flops(self.preset.compared, self.sizes, length) for length in self.batch.lengths)
 
     def _ds_config(self, stage: int) -> dict[str, Any]:
         """ds_configs/zeroN.json for this batch; in fp32 where the preset is, and on the CPU without a second stream."""

@@ -18,9 +18,10 @@ does. Nothing is compiled or checkpointed.
 
 Before anything is timed, the first loss has to be that of guessing, ln n, and a step has to change every matrix.
 
-Utilisation is by operations counted from sizes (flops.py): of the captions' tokens, not of padding, so at the same
-captions it is the same work for all but for the stem. Time is the median of iterations by the wall clock, on the
-slowest rank; memory is the largest rank's. Shares are of further iterations, with marks between parts (parts.py).
+Utilisation is by operations counted from sizes (growclip_ds/costs/flops.py): of the captions' tokens, not of padding,
+so at the same captions it is the same work for all but for the stem. Time is the median of iterations by the wall
+clock, on the slowest rank; memory is the largest rank's. Shares are of further iterations, with marks between parts
+(parts.py).
 """
 
 from __future__ import annotations
