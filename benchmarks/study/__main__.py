@@ -19,8 +19,12 @@ from pathlib import Path
 
 from benchmarks.study.results import Results
 from benchmarks.study.runs import Plan, StudyRun
+from benchmarks.study.tables import tables
 from growclip_ds.config import load_config
 from growclip_ds.errors import InputError
+from growclip_ds.files import write_text
+from growclip_ds.reporting.markdown import to_markdown
+from growclip_ds.reporting.report import Report
 from growclip_ds.run_folder import RunFolder
 from growclip_ds.signals import STOPPED
 
@@ -28,6 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "study"
 SCENES = ["--samples", "4500", "--subsets", "3", "--size", "64"]
 POLL_SECONDS = 1.0
+WRITTEN = (
+    "Written by python -m benchmarks.study from the records in runs/: mean ± standard deviation (runs), in percent."
+)
 
 
 def main() -> int:
@@ -93,7 +100,13 @@ class Study:
         if code:
             raise InputError(f"{run.name} failed (exit code {code}); {self._log(run)} says why")
         self.plan.results.keep(run.name, RunFolder(self.options.work / run.name))
+        self.write_tables()
         print(f"{run.name}: finished", flush=True)
+
+    def write_tables(self) -> None:
+        """Writes what is known so far, beside the folder of results."""
+        report = Report("What the study found", [WRITTEN], [table for table in tables(self.plan) if table.rows], [])
+        write_text(self.plan.results.path.parent / "tables.md", to_markdown(report))
 
     def _log(self, run: StudyRun) -> Path:
         return self.options.work / f"{run.name}.log"

@@ -35,9 +35,17 @@ class Results:
             shutil.copyfile(file, copy)
         partial.rename(self.path / name)
 
+    def steps(self, name: str) -> int:
+        """Growth steps of a run."""
+        return max(step for step, _, _ in self._records(name))
+
     def accuracy(self, name: str, step: int) -> float:
-        """Percent after a growth step: top-1 or mean R@1, the mean of the sets that the run reports."""
-        return fmean(map(_figure, self._trained(name, step)["evaluation"]))
+        """Percent after a growth step, the mean of the sets that the run reports."""
+        return fmean(self.figures(name, step).values())
+
+    def figures(self, name: str, step: int) -> dict[str, float]:
+        """Percent after a growth step on each set: top-1, or of a retrieval set the mean R@1 of both directions."""
+        return {found["dataset"]: _figure(found) for found in self._trained(name, step)["evaluation"]}
 
     def parameters(self, name: str, step: int) -> int:
         return self._trained(name, step)["parameters"]
@@ -45,8 +53,19 @@ class Results:
     def architecture(self, name: str, step: int) -> Architecture:
         return Architecture(**self._trained(name, step)["model"]["architecture"])
 
+    def seconds(self, name: str) -> float:
+        """Of all phases together."""
+        return sum(record["seconds"] for _, _, record in self._records(name))
+
+    def pairs_seen(self, name: str) -> int:
+        """In the training of all phases together."""
+        return sum(record["pairs_seen"] for _, _, record in self._records(name))
+
     def _trained(self, name: str, step: int) -> dict[str, Any]:
         return RunFolder(self.path / name).record(step, Phase.TRAIN)
+
+    def _records(self, name: str) -> list[tuple[int, Phase, dict[str, Any]]]:
+        return list(RunFolder(self.path / name).records())
 
 
 def _figure(evaluation: dict[str, Any]) -> float:

@@ -82,6 +82,11 @@ class Plan:
         """The learning rate with the highest accuracy on the selection set, once all have been tried."""
         return self._rates(method, optimizer)[1]
 
+    def tuning(self, method: str, optimizer: str) -> dict[float, float]:
+        """The accuracy at each learning rate that has been tried."""
+        names = {rate: _tuning_name(method, optimizer, rate) for rate in RATES[optimizer]}
+        return {rate: self.results.accuracy(name, step=2) for rate, name in names.items() if self.results.has(name)}
+
     def _rates(self, method: str, optimizer: str) -> tuple[tuple[float, ...], float | None]:
         """The learning rates to try, and the best of them if it is known."""
         rates, first, last = RATES[optimizer], 1, 3

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.study.results import Results
 from benchmarks.study.runs import GROWN, METHODS, RATES, Plan, nearest
+from benchmarks.study.tables import tables
 from growclip_ds.config import load_config
 from growclip_ds.run_folder import Phase, RunFolder
 
@@ -30,9 +31,16 @@ def finish(plan: Plan, name: str, accuracy: float = 50.0, steps: int = 3) -> Non
             "parameters": 2_000_000,
             "model": {"kind": "growclip", "architecture": architecture | {"shared_blocks": 1}},
             "evaluation": [
-                {"type": "classification", "top1": accuracy - 10},
-                {"type": "retrieval", "image_to_text": {"R@1": accuracy}, "text_to_image": {"R@1": accuracy + 20}},
+                {"dataset": "scenes_objects", "type": "classification", "top1": accuracy - 10},
+                {
+                    "dataset": "scenes_retrieval",
+                    "type": "retrieval",
+                    "image_to_text": {"R@1": accuracy},
+                    "text_to_image": {"R@1": accuracy + 20},
+                },
             ],
+            "seconds": 60.0,
+            "pairs_seen": 1000,
         }
         run.phase(step, Phase.TRAIN).mkdir(parents=True)
         (run.phase(step, Phase.TRAIN) / "phase.json").write_text(json.dumps(record))
@@ -116,3 +124,17 @@ def test_what_is_kept_of_a_run_is_what_reports_read(plan: Plan, tmp_path: Path) 
     assert kept.record(3, Phase.TRAIN) == run.record(3, Phase.TRAIN)
     assert not list(kept.path.rglob("*.safetensors"))
     assert plan.results.has("kept")
+
+
+def test_tables_hold_what_is_finished(plan: Plan) -> None:
+    for seed, accuracy in enumerate((40.0, 44.0)):
+        finish(plan, f"growclip-lamb-{seed}", accuracy)
+    finish(plan, "without-pim-3-0", 30.0, steps=2)
+    finish(plan, "tune-growclip-lamb-0.001", 20.0, steps=2)
+    found = {table.name: table.cells() for table in tables(plan)}
+    assert found["methods"] == [["GrowCLIP", "2", "2.00 ± 0.00 (2)", *["42.0 ± 2.8 (2)"] * 3]]
+    assert found["sets"] == [["GrowCLIP", "32.0 ± 2.8 (2)", "52.0 ± 2.8 (2)"]]
+    assert found["ablations"][1] == ["without pim 3", "1", "2.00", "30.0", "30.0", "–"]
+    assert found["learning_rates"] == [["GrowCLIP", "lamb", "–", "–", "20.0", "–", "–", "–", "–"]]
+    assert found["time"] == [["GrowCLIP", "3.0 ± 0.0 (2)", "3,000 ± 0 (2)"]]
+    assert found["optimizers"] == []
