@@ -1,4 +1,4 @@
-# Two commands: `make demo` trains and grows a model on this machine's CPU, `make test` runs the tests.
+# `make demo` trains and grows a model on this machine's CPU, `make test` runs the tests; CONTRIBUTING.md has the others.
 
 PYTHON ?= python3
 RUN ?= runs/demo
@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Each rank computes in one thread: two ranks fill two cores.
 CPU_RANKS := env PATH="$(CURDIR)/$(BIN):$(PATH)" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
 
-.PHONY: demo test test-slow slurm lint install
+.PHONY: demo test test-quick test-slow slurm lint docs install
 
 demo: install
 	$(BIN)/growclip data scenes data/scenes --samples 6000 --subsets 3 --size 64
@@ -17,6 +17,10 @@ demo: install
 test: install
 	$(CPU_RANKS) python -m pytest
 
+# Tests of single parts, in one process.
+test-quick: install
+	$(CPU_RANKS) python -m pytest -m "not slow and not whole"
+
 test-slow: install
 	$(CPU_RANKS) python -m pytest -m slow
 
@@ -24,13 +28,17 @@ test-slow: install
 slurm: install
 	$(CPU_RANKS) python -m pytest tests/slurm
 
+# As pre-commit does before every commit.
 lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(CPU_RANKS) pre-commit run --all-files
+
+# The page that is made from the code.
+docs: install
+	$(CPU_RANKS) python docs/write_configuration.py
 
 install: .venv/installed
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "GrowCLIP-DS needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -80,6 +80,7 @@ class CheckpointWriting:
             with SafetensorsWriter(self._partial / self._file, self._mine, {"format": "pt"}) as writer:
                 for name, tensor in remaining:
                     if name in self._mine:
+                        assert tensor is not None  # on its owner
                         writer.write(name, tensor)
                     del tensor  # before the next one is made
             self._written = writer.checksums, writer.size

@@ -23,6 +23,7 @@ _BAR = 40  # characters of the longest bar of a histogram
 
 def add_data_commands(parser: argparse.ArgumentParser) -> None:
     """Adds `scenes`, `add`, `check` and `stage`."""
+    parser.description = "Makes, lists and checks the data of runs: webdataset shards of pictures and captions."
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_data_add(commands)
     _add_data_check(commands)
@@ -37,6 +38,9 @@ def _add_data_add(commands: Subparsers) -> None:
         description="Indexes and counts the shards of a new data subset and appends it to LIST, which is made if it "
         "is not there. A run whose configuration says `data: {subsets: LIST}` trains on its first t subsets in growth "
         "step t. Shards that are in LIST already, under whatever path, are refused.",
+        epilog="Examples:\n\n"
+        "  growclip data add data/mine.yaml first /data/first/*.tar\n"
+        "  growclip data add data/mine.yaml second 's3://bucket/second/{00000..00310}.tar'",
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="the list, a YAML file")
     parser.add_argument("name", metavar="NAME", help="of the new subset")
@@ -70,15 +74,21 @@ def _add_data_check(commands: Subparsers) -> None:
         help="read all data once and report what is in it",
         description="Reads, decodes and measures every sample once: counts, sizes, caption lengths, broken samples. "
         "The exit code is 1 if more are broken than --max-broken-share.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Examples:\n\n"
+        "  growclip data check data/mine.yaml --broken broken.jsonl\n"
+        "  growclip data check '/data/first/*.tar' --tokenizer openai/clip-vit-base-patch32 --json",
     )
     parser.add_argument("shards", nargs="+", metavar="DATA", help="lists (.yaml) or shards, as for `data add`")
     parser.add_argument("--tokenizer", metavar="NAME", help="name or folder: measure captions in tokens, not words")
-    parser.add_argument("--context-length", type=int, default=77, help="most tokens of a caption")
-    parser.add_argument("--max-broken-share", type=float, default=0.01, help="share of the samples that may be broken")
+    parser.add_argument("--context-length", type=int, metavar="N", default=77, help="most tokens of a caption")
+    parser.add_argument(
+        "--max-broken-share", type=float, metavar="SHARE", default=0.01, help="share of the samples that may be broken"
+    )
     parser.add_argument("--broken", type=Path, metavar="FILE", help="write the broken samples, a JSON object a line")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--workers", type=int, default=_processors(), help="processes that read and decode")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", default=_processors(), help="processes that read and decode"
+    )
     parser.set_defaults(run=_data_check)
 
 
@@ -160,16 +170,17 @@ def _add_data_scenes(commands: Subparsers) -> None:
         description="Draws captioned pictures of coloured shapes: OUT/train/subset_1, … as webdataset shards, and "
         "OUT/eval/scenes_objects, scenes_selection (zero-shot classification) and scenes_retrieval. The same "
         "arguments give the same bytes; what is there already is not written again.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Example, the data of configs/demo.yaml:\n\n"
+        "  growclip data scenes data/scenes --samples 6000 --subsets 3 --size 64",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
-    parser.add_argument("--samples", type=int, default=6000, help="training pairs in all subsets together")
-    parser.add_argument("--subsets", type=int, default=3, help="parts to divide the training pairs into")
-    parser.add_argument("--seed", type=int, default=0, help="what everything is drawn from")
-    parser.add_argument("--size", type=int, default=96, help="side of the pictures in pixels")
-    parser.add_argument("--shard-size", type=int, default=1000, help="most samples of a shard")
-    parser.add_argument("--eval-samples", type=int, default=960, help="pictures of each evaluation set")
-    parser.add_argument("--workers", type=int, default=_processors(), help="processes that draw")
+    parser.add_argument("--samples", type=int, metavar="N", default=6000, help="training pairs in all subsets together")
+    parser.add_argument("--subsets", type=int, metavar="N", default=3, help="parts to divide the training pairs into")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="what everything is drawn from")
+    parser.add_argument("--size", type=int, metavar="N", default=96, help="side of the pictures in pixels")
+    parser.add_argument("--shard-size", type=int, metavar="N", default=1000, help="most samples of a shard")
+    parser.add_argument("--eval-samples", type=int, metavar="N", default=960, help="pictures of each evaluation set")
+    parser.add_argument("--workers", type=int, metavar="N", default=_processors(), help="processes that draw")
     parser.set_defaults(run=_data_scenes)
 
 
@@ -207,6 +218,7 @@ def _add_data_stage(commands: Subparsers) -> None:
         help="copy a run's local shards to this machine's own disk",
         description="Copies the local shards that a run trains on to DIR, as DIR/PATH/OF/THE/SHARD.tar; what is there "
         "already stays. `data.staged=DIR` then reads them there.",
+        epilog="Example:\n\n  growclip data stage --to /local/disk --config configs/mine.yaml",
     )
     parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="on the machine's own disk")
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")

@@ -11,7 +11,13 @@ from pydantic.fields import FieldInfo
 
 from growclip_ds.errors import InputError
 
-_NOUNS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text (not empty)", bool: "true or false"}
+_NOUNS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text (not empty)",
+    bool: "true or false",
+    tuple[int, ...]: "a list of whole numbers",
+}
 _BOUNDS = (
     ("ge", "at least"),
     ("gt", "greater than"),
@@ -70,12 +76,12 @@ def explain(
         if problem["type"] in ("extra_forbidden", "invalid_key"):
             lines.append(f"{source}: there is no key {key}; {_nearest(root, loc)}")
         elif problem["type"] == "missing":
-            lines.append(f"{source}: {key} is missing; expected {_expected(_field(root, loc))}")
+            lines.append(f"{source}: {key} is missing; expected {expected(_field(root, loc))}")
         elif problem["type"] == "value_error":
             lines.append(f"{source}: {f'{key}: ' if key else ''}{problem['ctx']['error']}")
         else:
             field, at = _field(root, loc), _whole(root, loc)
-            lines.append(f"{source}: {'.'.join(map(str, at))} is {_lookup(values, at)!r}; expected {_expected(field)}")
+            lines.append(f"{source}: {'.'.join(map(str, at))} is {_lookup(values, at)!r}; expected {expected(field)}")
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -84,13 +90,15 @@ def _overlap(key: str, other: str) -> bool:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, itself or in a list."""
+    """The section that an annotation allows, by itself, in a list or beside null."""
+    annotation = getattr(annotation, "section", annotation)  # of what is read from a section into another type
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section, get_args(annotation))), None)
 
 
-def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one, or a list of them."""
     return next((m.section for m in field.metadata if hasattr(m, "section")), None) or _section(field.annotation)
 
 
@@ -103,7 +111,7 @@ def _walk(root: type[BaseModel], loc: tuple[int | str, ...]) -> Iterator[tuple[i
         if section is None or part not in section.model_fields:
             return
         field = section.model_fields[part]
-        section = _section_of(field)
+        section = section_of(field)
         yield depth, field, section
 
 
@@ -134,7 +142,7 @@ def _nearest(root: type[BaseModel], loc: tuple[int | str, ...]) -> str:
 def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, field in section.model_fields.items():
         yield name, prefix + name
-        if inner := _section_of(field):
+        if inner := section_of(field):
             yield from _all_keys(inner, f"{prefix}{name}.")
 
 
@@ -144,11 +152,11 @@ def _lookup(values: Any, loc: tuple[int | str, ...]) -> Any:
     return values
 
 
-def _expected(field: FieldInfo) -> str:
+def expected(field: FieldInfo) -> str:
     """What a field may hold, in words."""
     if isinstance(field.json_schema_extra, dict):
         return str(field.json_schema_extra["expected"])
-    if section := _section_of(field):
+    if section := section_of(field):
         return f"a section with {', '.join(section.model_fields)}"
     kinds = get_args(field.annotation)
     nullable = type(None) in kinds

@@ -118,14 +118,14 @@ def _stage(ds: dict[str, Any]) -> int:
 def _precision(ds: dict[str, Any]) -> Precision:
     for name in ("bf16", "fp16"):
         if ds.get(name, {}).get("enabled"):
-            return name  # type: ignore[return-value]
+            return name
     return "fp32"
 
 
 def _problems(ds: dict[str, Any]) -> Iterator[str]:
     """Everything about the file that does not depend on the run."""
     zero = ds.get("zero_optimization")
-    stage = zero.get("stage") if isinstance(zero, dict) else None
+    stage: Any = zero.get("stage") if isinstance(zero, dict) else None
     if not STAGE.holds(stage):
         shown = "missing" if stage is None else f"{stage!r}"
         yield f"zero_optimization.stage is {shown}; expected {STAGE.words} (instead of 0, use stage 1)"

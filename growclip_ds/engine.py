@@ -193,7 +193,7 @@ class Engine:
     def searches_loss_scale(self) -> bool:
         """Whether the loss scale may still fall, so that gradients which are not finite are part of the search."""
         scaler = self._loss_scaler
-        return bool(scaler) and scaler.dynamic and scaler.cur_scale > scaler.min_scale
+        return scaler is not None and scaler.dynamic and scaler.cur_scale > scaler.min_scale
 
     def destroy(self) -> None:
         """Frees all that the engine holds, the module's parameters among it. The engine cannot be used afterwards.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from growclip_ds.distributed import world_size
 from growclip_ds.engine import Engine
 from growclip_ds.model.packed import PackedTokens
 from growclip_kernels import contrastive_loss
+
+if TYPE_CHECKING:
+    from growclip_ds.model.growclip import GrowCLIP
 
 MicroBatch = tuple[Tensor, PackedTokens]
 
@@ -62,7 +65,7 @@ def train_iteration(
         engine.backward(_scaled(loss, loss_limit))
     else:
         loss, logit_scale = _two_passes(engine, micro_batches, architecture, loss_limit)
-    active = None if architecture is None else architecture.parameter_shapes(engine.module.sizes)
+    active = None if architecture is None else architecture.parameter_shapes(cast("GrowCLIP", engine.module).sizes)
     engine.step(learning_rate, active)
     return Outcome(loss.item(), engine.gradient_norm, logit_scale.item(), engine.skipped)
 

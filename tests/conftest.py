@@ -9,10 +9,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share the machine
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is: its kernels too run on the CPU here
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.group import Groups
+
+# Tests of whole runs, of programs, and of many sizes, beside those that take a group of ranks: `make test-quick` leaves
+# them out.
+WHOLE = (
+    "benchmarks", "browser", "costs", "docs/test_commands.py",
+    "docs/test_extending.py", "evaluation/test_command.py", "faults", "hub",
+    "kernels/contrastive/test_triton_path.py", "kernels/packed_attention/test_operators.py",
+    "kernels/test_launches.py", "kernels/test_resources.py",
+    "slurm", "test_packaging.py", "test_train.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        in_whole = any(place.is_relative_to(name) for name in WHOLE)
+        if in_whole or "group" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.whole)
 
 
 @pytest.fixture(scope="session")

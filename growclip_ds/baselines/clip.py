@@ -97,7 +97,13 @@ def clip_config(architecture: Architecture, sizes: ModelSizes, end_of_text: int)
 
     Raises:
         ValueError: the architecture has convolutional layers or a shared encoder, which a CLIP has not.
+        InputError: captions end with a token that CLIP takes for another.
     """
+    if end_of_text == _OLD_END_OF_TEXT:
+        raise InputError(
+            f"the tokenizer ends captions with token {end_of_text}, which for transformers' CLIP stands for the largest "
+            "token of a caption: take another tokenizer (data.tokenizer), or baselines.model growclip"
+        )
     if architecture.conv_layers or architecture.shared_blocks:
         raise ValueError(f"{architecture} is no CLIP's: it has convolutional layers or shared blocks; set both to 0")
 
@@ -116,16 +122,22 @@ def clip_config(architecture: Architecture, sizes: ModelSizes, end_of_text: int)
 
 
 def read_clip_config(folder: Path | str) -> CLIPConfig:
-    """The configuration of a CLIP checkpoint in Hugging Face format.
+    """The configuration of a CLIP checkpoint in Hugging Face format that is to be trained on.
 
     Raises:
-        InputError: the folder holds none, or of another model.
+        InputError: the folder holds none, or of another model, or of one with dropout.
     """
     with _explained(folder):
         config = CLIPConfig.from_pretrained(Path(folder))
         with torch.device("meta"):
             FixedCLIP(config)
-        return config
+    for tower in ("text_config", "vision_config"):
+        if rate := getattr(config, tower).attention_dropout:
+            raise InputError(
+                f"{Path(folder) / 'config.json'}: {tower} has attention_dropout {rate}, but models are trained without "
+                "dropout, so that a run that is interrupted goes on as it would have; set it to 0.0"
+            )
+    return config
 
 
 def load_clip(folder: Path | str) -> FixedCLIP:

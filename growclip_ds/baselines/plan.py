@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
 from growclip_ds.baselines.clip import FixedCLIP, load_clip
+from growclip_ds.baselines.initial import initial_tensor, is_vector
 from growclip_ds.evaluation.encoder import CandidateEncoder, ModelEncoder
 from growclip_ds.model.checkpointing import ActivationCheckpointing, checkpoint_blocks
 from growclip_ds.model_plan import Weights
-from growclip_ds.seeds import named_seed
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,10 @@ class CLIPPlan:
             return FixedCLIP(self.config)
 
     def initial(self, seed: int | str) -> Weights:
-        """The weights of a new model, as `transformers` draws them. Torch's own generator is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(named_seed(seed, "clip"))
-            drawn = dict(CLIPModel(self.config).named_parameters())
-        for name in self.shapes:
-            yield name, torch.atleast_1d(drawn[name].detach())  # the temperature is a scalar there
+        return ((name, initial_tensor(name, shape, self.config, seed)) for name, shape in self.shapes.items())
 
     def is_vector(self, name: str) -> bool:
-        """By the names in `CLIPModel`; the class token is none."""
-        return name == "logit_scale" or name.endswith(".bias") or "norm" in name
+        return is_vector(name)
 
     def build(self, activation_checkpointing: ActivationCheckpointing = "off") -> FixedCLIP:
         model = FixedCLIP(self.config)

@@ -105,7 +105,7 @@ def check_data(
         workers: processes that read and decode; 1: this one.
         progress: told how many shards are done.
     """
-    shards = [*local, *(Piece(url, 0, samples) for url, samples in remote)]
+    shards: list[IndexedShard | Piece] = [*local, *(Piece(url, 0, samples) for url, samples in remote)]
     report = DataReport(unit="tokens" if tokenizer else "words")
     for done, found in enumerate(_reports(shards, tokenizer, workers), start=1):
         report.add(found)

@@ -77,7 +77,7 @@ class Piece(NamedTuple):
 
     url: str
     skip: int
-    count: int
+    count: int  # type: ignore[assignment]  # in place of a tuple's method
 
 
 class RemoteOrder:

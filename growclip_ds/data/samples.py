@@ -101,7 +101,7 @@ def _read_member(file: Any, block: int, size: int) -> tuple[str, bytes]:
     found = data[start + BLOCK : start + BLOCK + size]
     if not header.isreg():  # a name too long for the header, or not ASCII, has headers of its own before it
         file.seek(block * BLOCK)
-        header = tarfile.TarFile(fileobj=file).firstmember
+        header = tarfile.TarFile(fileobj=file).firstmember  # type: ignore[attr-defined]
         found = os.pread(file.fileno(), size, header.offset_data)
     if header.size != size or len(found) != size:
         raise tarfile.ReadError(f"block {block} has {len(found)} of {header.size} bytes, indexed were {size}")

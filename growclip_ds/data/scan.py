@@ -58,7 +58,9 @@ def scan(path: str) -> Scan:
             return
         places.append((picture.offset // BLOCK, picture.size, caption.offset // BLOCK, caption.size))
 
-    key, members, complete = None, {}, True
+    key: str | None = None
+    members: dict[str, tarfile.TarInfo] = {}
+    complete = True
     try:
         for member in _members(path):
             member_key, extension = key_and_extension(member.name)
@@ -90,7 +92,7 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
     size = Path(path).stat().st_size
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            tar.members = []  # which it would keep all of
+            tar.members = []  # type: ignore[attr-defined]  # which it would keep all of
             if member.offset_data + member.size > size:
                 raise tarfile.ReadError(f"cut off at byte {size}")
             if member.size > _LARGEST or member.offset // BLOCK > _LARGEST:

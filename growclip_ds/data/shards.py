@@ -150,16 +150,14 @@ def few(paths: Sequence[str]) -> str:
 
 def _find_or_build(paths: Sequence[str], progress: Progress | None) -> list[IndexedShard]:
     with ThreadPoolExecutor(_READERS) as readers:
-        found = dict(zip(paths, readers.map(read_index, paths), strict=True))
-    absent = [path for path, index in found.items() if index is None]
-    done = len(found) - len(absent)
+        read = dict(zip(paths, readers.map(read_index, paths), strict=True))
+    found = {path: index for path, index in read.items() if index is not None}
+    absent = [path for path in read if path not in found]
 
     def built(index: IndexedShard) -> None:
-        nonlocal done
-        done += 1
         found[index.path] = index
         if progress is not None:
-            progress(done, len(found))
+            progress(len(found), len(read))
 
     processes = min(_MOST_PROCESSES, _processors() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), len(absent))
     if len(absent) <= _FEW or processes < 2:

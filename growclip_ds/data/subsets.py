@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from growclip_ds.data.faults import Cause, Fault

@@ -91,7 +91,7 @@ class SubnetOptimizer(torch.optim.Optimizer, ABC):
         self._active = shapes
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Updates the shards that DeepSpeed has put into the parameter groups, from their `grad`, which is used up."""
         for group in self.param_groups:
             for flat in group["params"]:

@@ -175,7 +175,8 @@ def _claim(out: Path, arguments: Arguments) -> None:
 def _write_all(shards: list[Shard], arguments: Arguments, workers: int) -> Iterator[None]:
     if workers <= 1 or len(shards) <= 1:
         for shard in shards:
-            yield write_shard(shard, arguments)
+            write_shard(shard, arguments)
+            yield
         return
     # A fork server: forking this process would be unsafe where it has threads, and a fresh interpreter for every
     # worker would import webdataset, and with it torch, every time.

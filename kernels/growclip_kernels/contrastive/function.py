@@ -10,11 +10,12 @@ Memory is O(n · d).
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from growclip_kernels.contrastive import torch_path
 from growclip_kernels.contrastive.ranks import Ranks
@@ -83,7 +84,7 @@ def sigmoid_loss(
 
 class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, images: Tensor, texts: Tensor, scale: Tensor, group: dist.ProcessGroup | None):
+    def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ranks, factor = _ranks(images, group), _accumulated(scale, images)
         all_texts = ranks.gather(texts)
         row_lse, column_lse, diagonal = _path(images).log_sum_exp(images, all_texts, factor, ranks.offset)
@@ -95,7 +96,7 @@ class _SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_loss: Tensor):
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         images, all_texts, scale, row_lse, column_lse = ctx.saved_tensors
         ranks: Ranks = ctx.ranks
         factor = _accumulated(scale, images)
@@ -114,14 +115,14 @@ class _SoftmaxLoss(torch.autograd.Function):
 class _SigmoidLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         images: Tensor,
         texts: Tensor,
         scale: Tensor,
         bias: Tensor,
         group: dist.ProcessGroup | None,
         differentiate: bool,
-    ):
+    ) -> Tensor:
         ranks = _ranks(images, group)
         factor, shift = _accumulated(scale, images), _accumulated(bias, images)
         loss, d_images, d_texts, d_factor, d_shift = _path(images).sigmoid(
@@ -134,7 +135,7 @@ class _SigmoidLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_loss: Tensor):
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         scale, bias, d_images, d_texts, d_factor, d_shift = ctx.saved_tensors
         step = grad_loss / ctx.total
         return (

@@ -8,6 +8,7 @@ moments); LAMB 28 (the same, but writes its direction instead of the weight) and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ def lamb_apply(buffers: Buffers, regions: Regions, ratios: Tensor, lr: float) ->
     _path(buffers.weight).lamb_apply(buffers, regions, ratios, lr)
 
 
-def _path(flat: Tensor):
+def _path(flat: Tensor) -> ModuleType:
     # A shard that is offloaded lies on the CPU, whatever GROWCLIP_KERNELS asks for elsewhere.
     if (flat.device.type != "cpu" or interpreted()) and uses_triton(flat.device):
         from growclip_kernels.optimizer import triton_path

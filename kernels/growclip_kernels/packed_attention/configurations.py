@@ -27,11 +27,11 @@ def configurations(capability: tuple[int, int]) -> Iterator[Configuration]:
             name, transposed = f"to {tiles.longest}", {"TRANSPOSED": tiles.transposed}
             yield _configuration(f"forward {name}", forward_on_chip, dtype, tiles.forward, {})
             yield _configuration(f"backward {name}", backward_on_chip, dtype, tiles.backward, transposed)
-    for dtype, tiles in (("bf16", LOOPING), ("fp16", LOOPING), ("fp32", LOOPING_FP32)):
-        precision = {"PRECISION": tiles.precision}
-        yield _configuration("forward, looping", forward_looping, dtype, tiles.forward, precision)
-        yield _configuration("queries' gradient", backward_queries, dtype, tiles.backward_queries, precision)
-        yield _configuration("keys' gradient", backward_keys, dtype, tiles.backward_keys, precision)
+    for dtype, looping in (("bf16", LOOPING), ("fp16", LOOPING), ("fp32", LOOPING_FP32)):
+        precision = {"PRECISION": looping.precision}
+        yield _configuration("forward, looping", forward_looping, dtype, looping.forward, precision)
+        yield _configuration("queries' gradient", backward_queries, dtype, looping.backward_queries, precision)
+        yield _configuration("keys' gradient", backward_keys, dtype, looping.backward_keys, precision)
 
 
 def _configuration(name: str, kernel: Any, dtype: str, tile: Tile, constexprs: dict[str, Any]) -> Configuration:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from growclip_kernels.devices import capability_of
 from growclip_kernels.packed_attention.looping import backward_keys, backward_queries, forward_looping
@@ -106,13 +105,13 @@ def _(grad_out: Tensor, qkv: Tensor, *_: object) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
-def _save(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     qkv, cu_seqlens, max_seqlen, flags, all_causal = inputs
     ctx.save_for_backward(qkv, *output, cu_seqlens, flags)
     ctx.max_seqlen, ctx.all_causal = max_seqlen, all_causal
 
 
-def _backward(ctx: FunctionCtx, grad_out: Tensor, _: Tensor) -> tuple:
+def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple:
     qkv, out, lse, cu_seqlens, flags = ctx.saved_tensors
     grad = attention_backward(grad_out, qkv, out, lse, cu_seqlens, ctx.max_seqlen, flags, ctx.all_causal)
     return grad, None, None, None, None

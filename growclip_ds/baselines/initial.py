@@ -1,0 +1,58 @@
+"""What the weights of a fixed CLIP are drawn from: the deviations that GrowCLIP's weights have, by CLIP's names.
+
+They are those of CLIP's reference implementation, so that the methods do not differ in them. `transformers` has
+those of the queries, keys and values and of the attention's output the other way round.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig
+
+from growclip_ds.architecture import Shape
+from growclip_ds.model.initial import initial_vector
+from growclip_ds.seeds import named_seed
+
+
+def is_vector(name: str) -> bool:
+    """Norm gains and biases, biases, and the temperature, by the names in `CLIPModel`; the class token is none."""
+    return name == "logit_scale" or name.endswith(".bias") or "norm" in name
+
+
+def initial_tensor(name: str, shape: Shape, config: CLIPConfig, seed: int | str) -> Tensor:
+    """The tensor as a new model starts with it, in fp32 on the CPU.
+
+    Args:
+        name: the parameter's name in `CLIPModel`.
+        shape: its shape; the temperature's is (1,).
+        config: of the model, whose depths set the scale.
+        seed: of the draw, together with the name.
+    """
+    if is_vector(name):
+        return initial_vector(name, shape)
+    generator = torch.Generator().manual_seed(named_seed(seed, name))
+    return torch.empty(shape).normal_(0, _standard_deviation(name, shape, config), generator=generator)
+
+
+def _standard_deviation(name: str, shape: Shape, config: CLIPConfig) -> float:
+    match name.split("."):
+        case ["text_model", "embeddings", "token_embedding", "weight"]:
+            return 0.02
+        case ["text_model", "embeddings", "position_embedding", "weight"]:
+            return 0.01
+        case ["vision_model", "embeddings", "patch_embedding", "weight"]:
+            return math.prod(shape[1:]) ** -0.5
+        case ["vision_model", "embeddings", *_]:
+            return shape[-1] ** -0.5
+        case ["text_projection" | "visual_projection", "weight"]:
+            return shape[1] ** -0.5
+        case [tower, "encoder", "layers", _, *layer, "weight"]:
+            depth = (config.text_config if tower == "text_model" else config.vision_config).num_hidden_layers
+            width = min(shape)
+            if layer in (["self_attn", "out_proj"], ["mlp", "fc2"]):
+                return (2 * depth * width) ** -0.5
+            return (2 * width) ** -0.5 if layer == ["mlp", "fc1"] else width**-0.5
+    raise ValueError(f"no initial value is known for a parameter called {name!r}")

@@ -1,0 +1,52 @@
+"""How the command line explains itself: one form of help for all commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import shutil
+import textwrap
+from typing import Any
+
+
+class Help(argparse.HelpFormatter):
+    """Paragraphs are wrapped, indented lines stay as they are, and defaults are shown where there is one to show."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=min(100, shutil.get_terminal_size().columns))
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):  # whose commands are indented once more
+            self._action_max_length += self._indent_increment
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = [
+            paragraph if paragraph.startswith("  ") else textwrap.fill(paragraph, width)
+            for paragraph in text.strip("\n").split("\n\n")
+        ]
+        return textwrap.indent("\n\n".join(paragraphs), indent)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, value = action.help, action.default
+        if not text or "default" in text or not action.option_strings or isinstance(value, bool):
+            return text
+        return text if value in (None, [], argparse.SUPPRESS) else f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with that help; subcommands' parsers are of this class too. Options are written out in full."""
+
+    def __init__(self, *, formatter_class: Any = Help, allow_abbrev: bool = False, **options: Any) -> None:
+        super().__init__(formatter_class=formatter_class, allow_abbrev=allow_abbrev, **options)
+
+
+class Version(argparse.Action):
+    """Prints the version of what is installed, and ends."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print("growclip-ds", importlib.metadata.version("growclip-ds"))
+        parser.exit()
