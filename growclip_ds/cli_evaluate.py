@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from growclip_ds.cli_output import STANDARD_OUTPUT, check_place, put_json
 from growclip_ds.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file; - prints them instead")
     parser.add_argument(
         "--tensorboard",
         nargs="?",
@@ -127,6 +128,7 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
 
     if options.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, not {options.batch_size}")
+    check_place(options.json)
     device = on_every_rank(lambda: choose_device(options.device, int(os.environ.get("LOCAL_RANK", "0"))))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     subject = on_main(lambda: find_subject(options.model, options.step))
@@ -192,19 +194,19 @@ def _tensorboard_folder(given: Path | None, subject: Subject) -> Path | None:
 
 def _report(options: argparse.Namespace, subject: Subject, results: Sequence[Result], tensorboard: Path | None) -> None:
     from growclip_ds.evaluation.report import print_results, results_json, write_tensorboard
-    from growclip_ds.files import write_json
 
-    print_results(results)
+    if options.json != STANDARD_OUTPUT:
+        print_results(results)
+    if options.json is not None:
+        head = {
+            "model": str(subject.folder),
+            "weights": subject.digest,
+            "growth_step": subject.growth_step,
+            "architecture": subject.architecture and asdict(subject.architecture),
+            "precision": options.precision,
+        }
+        put_json(options.json, head | results_json(results))
     try:
-        if options.json is not None:
-            head = {
-                "model": str(subject.folder),
-                "weights": subject.digest,
-                "growth_step": subject.growth_step,
-                "architecture": subject.architecture and asdict(subject.architecture),
-                "precision": options.precision,
-            }
-            write_json(options.json, head | results_json(results))
         if tensorboard is not None:
             write_tensorboard(tensorboard, results, subject.growth_step or 0)
     except OSError as error:

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from growclip_ds.cli_output import STANDARD_OUTPUT, check_place, put_json
 from growclip_ds.errors import InputError
 
 
@@ -32,6 +33,9 @@ def add_export_command(parser: argparse.ArgumentParser) -> None:
         help="licence of the weights as the hub names licences, such as apache-2.0 or cc-by-nc-4.0 (default: unknown)",
     )
     parser.add_argument("--force", action="store_true", help="replace an earlier export at OUTPUT")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write what was exported, and from where, to a file; - prints it"
+    )
     parser.set_defaults(run=_export)
 
 
@@ -44,11 +48,18 @@ def _export(options: argparse.Namespace) -> int:
     from growclip_ds.hub.export import check_output, export
     from growclip_ds.hub.provenance import read_provenance
 
+    check_place(options.json)
     check_output(options.output, options.force)
     subject = find_subject(options.model, options.step)
     model = subject.load()
     tokenizer = subject.tokenizer(options.tokenizer, model.sizes, model.end_of_text)
-    export(model, tokenizer, options.output, read_provenance(subject), licence, options.force)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"{options.output}: {millions:.2f} M parameters of {subject.folder}")
+    provenance = read_provenance(subject)
+    export(model, tokenizer, options.output, provenance, licence, options.force)
+    parameters = sum(tensor.numel() for name, tensor in model.named_parameters() if name != "logit_scale")
+    if options.json is not None:
+        values = {"output": str(options.output.absolute()), "model": str(subject.folder), "weights": subject.digest}
+        values |= {"growth_step": subject.growth_step, "parameters": parameters, "license": licence}
+        put_json(options.json, values | {"growth": [step.to_json() for step in provenance.steps]})
+    if options.json != STANDARD_OUTPUT:
+        print(f"{options.output}: {parameters / 1e6:.2f} M parameters of {subject.folder}")
     return 0

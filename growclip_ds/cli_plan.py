@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from growclip_ds.errors import InputError
+from growclip_ds.cli_output import STANDARD_OUTPUT, check_place, put_json
 
 if TYPE_CHECKING:
     from growclip_ds.config import Config
@@ -56,7 +56,9 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
         help="mean tokens of a caption, start and end of text included",
     )
     parser.add_argument("--candidates", action="store_true", help="list all candidates, not only some")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file, not rounded")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything to a file, not rounded; - prints it instead"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
     parser.set_defaults(run=_plan)
 
@@ -65,9 +67,9 @@ def _plan(options: argparse.Namespace) -> int:
     from growclip_ds.config import load_config
     from growclip_ds.costs.making import Request, make_plan
     from growclip_ds.costs.text import plan_text
-    from growclip_ds.files import write_json
     from growclip_ds.monitor.tables import print_plainly
 
+    check_place(options.json)
     config: Config = load_config(options.config, options.overrides)
     request = Request(
         deepspeed=options.deepspeed_config,
@@ -81,10 +83,8 @@ def _plan(options: argparse.Namespace) -> int:
     plan = make_plan(config, request)
     for warning in config.warnings():
         print(f"growclip: note: {warning}", file=sys.stderr)
-    print_plainly(plan_text(plan, options.candidates))
     if options.json is not None:
-        try:
-            write_json(options.json, plan.to_json())
-        except OSError as error:
-            raise InputError(f"{options.json} cannot be written ({error.strerror}); name another place") from error
+        put_json(options.json, plan.to_json())
+    if options.json != STANDARD_OUTPUT:
+        print_plainly(plan_text(plan, options.candidates))
     return 0

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from growclip_ds.cli_output import STANDARD_OUTPUT, check_place, put_json
+
 
 def add_report_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
@@ -24,16 +26,23 @@ def add_report_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="for report.md, report.html and the figures"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables' data, not rounded, to a file")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the tables' data, not rounded, to a file; - prints it"
+    )
     parser.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace) -> int:
     from growclip_ds.reporting import make_report, read_runs, write_report
 
+    check_place(options.json)
     report = make_report(read_runs(options.runs))
     for note in report.notes:
         print(f"growclip: note: {note}", file=sys.stderr)
-    for path in write_report(report, options.output, options.json):
-        print(path)
+    written = write_report(report, options.output)
+    if options.json is not None:
+        put_json(options.json, report.to_json())
+        written.append(options.json)
+    if options.json != STANDARD_OUTPUT:
+        print(*written, sep="\n")
     return 0

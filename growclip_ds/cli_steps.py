@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from growclip_ds.config import load_config
+from growclip_ds.errors import InputError
 
 
 def add_steps_command(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,8 @@ def add_steps_command(parser: argparse.ArgumentParser) -> None:
 
 def _steps(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
+    if options.output_dir.exists() and not options.output_dir.is_dir():
+        raise InputError(f"{options.output_dir} is no folder; name that of a run (--output-dir)")
     finished = {step: is_step_finished(options.output_dir, step) for step in range(1, config.num_growth_steps + 1)}
     shown = [step for step in finished if not (options.unfinished and finished[step])]
     if options.json:

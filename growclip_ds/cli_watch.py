@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import time
@@ -47,8 +48,10 @@ def add_watch_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    if options.growth < 1 or options.every <= 0:
-        raise InputError("--growth must be at least 1 and --every above 0")
+    if not (options.growth >= 1 and 0 < options.every < math.inf):  # a NaN is neither
+        raise InputError("--growth must be at least 1, and --every a number above 0")
+    if options.plateau is not None and not 0 <= options.plateau < 1:
+        raise InputError(f"--plateau is a share of the loss, such as 0.01, not {options.plateau:g}")
     submissions = Submissions(options.output_dir)
     with submissions.alone():
         said = ""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from growclip_ds.architecture import Architecture
+
+if TYPE_CHECKING:
+    from growclip_ds.config import Config
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,10 @@ class GrowthSpace:
     def __contains__(self, architecture: object) -> bool:
         return architecture in self.candidates
 
-    @property
+    @cached_property
     def supernet(self) -> Architecture:
         """The smallest architecture that covers every candidate."""
-        return Architecture(*map(max, zip(*map(astuple, self.candidates), strict=True)))
+        return Architecture(**{name: max(getattr(one, name) for one in self) for name, _ in self.base.items()})
 
     def within(self, max_parameters: int, count: Callable[[Architecture], int]) -> GrowthSpace:
         """The space without the candidates that `count` finds to have more than `max_parameters`.
@@ -103,3 +107,26 @@ class GrowthSpace:
     def sample(self, generator: torch.Generator | None = None) -> Architecture:
         """One candidate, each equally likely (Eq. 6 by Monte Carlo)."""
         return self.candidates[int(torch.randint(len(self.candidates), (), generator=generator))]
+
+
+def growth_space(config: Config, base: Architecture, count: Callable[[Architecture], int]) -> GrowthSpace:
+    """What a growth step of a run may make of the model before it.
+
+    Args:
+        config: of the run.
+        base: that model's architecture.
+        count: parameters of an architecture, which `growth.max_parameters` limits.
+
+    Raises:
+        ValueError: the base itself is beyond the limit.
+    """
+    space = unlimited_growth_space(config, base)
+    limit = config.growth.max_parameters
+    return space if limit is None else space.within(limit, count)
+
+
+def unlimited_growth_space(config: Config, base: Architecture) -> GrowthSpace:
+    """As `growth_space`, with the candidates that are beyond `growth.max_parameters`."""
+    growth, only = config.growth, config.ablation.grow_only
+    frozen = growth.frozen if only is None else {name for name, _ in base.items()} - {only}
+    return GrowthSpace(base, growth.conv_step, growth.block_step, growth.head_step, frozen)

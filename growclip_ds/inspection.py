@@ -13,7 +13,11 @@ from growclip_ds.checkpoint import Checkpoint
 from growclip_ds.checkpoint_writing import INDEX
 from growclip_ds.config import load_config
 from growclip_ds.errors import InputError
+from growclip_ds.evaluation.subject import is_hugging_face, nothing_there
+from growclip_ds.hub.exported import ExportedModel, is_exported
+from growclip_ds.model_plan import ModelPlan
 from growclip_ds.phases import Phase, phase_epochs
+from growclip_ds.reporting.runs import damaged_record
 from growclip_ds.run_folder import RunFolder
 
 
@@ -71,7 +75,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A checkpoint.
+    """A checkpoint, or a model in Hugging Face format.
 
     Attributes:
         folder: of it.
@@ -80,7 +84,8 @@ class Inspected:
         iterations: of the phase; of one that is not finished, those done.
         tensors: in the checkpoint, moments of a run that goes on included.
         bytes: of them.
-        verified: whether all checksums were compared.
+        has_checksums: whether the format has them.
+        verified: whether every tensor was read, and its checksum compared.
     """
 
     folder: Path
@@ -90,12 +95,13 @@ class Inspected:
     iterations: int | None
     tensors: int
     bytes: int
+    has_checksums: bool
     verified: bool
 
     def to_json(self) -> dict[str, Any]:
         values = {"folder": str(self.folder), "model": self.model.to_json(), "growth_step": self.growth_step}
         values |= {"phase": self.phase, "iterations": self.iterations, "tensors": self.tensors}
-        return values | {"bytes": self.bytes, "verified": self.verified}
+        return values | {"bytes": self.bytes, "has_checksums": self.has_checksums, "verified": self.verified}
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class InspectedRun:
         folder: of it.
         method: of it.
         phases: of all its growth steps, in order.
-        models: of the growth steps that are trained.
+        models: of the growth steps whose weights are there.
         growth: from each growth step to the next, by the later one's number.
     """
 
@@ -137,6 +143,17 @@ class InspectedRun:
     phases: list[PhaseState]
     models: dict[int, Inspected]
     growth: dict[int, Growth]
+
+    @property
+    def newest(self) -> Inspected | None:
+        """The model of the last growth step that has weights."""
+        return self.models[max(self.models)] if self.models else None
+
+    @property
+    def without_weights(self) -> list[int]:
+        """Growth steps that are finished, but whose weights somebody has left out or removed."""
+        finished = [one.step for one in self.phases if one.phase is Phase.TRAIN and one.state == "finished"]
+        return [step for step in finished if step not in self.models]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -152,7 +169,7 @@ def inspect(path: Path, verify: bool = False) -> Inspected | InspectedRun:
     """What is in a folder.
 
     Args:
-        path: of a checkpoint, of a phase of a run, or of a run.
+        path: of a checkpoint, of a phase of a run, of a run, or of a model in Hugging Face format.
         verify: read every tensor and compare its checksum.
 
     Raises:
@@ -164,8 +181,11 @@ def inspect(path: Path, verify: bool = False) -> Inspected | InspectedRun:
     run = RunFolder(path)
     if run.config_file.exists():
         return inspect_run(run, verify)
-    problem = "holds no checkpoint and no run" if path.is_dir() else "is no folder"
-    raise InputError(f"{path} {problem}; give a folder with {INDEX}, or a run's (--output-dir of training)")
+    if is_exported(path):
+        return _inspect_exported(path, verify)
+    if is_hugging_face(path):
+        return _inspect_clip(path, verify)
+    raise InputError(f"{path} {nothing_there(path)}")
 
 
 def inspect_checkpoint(folder: Path, verify: bool = False) -> Inspected:
@@ -183,9 +203,34 @@ def inspect_checkpoint(folder: Path, verify: bool = False) -> Inspected:
         phase=description.get("phase"),
         iterations=iterations,
         tensors=len(checkpoint.names),
-        bytes=sum(file.stat().st_size for file in folder.iterdir() if file.suffix == ".safetensors"),
+        bytes=_bytes(folder),
+        has_checksums=True,
         verified=verify,
     )
+
+
+def _inspect_exported(folder: Path, verify: bool) -> Inspected:
+    model = ExportedModel(folder)
+    for name in model.names if verify else ():
+        model.read(name)
+    step = model.description.get("growth_step")
+    return _hugging_face(folder, model.plan, step, verify)
+
+
+def _inspect_clip(folder: Path, verify: bool) -> Inspected:
+    from growclip_ds.baselines.clip import load_clip  # `transformers`' models are slow to import
+    from growclip_ds.baselines.plan import CLIPPlan
+
+    return _hugging_face(folder, CLIPPlan(load_clip(folder).config), None, verify)
+
+
+def _hugging_face(folder: Path, plan: ModelPlan, step: int | None, verify: bool) -> Inspected:
+    model = Model(plan.kind, plan.architecture, plan.sizes, parts(dict(plan.shapes)))
+    return Inspected(folder, model, step, None, None, len(plan.shapes), _bytes(folder), False, verify)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix == ".safetensors")
 
 
 def inspect_run(run: RunFolder, verify: bool = False) -> InspectedRun:
@@ -241,7 +286,10 @@ def _phase_state(run: RunFolder, step: int, phase: Phase) -> PhaseState:
     folder = run.phase(step, phase)
     if (folder / "phase.json").exists():
         record = run.record(step, phase)
-        return PhaseState(step, phase, "finished", record.get("iterations"), record.get("seconds"))
+        try:
+            return PhaseState(step, phase, "finished", int(record["iterations"]), float(record["seconds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged_record(folder / "phase.json", error) from None
     weights = run.weights(step, phase)
     if (weights / INDEX).exists():
         return _described(step, phase, "trained", weights)

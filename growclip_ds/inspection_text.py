@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from growclip_ds.architecture import HEAD_WIDTH, STEM_CHANNELS
 from growclip_ds.errors import InputError
+from growclip_ds.files import write_bytes
 from growclip_ds.inspection import Growth, Inspected, InspectedRun, Model
 from growclip_ds.monitor.tables import NONE, plain_table
 from growclip_ds.monitor.words import LEGEND, SYMBOLS, duration, millions
@@ -63,7 +65,11 @@ def checkpoint_text(inspected: Inspected) -> Iterator[RenderableType]:
     written = [f"growth step {inspected.growth_step}" if inspected.growth_step else "", inspected.phase or ""]
     if inspected.iterations is not None:
         written.append(f"{inspected.iterations:,} iterations")
-    checked = "all checksums verified" if inspected.verified else "checksums not verified (--verify)"
+    if inspected.has_checksums:
+        checked = "all checksums verified" if inspected.verified else "checksums not verified (--verify)"
+    else:
+        checked = "all tensors read" if inspected.verified else "tensors not read (--verify)"
+        checked += "; the Hugging Face format has no checksums"
     yield Padding(
         "\n".join(
             (
@@ -86,11 +92,12 @@ def run_text(run: InspectedRun) -> Iterator[RenderableType]:
         yield _path(run)
     for step, growth in run.growth.items():
         yield _growth(step, growth)
-    if run.models:
-        newest = run.models[max(run.models)]
-        yield Padding(f"The newest model, of growth step {max(run.models)}, {newest.folder}:", (0, 1, 1, 1))
-        yield from checkpoint_text(newest)
-    else:
+    for step in run.without_weights:
+        yield Padding(f"The weights of growth step {step}, which is finished, are not here.", (0, 1, 1, 1))
+    if run.newest is not None:
+        yield Padding(f"The newest model, of growth step {max(run.models)}, {run.newest.folder}:", (0, 1, 1, 1))
+        yield from checkpoint_text(run.newest)
+    elif not run.without_weights:
         yield Padding("No growth step has a trained model yet.", (0, 1, 1, 1))
 
 
@@ -98,13 +105,18 @@ def save_png(model: Model, path: Path) -> None:
     """Draws a GrowCLIP as TensorBoard shows it.
 
     Raises:
-        InputError: the model is a fixed CLIP.
+        InputError: the model is a fixed CLIP, or the file cannot be written.
     """
     if model.kind != "growclip":
         raise InputError("--png draws GrowCLIPs, and this is a fixed CLIP; leave it out")
     from growclip_ds.monitor.figures import architecture_figure
 
-    architecture_figure(model.architecture).savefig(path, dpi=120)
+    stream = io.BytesIO()
+    architecture_figure(model.architecture).savefig(stream, format="png", dpi=120)
+    try:
+        write_bytes(path, stream.getvalue())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); name another place") from error
 
 
 def _parts(model: Model) -> Table:

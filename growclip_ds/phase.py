@@ -1,9 +1,7 @@
-"""One phase of a growth step on one engine: weights in, training, judging, weights out."""
+"""One phase of a growth step on one engine: weights in, training, weights out."""
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +17,6 @@ from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint import Checkpoint, owners, write_checkpoint
 from growclip_ds.config import Config
-from growclip_ds.data.batch import batches_in_order
 from growclip_ds.data.fault_limit import FaultLimit
 from growclip_ds.data.faults import Cause, FaultList, in_words
 from growclip_ds.data.remote import Deal
@@ -28,9 +25,9 @@ from growclip_ds.deepspeed_config import ResolvedDeepSpeed
 from growclip_ds.distributed import on_every_rank
 from growclip_ds.engine import Engine
 from growclip_ds.errors import InputError
-from growclip_ds.evaluation import ClassificationResult, RetrievalResult, evaluate, retrieve_pairs
 from growclip_ds.growth_space import GrowthSpace
 from growclip_ds.health import Health
+from growclip_ds.judging import Judge
 from growclip_ds.model.initial import MAX_LOGIT_SCALE
 from growclip_ds.model_plan import ModelPlan, num_parameters
 from growclip_ds.monitor import Monitor
@@ -42,7 +39,6 @@ from growclip_ds.resume import CheckpointKeeper, load_engine, newest_good
 from growclip_ds.run_folder import RunFolder
 from growclip_ds.schedule import learning_rate
 from growclip_ds.seeds import named_seed
-from growclip_ds.selection import SupernetEncoder, rank_candidates
 from growclip_ds.signals import Stopped, StopRequest
 from growclip_ds.training import Trainer
 from growclip_kernels.dispatch import uses_triton
@@ -75,6 +71,9 @@ class PhaseRun:
     """A phase while it runs; a context, at whose end the engine is torn down and the phase is marked finished.
 
     All methods are collective.
+
+    Attributes:
+        judge: evaluates its model.
 
     Args:
         run: that the phase belongs to.
@@ -119,6 +118,9 @@ class PhaseRun:
         self.engine.load_masters(weights)
         if self._checkpoint is not None:
             load_engine(self.engine, self._checkpoint)
+        self.judge = Judge(
+            self.config, self.inputs, self.monitor, step, plan, self.engine, self.record, self._stop_if_asked
+        )
 
     def train(self, epochs: int, space: GrowthSpace | None = None) -> None:
         """Trains on the step's data: the whole model, or in each iteration a subnet sampled from the space.
@@ -145,7 +147,7 @@ class PhaseRun:
         self.record |= {
             "ranks": distributed.world_size(),
             "device": torch.cuda.get_device_name(self.engine.device) if self.engine.device.type == "cuda" else "CPU",
-            "kernels": "triton" if uses_triton(self.engine.device) else "torch",
+            "kernels": kernels_of(self.plan, self.engine.device),
         }
 
         def subnet(iteration: int) -> Architecture | None:
@@ -186,11 +188,11 @@ class PhaseRun:
             watch=self.watch,
             report=self.monitor.progress,
             report_every=self.config.monitoring.log_every,
-            evaluate=self._evaluate_in_between,
-            evaluate_after=self._evaluated_iterations(stream),
+            evaluate=self.judge.evaluate_in_between,
+            evaluate_after=self.judge.iterations(stream),
         )
         if done in trainer.evaluate_after:
-            self._evaluate_in_between(done)  # stopped before that
+            self.judge.evaluate_in_between(done)  # stopped before that
         trainer.run(rate, subnet)
         self.watch.reached("")
         self.record["iterations"] = stream.iterations
@@ -203,72 +205,10 @@ class PhaseRun:
         self._stop_if_asked()
         self._end_curve()
 
-    def select(self, space: GrowthSpace) -> None:
-        """Evaluates every candidate with the supernet's weights and records them, best by Eq. 7 first."""
-        encoder = SupernetEncoder(self.engine.module, space.candidates)
-        size, batch_size = self.inputs.sizes.image_size, self.config.selection.batch_size
-        if self.inputs.selection_set is None:
-            results = retrieve_pairs(
-                encoder, batches_in_order(self.data.held_out, self.inputs.tokenizer, size, batch_size), size
-            )
-        else:
-            results = evaluate(encoder, self.inputs.selection_set, self.inputs.tokenizer, size, batch_size)
-        accuracies = dict(zip(space, (result.accuracy for result in results), strict=True))
-        candidates = rank_candidates(
-            accuracies,
-            self.inputs.sizes.parameters_of,
-            space.supernet,
-            self.inputs.samples(self.step - 1),
-            self.inputs.samples(self.step),
-            self.config.growth.alpha,
-        )
-        self.record["selection_set"] = results[0].dataset
-        self.record["candidates"] = [candidate.to_json() for candidate in candidates]
-        self.monitor.selection(self.step, candidates)
-
-    def evaluate(self) -> None:
-        """Evaluates the model on every set that is reported."""
-        results = self._evaluate()
-        self.record["evaluation"] = [result.to_json() for result in results]
-        if self.config.evaluation.every_epochs is not None:
-            self._add_to_curve(self.record["iterations"], results)
-        self.monitor.evaluation(self.step, results)
-
-    def _evaluate(self) -> list[ClassificationResult | RetrievalResult]:
-        module = self.engine.module
-        was_training = module.training
-        encoder = self.plan.encoder(module, self.engine.device, self.engine.dtype)
-        size, batch_size = self.inputs.sizes.image_size, self.config.evaluation.batch_size
-        results = []
-        for dataset in self.inputs.evaluation_sets:
-            self._stop_if_asked()
-            results.append(evaluate(encoder, dataset, self.inputs.tokenizer, size, batch_size)[0])
-        module.train(was_training)
-        return results
-
-    def _evaluated_iterations(self, stream: TrainingStream) -> frozenset[int]:
-        """After which iterations the model is evaluated while it is trained; the end of the phase is none of them."""
-        every = self.config.evaluation.every_epochs
-        if every is None:
-            return frozenset()
-        batches = every * stream.samples / self.config.training.global_batch_size
-        done = (math.ceil(batches * number) for number in itertools.count(1))
-        return frozenset(itertools.takewhile(lambda iteration: iteration < stream.iterations, done))
-
-    def _evaluate_in_between(self, iteration: int) -> None:
-        """Evaluates the model after an iteration of its training, unless that was done before it was interrupted."""
-        if all(point["iteration"] != iteration for point in self.record["curve"]):
-            self._add_to_curve(iteration, self._evaluate())
-
     def _end_curve(self) -> None:
         """Evaluates the supernet that a phase leaves, where its course is evaluated; a model is evaluated anyway."""
         if self.phase is not Phase.TRAIN and self.config.evaluation.every_epochs is not None:
-            self._evaluate_in_between(self.record["iterations"])
-
-    def _add_to_curve(self, iteration: int, results: Sequence[ClassificationResult | RetrievalResult]) -> None:
-        point = {"iteration": iteration, "evaluation": [result.to_json() for result in results]}
-        self.record["curve"].append(point)
-        self.monitor.curve(iteration, results)
+            self.judge.evaluate_in_between(self.record["iterations"])
 
     def __enter__(self) -> Self:
         return self
@@ -279,7 +219,7 @@ class PhaseRun:
         if kind is not None:
             return  # the process ends: other ranks may be anywhere, so nothing collective may be done
         self.engine.destroy()
-        del self.engine
+        del self.engine, self.judge
         self._count_seconds()
         self.folder.finish(self.step, self.phase, self.record)
 
@@ -354,3 +294,10 @@ class PhaseRun:
 
     def _seed(self, purpose: str) -> int:
         return named_seed(self.config.seed, self.step, self.phase, purpose)
+
+
+def kernels_of(plan: ModelPlan, device: torch.device) -> str:
+    """Which kernels a model is trained by; the attention of `transformers`' CLIP is its own."""
+    if not uses_triton(device):
+        return "torch"
+    return "triton and transformers'" if plan.kind == "clip" else "triton"

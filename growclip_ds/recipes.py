@@ -20,7 +20,7 @@ from growclip_ds.checkpoint import Checkpoint
 from growclip_ds.config import Config
 from growclip_ds.distributed import on_every_rank
 from growclip_ds.errors import InputError
-from growclip_ds.growth_space import GrowthSpace
+from growclip_ds.growth_space import GrowthSpace, growth_space
 from growclip_ds.inheritance import Momentum, inherited_tensor, inherited_tensors
 from growclip_ds.model_plan import GrowCLIPPlan, ModelPlan, Weights
 from growclip_ds.phase import PhaseRun, Run
@@ -55,23 +55,18 @@ class Recipe:
         """The phase that every growth step ends with: its model, trained and evaluated."""
         with PhaseRun(self._run, step, Phase.TRAIN, plan, weights) as run:
             run.train(self._epochs(step, Phase.TRAIN))
-            run.evaluate()
+            run.judge.evaluate()
 
     def _select(self, step: int, phase: Phase, space: GrowthSpace, weights: Weights) -> None:
         """A supernet trained by sampled subnets (Eq. 6), every candidate evaluated, the best by Eq. 7 taken."""
         with PhaseRun(self._run, step, phase, self._plan(space.supernet), weights) as run:
             run.train(self._epochs(step, phase), space)
-            run.select(space)
+            run.judge.select(space)
 
     def _growth_space(self, step: int) -> GrowthSpace:
         """What the last step's architecture may grow into."""
-        growth, only = self.config.growth, self.config.ablation.grow_only
         base = self._weights(step - 1, Phase.TRAIN).architecture
-        frozen = growth.frozen if only is None else {name for name, _ in base.items()} - {only}
-        space = GrowthSpace(base, growth.conv_step, growth.block_step, growth.head_step, frozen)
-        if growth.max_parameters is None:
-            return space
-        return space.within(growth.max_parameters, self.inputs.sizes.parameters_of)
+        return growth_space(self.config, base, self.inputs.sizes.parameters_of)
 
     def _plan(self, architecture: Architecture) -> GrowCLIPPlan:
         return GrowCLIPPlan(architecture, self.inputs.sizes, self.inputs.tokenizer.end_of_text)
@@ -166,7 +161,10 @@ class FixedRecipe(Recipe):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        self.model = fixed_model(run.config, run.inputs)
+        if run.config.baselines.start is not None and self.folder.is_trained(1, Phase.TRAIN):
+            self.model = self._weights(1, Phase.TRAIN).plan  # the run needs the checkpoint that it began with no more
+        else:
+            self.model = fixed_model(run.config, run.inputs)
 
     def run(self, step: int, phase: Phase) -> None:
         self._train(step, self.model, self._start(step, self._seed(step, phase)))

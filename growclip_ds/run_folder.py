@@ -183,7 +183,9 @@ class RunFolder:
         except FileNotFoundError:
             raise InputError(f"the {phase} phase of growth step {step} is not finished: there is no {file}") from None
         except (OSError, ValueError) as error:
-            raise InputError(f"{file} cannot be read ({error}); remove {file.parent} to run the phase again") from None
+            raise InputError(
+                f"{file} cannot be read ({error}); remove it, and the run judges the phase's weights again"
+            ) from None
 
     def records(self) -> Iterator[tuple[int, Phase, dict[str, Any]]]:
         """What the finished phases did, in the order in which they were run. Not collective: for reports.

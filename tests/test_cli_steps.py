@@ -38,3 +38,9 @@ def test_it_does_not_wait_for_torch(command: list[str]) -> None:
 def test_a_configuration_that_is_not_there(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--config", "none.yaml"]) == 2
     assert "none.yaml" in capsys.readouterr().err
+
+
+def test_a_run_that_is_a_file(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").write_text("")
+    assert main(command) == 2
+    assert "run is no folder" in capsys.readouterr().err

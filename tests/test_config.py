@@ -146,7 +146,15 @@ def test_nothing_changes_afterwards(load):
         ),
         (
             "evaluation: {datasets: [a/set, b/set]}",
-            "FILE: evaluation.datasets: two evaluation sets are in folders called",
+            "FILE: evaluation.datasets: two evaluation sets are in folders called 'set'",
+        ),
+        (
+            "evaluation: {datasets: [a/food, 'https://huggingface.co/datasets/x/food/tree/main']}",
+            "FILE: evaluation.datasets: two evaluation sets are in folders called 'food'",
+        ),
+        (
+            "ablation: {grow_only: text_heads}\ngrowth: {frozen: [text_heads]}",
+            "FILE: ablation.grow_only is text_heads, which growth.frozen keeps from growing: leave one of them out",
         ),
     ],
 )
@@ -154,6 +162,12 @@ def test_each_problem_is_one_line(problem, text: str, message: str):
     shown = problem(DATA + text)
     assert message in shown
     assert "\n" not in shown
+
+
+def test_sets_are_told_apart_by_the_names_that_they_are_reported_under(load):
+    hub = "https://huggingface.co/datasets/clip-benchmark"
+    addresses = f"{hub}/wds_mnist/tree/main, {hub}/wds_food101/tree/main, 'pipe:cat sets/things/{{}}', 'pipe:cat {{}}'"
+    assert len(load(DATA, f"evaluation.datasets=[{addresses}]").evaluation.datasets) == 4
 
 
 def test_all_problems_at_once(problem):

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from growclip_ds import Architecture, GrowthSpace
+from growclip_ds.architecture import ModelSizes
+from growclip_ds.config import load_config
+from growclip_ds.growth_space import growth_space, unlimited_growth_space
 
 BASE = Architecture(0, 6, 6, 6, 4, 0)
 
@@ -53,3 +58,21 @@ def test_sampling_is_uniform_and_repeats_with_the_seed():
     assert chi_square < 120  # 63 degrees of freedom: beyond 120 in one of 20,000 seeds
     again = torch.Generator().manual_seed(5)
     assert draws[:50] == [space.sample(again) for _ in range(50)]
+
+
+def test_a_run_limits_what_a_step_may_grow_into(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {subsets: [{name: s, shards: s.tar}], tokenizer: {vocab_size: 300}}")
+    count = ModelSizes().parameters_of
+    limited = load_config(file, ["growth.frozen=[conv_layers]", "growth.max_parameters=100_000_000"])
+    everything, space = unlimited_growth_space(limited, BASE), growth_space(limited, BASE, count)
+    assert len(everything) == 32
+    assert list(space) == [one for one in everything if count(one) <= 100_000_000] != list(everything)
+    alone = growth_space(load_config(file, ["ablation.grow_only=text_blocks"]), BASE, count)
+    assert list(alone) == [BASE, replace(BASE, text_blocks=BASE.text_blocks + 4)]
+
+
+def test_the_supernet_is_worked_out_once() -> None:
+    """A plan asks for it on thousands of paths."""
+    space = GrowthSpace(BASE)
+    assert space.supernet is space.supernet

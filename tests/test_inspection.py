@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPModel
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import clip_config
@@ -14,8 +16,13 @@ from growclip_ds.baselines.plan import CLIPPlan
 from growclip_ds.checkpoint import save_model, write_checkpoint
 from growclip_ds.cli import main
 from growclip_ds.config import load_config
+from growclip_ds.evaluation.subject import find_subject
+from growclip_ds.hub.export import export
+from growclip_ds.hub.provenance import read_provenance
 from growclip_ds.inspection import InspectedRun, inspect
 from growclip_ds.model.growclip import GrowCLIP
+from tests.evaluation.models import tokenizer
+from tests.hub.models import write_recorded_run
 
 SMALL = {"vocab_size": 32, "context_length": 8, "image_size": 32, "embed_dim": 16}
 FIRST, SECOND = Architecture(0, 1, 1, 1, 2, 0), Architecture(1, 2, 2, 1, 2, 1)
@@ -140,6 +147,9 @@ def test_a_fixed_clip_is_shown_as_one(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_what_is_neither_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path)]) == 2
     assert f"{tmp_path} holds no checkpoint and no run; give a folder with weights.json" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "has a config.json, but no *.safetensors" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
 
@@ -151,4 +161,76 @@ def test_a_run_that_has_just_begun(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["inspect", str(new)]) == 0
     assert "No growth step has a trained model yet" in capsys.readouterr().out
     assert main(["inspect", str(new), "--png", str(tmp_path / "x.png")]) == 2
-    assert "no growth step has a trained model yet" in capsys.readouterr().err
+    assert "there are weights of no growth step yet" in capsys.readouterr().err
+
+
+def test_a_growth_step_of_a_run_is_said_to_be_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(run / "step_2")]) == 2
+    words = f"is a growth step of a run; give the run, or one of its phases, such as {run / 'step_2' / 'train'}"
+    assert words in capsys.readouterr().err
+
+
+def test_a_run_without_weights_is_not_called_untrained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "step_1" / "train" / "weights")
+    assert main(["inspect", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "The weights of growth step 1, which is finished, are not here." in text
+    assert "The newest model, of growth step 2" in text
+    shutil.rmtree(run / "step_2")
+    assert main(["inspect", str(run)]) == 0
+    assert "No growth step has a trained model yet" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"iterations": "x", "seconds": 1}'])
+def test_a_damaged_record_is_one_line(run: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "step_1" / "train" / "phase.json"
+    file.write_text(text)
+    assert main(["inspect", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"{file} is damaged: " in error
+    assert error.count("\n") == 1
+
+
+def test_models_in_hugging_face_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subject = find_subject(write_recorded_run(tmp_path / "run"))
+    export(subject.load(), tokenizer(), tmp_path / "grown", read_provenance(subject))
+    assert main(["inspect", str(tmp_path / "grown"), "--verify", "--json", "-"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    checkpoint = inspect(subject.folder)
+    assert values["model"] == json.loads(json.dumps(checkpoint.model.to_json()))
+    assert (values["growth_step"], values["has_checksums"], values["verified"]) == (2, False, True)
+    assert main(["inspect", str(tmp_path / "grown")]) == 0
+    assert "tensors not read (--verify); the Hugging Face format has no checksums" in capsys.readouterr().out
+
+    config = clip_config(Architecture(0, 2, 2, 1, 1, 0), ModelSizes(**SMALL), 31)
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "clip")]) == 0
+    assert "fixed CLIP (transformers' layout) (0, 2, 2, 1, 1, 0)" in capsys.readouterr().out
+    (tmp_path / "clip" / "model.safetensors").write_bytes(b"damaged")
+    assert main(["inspect", str(tmp_path / "clip")]) == 2
+    assert "model.safetensors: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--png", "drawn.svg"], "--png drawn.svg: name a file that ends in .png"),
+        (["--png", "."], ". is a folder; name a file in it"),
+        (["--png", "/proc/nowhere/drawn.png"], "/proc/nowhere/drawn.png cannot be written"),
+        (["--json", "/dev/null/values.json"], "/dev/null is no folder"),
+    ],
+)
+def test_places_that_cannot_be_written(
+    run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(run), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out
+
+
+def test_a_drawing_makes_its_folder(run: Path, tmp_path: Path) -> None:
+    assert main(["inspect", str(run), "--png", str(tmp_path / "new" / "drawn.png")]) == 0
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["drawn.png"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,7 +88,8 @@ def phases(run: RunFolder) -> list[tuple[int, str, int]]:
     return [(step, str(phase), record["iterations"]) for step, phase, record in run.records()]
 
 
-@pytest.mark.parametrize(("method", "stage"), [("tfs", 1), ("twp", 2), ("sap", 3)])
+# What TWP starts from shows in the test of a start from a checkpoint too.
+@pytest.mark.parametrize(("method", "stage"), [("tfs", 1), pytest.param("twp", 2, marks=pytest.mark.slow), ("sap", 3)])
 def test_starts_of_the_fixed_clip(data: Path, group: Groups, tmp_path: Path, method: str, stage: int) -> None:
     run = RunFolder(tmp_path / "run")
     group(2).run(grow, data, run.path, stage, None, (*STILL, CLIP, f"method={method}"))
@@ -149,7 +151,11 @@ ABLATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+# "selection left out" shows what "supernet left out" and "one dimension" show together.
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "selection left out")) for name in ABLATIONS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_ablations(data: Path, group: Groups, tmp_path: Path, name: str) -> None:
     """The phases that are run, and each one's start as Eq. 5 and 8 have it."""
     overrides, expected = ABLATIONS[name]
@@ -182,6 +188,7 @@ def test_ablations(data: Path, group: Groups, tmp_path: Path, name: str) -> None
     assert second.architecture == chosen
 
 
+@pytest.mark.slow
 def test_a_start_that_is_large_already(data: Path, group: Groups, tmp_path: Path) -> None:
     """Table 8: what is large already may stay as it is, Eq. 7 preferring the small where accuracy is the same."""
     run = RunFolder(tmp_path / "run")
@@ -196,7 +203,9 @@ COURSE = ("baselines.epochs=1", "evaluation.every_epochs=0.5", "epochs.supernet=
 FEW = "growth.frozen=[conv_layers, image_heads, text_heads, text_blocks]"
 
 
-@pytest.mark.parametrize(("method", "stage", "more"), [("sap", 3, (CLIP,)), ("nas", 2, (FEW,))])
+@pytest.mark.parametrize(
+    ("method", "stage", "more"), [pytest.param("sap", 3, (CLIP,), marks=pytest.mark.slow), ("nas", 2, (FEW,))]
+)
 def test_evaluating_in_between_and_stopping_change_nothing(
     data: Path, group: Groups, tmp_path: Path, method: str, stage: int, more: tuple[str, ...]
 ) -> None:
@@ -205,7 +214,7 @@ def test_evaluating_in_between_and_stopping_change_nothing(
     options = (f"method={method}", *more, *COURSE)
     group(2).run(grow, data, plain.path, stage, None, (*options, "evaluation.every_epochs=null"))
     group(2).run(grow, data, whole.path, stage, None, options)
-    for attempts, looks in enumerate(itertools.chain([2], itertools.repeat(5)), start=1):  # noqa: B007
+    for attempts, looks in enumerate(itertools.chain([2], itertools.repeat(9)), start=1):  # noqa: B007
         # First where the model is to be evaluated, and is not: it is when the run goes on.
         if all(group(2).run(grow_until, data, stopped.path, looks, stage, None, options)):
             break
@@ -229,7 +238,7 @@ def test_evaluating_in_between_and_stopping_change_nothing(
 def test_a_fixed_clip_is_evaluated_as_its_run_evaluated_it(data: Path, group: Groups, tmp_path: Path) -> None:
     """From its folder, by `transformers`' model, on one process; with its activations computed again while training."""
     run = RunFolder(tmp_path / "run")
-    more = ("method=twp", CLIP, "baselines.epochs=2", "training.activation_checkpointing=on")
+    more = ("method=twp", CLIP, "baselines.epochs=1", "training.activation_checkpointing=on")
     group(2).run(grow, data, run.path, 3, None, more)
     subject = find_subject(run.path)
     model = subject.load()
@@ -252,7 +261,10 @@ def test_a_start_from_a_checkpoint_in_hugging_face_format(data: Path, group: Gro
     torch.manual_seed(3)
     reference = CLIPModel(config)
     reference.save_pretrained(tmp_path / "clip")
-    group(2).run(grow, data, run.path, 2, None, (*STILL, "method=twp", f"baselines.start={tmp_path / 'clip'}"))
+    overrides = (*STILL, "method=twp", f"baselines.start={tmp_path / 'clip'}")
+    group(2).run(grow, data, run.path, 2, 1, overrides)
+    shutil.rmtree(tmp_path / "clip")  # what the first growth step has taken in
+    group(2).run(grow, data, run.path, 2, None, overrides)
     expected = {name: torch.atleast_1d(p.detach()) for name, p in reference.named_parameters()}
     names = list(weights(run, 1, Phase.TRAIN))
     for step in (1, 2):
@@ -278,6 +290,19 @@ def test_a_start_of_another_shape(
         sizes=config.model.sizes(300), tokenizer=SimpleNamespace(vocab_size=300, end_of_text=299)
     )
     with pytest.raises(InputError, match=message):
+        fixed_model(config, inputs)
+
+
+@pytest.mark.parametrize("tower", ["text_config", "vision_config"])
+def test_a_start_with_dropout(data: Path, tmp_path: Path, tower: str) -> None:
+    """What it draws would be other numbers after an interruption, and in the second pass of an iteration."""
+    sizes = ModelSizes(300, 16, 32, 16)
+    clip = clip_config(Architecture(0, 1, 2, 2, 1, 0), sizes, end_of_text=299)
+    getattr(clip, tower).attention_dropout = 0.1
+    clip.save_pretrained(tmp_path)
+    config = load_config(data / "config.yaml", ["method=twp", f"baselines.start={tmp_path}"])
+    inputs: Any = SimpleNamespace(sizes=sizes, tokenizer=SimpleNamespace(vocab_size=300, end_of_text=299))
+    with pytest.raises(InputError, match=rf"config\.json: {tower} has attention_dropout 0\.1.*set it to 0\.0"):
         fixed_model(config, inputs)
 
 

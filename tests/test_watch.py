@@ -148,3 +148,12 @@ def test_on_a_full_disk_a_step_is_submitted_once(
     assert first.startswith("error: ")
     assert "watch.json cannot be written: No space left on device; submitted was growth step 2: job 17" in first
     assert second == "growth step 2 is submitted and not finished: growth step 2: job 17"
+
+
+@pytest.mark.parametrize("option", [["--growth", "nan"], ["--every", "inf"], ["--every", "nan"], ["--plateau", "nan"]])
+def test_numbers_that_make_no_sense_are_refused(
+    option: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(tmp_path / "run"), "--dry-run"]
+    assert main([*arguments, *option]) == 2
+    assert option[0] in capsys.readouterr().err

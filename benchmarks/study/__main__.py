@@ -39,6 +39,7 @@ WRITTEN = (
 
 def main() -> int:
     options = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # not without stopping the runs
     if not DATA.exists():
         subprocess.run([sys.executable, "-m", "growclip_ds", "data", "scenes", str(DATA), *SCENES], check=True)
     try:

@@ -1,7 +1,7 @@
 """What the weights of a fixed CLIP are drawn from: the deviations that GrowCLIP's weights have, by CLIP's names.
 
-They are those of CLIP's reference implementation, so that the methods do not differ in them. `transformers` has
-those of the queries, keys and values and of the attention's output the other way round.
+The methods are not to differ in them. In blocks they are those of CLIP's reference implementation; `transformers` has
+those of queries, keys and values and that of the attention's output the other way round.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from growclip_ds.costs.steps import GrowthSteps
 from growclip_ds.deepspeed_config import DeepSpeedFile, ResolvedDeepSpeed, load_deepspeed_config, resolve
 from growclip_ds.errors import InputError
 
+_ENDS = 2  # tokens of an empty caption
 _DEFAULT = DeepSpeedFile(
     "the DeepSpeed configuration",
     {"gradient_clipping": 0.0, "zero_optimization": {"stage": 2, "reduce_bucket_size": 25_000_000}},
@@ -81,8 +83,16 @@ def _check(config: Config, request: Request) -> None:
         ("--utilisation", request.utilisation),
         ("--caption-tokens", request.caption_tokens),
     ):
-        if value is not None and not value > 0:
-            raise InputError(f"{name} must be greater than 0, not {value:g}")
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{name} must be a number greater than 0, not {value:g}")
+    batch = config.training.global_batch_size
+    if request.gpus > batch:
+        raise InputError(f"--gpus {request.gpus} are more than an iteration's {batch} pairs; take fewer")
+    if request.caption_tokens < _ENDS:
+        raise InputError(
+            f"--caption-tokens counts start and end of text too, so it is at least {_ENDS}, not "
+            f"{request.caption_tokens:g}"
+        )
     if request.utilisation is not None and request.utilisation > 1:
         raise InputError(f"--utilisation is a share of the peak, at most 1, not {request.utilisation:g}; 0.3 is 30 %")
     if request.utilisation is not None and request.hardware is None:

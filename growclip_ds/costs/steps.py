@@ -21,7 +21,7 @@ from growclip_ds.costs.flops import (
     training_flops,
 )
 from growclip_ds.errors import InputError
-from growclip_ds.growth_space import GrowthSpace
+from growclip_ds.growth_space import GrowthSpace, growth_space, unlimited_growth_space
 from growclip_ds.phases import Phase, phase_epochs
 
 
@@ -75,6 +75,7 @@ class GrowthSteps:
         self.parameters = functools.cache(sizes.parameters_of)
         self.pair_flops = functools.cache(self._pair_flops)
         self.space = functools.cache(self._space)
+        self._mean_of_subnets = functools.cache(lambda base: fmean(map(self.pair_flops, self.space(base))))
         limit, base = config.growth.max_parameters, config.model.base
         if not config.has_fixed_model and limit is not None and sizes.parameters_of(base) > limit:
             raise InputError(
@@ -118,13 +119,10 @@ class GrowthSteps:
         """The phases of a growth step, whose model grows from `base` to `chosen`."""
         found = []
         for phase, epochs in phase_epochs(self.config, step).items():
-            if phase is Phase.TRAIN:
-                trained, sampled = chosen, [chosen]
-            else:
-                space = self.space(base)
-                trained = space.supernet
-                sampled = [trained] if phase is Phase.FINETUNE else list(space)
-            found.append(PhaseCost(step, phase, trained, epochs, fmean(map(self.pair_flops, sampled))))
+            trained = chosen if phase is Phase.TRAIN else self.space(base).supernet
+            whole = phase in (Phase.TRAIN, Phase.FINETUNE)  # and not a subnet in each iteration
+            flops = self.pair_flops(trained) if whole else self._mean_of_subnets(base)
+            found.append(PhaseCost(step, phase, trained, epochs, flops))
         return found
 
     def _pair_flops(self, architecture: Architecture) -> float:
@@ -140,16 +138,12 @@ class GrowthSteps:
         return total + loss_flops(batch, self.sizes.embed_dim) / batch
 
     def _unlimited(self, base: Architecture) -> GrowthSpace:
-        if self.config.has_fixed_model:
-            return GrowthSpace(base, 0, 0, 0)
-        growth, only = self.config.growth, self.config.ablation.grow_only
-        frozen = growth.frozen if only is None else {name for name, _ in base.items()} - {only}
-        return GrowthSpace(base, growth.conv_step, growth.block_step, growth.head_step, frozen)
+        return GrowthSpace(base, 0, 0, 0) if self.config.has_fixed_model else unlimited_growth_space(self.config, base)
 
     def _space(self, base: Architecture) -> GrowthSpace:
-        limit = self.config.growth.max_parameters
-        space = self._unlimited(base)
-        return space if limit is None or self.config.has_fixed_model else space.within(limit, self.parameters)
+        return (
+            self._unlimited(base) if self.config.has_fixed_model else growth_space(self.config, base, self.parameters)
+        )
 
     def _choices(self, base: Architecture) -> Sequence[Architecture]:
         """Among which the extreme ones are."""

@@ -14,6 +14,7 @@ from growclip_ds.data import remote_stream
 from growclip_ds.data.addresses import open_address
 from growclip_ds.data.remote import is_remote
 from growclip_ds.errors import InputError
+from growclip_ds.set_names import set_name
 
 TIMEOUT = 30  # seconds for a text file to begin to arrive
 _HUB_FILES = "/resolve/main"  # under the address of a data set on the Hugging Face hub
@@ -41,11 +42,8 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What the set is called unless it is given a name: the last part of its location."""
-        if not self.is_remote:
-            return Path(self.location).absolute().name
-        location = _without_revision(self.location).removeprefix("pipe:").partition("{}")[0]
-        return re.split(r"[/\s]", location.rstrip("/"))[-1]
+        """What the set is called unless it is given a name."""
+        return set_name(self.location)
 
     def address(self, path: str) -> str:
         """Of one of the set's files, by its path in the set."""
@@ -101,8 +99,3 @@ class Source:
                     raise OSError(str(error)) from None
             time.sleep(remote_stream.PAUSE)
         raise AssertionError("the last attempt returns or raises")
-
-
-def _without_revision(location: str) -> str:
-    """A hub address without what names a revision of the set."""
-    return re.sub(r"/(resolve|tree)/[^/]+/?$", "", location)

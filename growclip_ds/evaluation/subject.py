@@ -115,10 +115,24 @@ def find_subject(path: Path | str, step: int | None = None) -> Subject:
         model = ExportedModel(path)
         step, digest = model.description.get("growth_step"), model.digest(sorted(model.names))
         return Subject(path.absolute(), None, step, model.architecture, digest)
-    if (path / "config.json").exists() and any(path.glob(_SHARD)):
+    if is_hugging_face(path):
         return Subject(path.absolute(), None, None, None, _digest_of_files(path))
+    raise InputError(f"{path} {nothing_there(path)}")
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder holds a model as `transformers` saves one, of whatever type."""
+    return (folder / "config.json").exists() and any(folder.glob(_SHARD))
+
+
+def nothing_there(path: Path) -> str:
+    """What is wrong with a path that leads to no model, and what to give instead."""
+    if trained := [folder for folder in (path / phase for phase in Phase) if (folder / "weights" / INDEX).exists()]:
+        return f"is a growth step of a run; give the run, or one of its phases, such as {trained[-1]}"
+    if (path / "config.json").exists():
+        return "has a config.json, but no *.safetensors; copy the folder again, or save the model as safetensors"
     problem = "holds no checkpoint and no run" if path.is_dir() else "is no folder"
-    raise InputError(f"{path} {problem}; give a folder with {INDEX}, a run's, or a model's in Hugging Face format")
+    return f"{problem}; give a folder with {INDEX}, a run's, or a model's in Hugging Face format"
 
 
 def _of_checkpoint(folder: Path) -> Subject:
@@ -133,8 +147,17 @@ def _of_checkpoint(folder: Path) -> Subject:
 
 def _trained_step(run: RunFolder, step: int | None) -> Path:
     """The weights of a growth step's model."""
-    numbers = sorted(int(folder.name.removeprefix("step_")) for folder in run.path.glob("step_[0-9]*"))
+    names = (folder.name.removeprefix("step_") for folder in run.path.glob("step_*"))
+    numbers = sorted(int(name) for name in names if name.isdecimal())
     trained = [number for number in numbers if (run.weights(number, Phase.TRAIN) / INDEX).exists()]
+    finished = [number for number in numbers if (run.phase(number, Phase.TRAIN) / "phase.json").exists()]
+    wanted = step or max([*trained, *finished], default=0)
+    if wanted in finished and wanted not in trained:
+        raise InputError(
+            f"{run.path}: growth step {wanted} is finished, but its weights are not there "
+            f"({run.weights(wanted, Phase.TRAIN) / INDEX}); copy them from where the run was made"
+            + (f", or take another step (--step {', '.join(map(str, trained))})" if trained else "")
+        )
     if not trained:
         raise InputError(f"{run.path}: no growth step is trained yet; let the run finish one")
     if step is not None and step not in trained:

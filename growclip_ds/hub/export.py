@@ -88,8 +88,11 @@ def check_output(output: Path, replace: bool) -> None:
     Raises:
         InputError: something is there that is not to be replaced.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
+    try:
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            return
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{output} cannot be written ({error.strerror}); name another folder") from error
     if not replace:
         raise InputError(f"{output} exists already; name another folder, or replace it (--force)")
     names = sorted(path.name for path in output.iterdir()) if output.is_dir() else [output.name]

@@ -11,13 +11,12 @@ from typing import Any
 from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint import Checkpoint
 from growclip_ds.data.subsets import read_subsets
-from growclip_ds.evaluation.results import ClassificationResult, RetrievalResult, result_from_json
+from growclip_ds.errors import InputError
+from growclip_ds.evaluation.results import result_from_json
 from growclip_ds.evaluation.subject import Subject
-from growclip_ds.monitor.summary import read_summaries
+from growclip_ds.hub.exported import ExportedModel, is_exported
 from growclip_ds.phases import Phase
-from growclip_ds.run_folder import RunFolder
-
-Result = ClassificationResult | RetrievalResult
+from growclip_ds.reporting.runs import Result, read_runs
 
 
 @dataclass(frozen=True)
@@ -56,36 +55,40 @@ class Provenance:
 
 
 def read_provenance(subject: Subject) -> Provenance:
-    """What the run of a checkpoint, and the evaluations beside it, say of it.
+    """What the run of a checkpoint, or an export that it is, and the evaluations beside it say of it.
 
     Raises:
-        InputError: some of it is damaged.
+        InputError: some of it is damaged, or the weights are of no growth step's model, but of a supernet.
     """
-    results = {}
+    results: dict[str, Result] = {}
     steps: list[GrowthStep] = []
     subsets: list[tuple[str, int]] = []
-    if subject.run is not None and subject.growth_step is not None:
-        steps = _growth_steps(subject, subject.run, subject.growth_step)
+    if is_exported(subject.folder):
+        growth = ExportedModel(subject.folder).growth
+        steps = [GrowthStep(**{**step, "architecture": Architecture(**step["architecture"])}) for step in growth]
+    elif subject.run is not None and subject.growth_step is not None:
+        description = Checkpoint(subject.folder).description
+        if description.get("phase", Phase.TRAIN) != Phase.TRAIN:
+            trained = subject.run.weights(subject.growth_step, Phase.TRAIN).parent
+            raise InputError(
+                f"{subject.folder} holds the supernet of the {description['phase']} phase, from which a growth step's "
+                f"model is yet to come; give the run, or {trained}"
+            )
+        (run,) = read_runs([subject.run.path])
+        steps = [
+            GrowthStep(number, record.architecture, record.parameters, record.samples)
+            for number, record in run.steps.items()
+            if number <= subject.growth_step
+        ]
+        if subject.growth_step in run.steps:
+            results.update(run.steps[subject.growth_step].results)
+        elif record := description.get("record"):  # trained, but not evaluated yet
+            steps.append(GrowthStep(subject.growth_step, subject.architecture, record["parameters"], record["samples"]))
         if subject.run.data_file.exists():
             arrived = read_subsets(subject.run.data_file)[: subject.growth_step]
             subsets = [(subset.name, subset.samples or 0) for subset in arrived]
-        if subject.run.is_finished(subject.growth_step, Phase.TRAIN):
-            reported = subject.run.record(subject.growth_step, Phase.TRAIN).get("evaluation", [])
-            results = {result["dataset"]: result_from_json(result) for result in reported}
     results |= {result.dataset: result for result in _stored(subject.folder.parent / "evaluation", subject.digest)}
     return Provenance(steps, subsets, list(results.values()))
-
-
-def _growth_steps(subject: Subject, run: RunFolder, last: int) -> list[GrowthStep]:
-    steps = [
-        GrowthStep(summary.step, summary.architecture, summary.parameters, summary.samples)
-        for summary in read_summaries(run)
-        if summary.step <= last
-    ]
-    record = Checkpoint(subject.folder).description.get("record")
-    if record is not None and (not steps or steps[-1].step < last):  # trained, but not evaluated yet
-        steps.append(GrowthStep(last, subject.architecture, record["parameters"], record["samples"]))
-    return steps
 
 
 def _stored(folder: Path, digest: str) -> Iterator[Result]:

@@ -29,7 +29,7 @@ class PhaseRecord:
     Attributes:
         step: growth step, from 1.
         phase: which it was.
-        samples: N^t, of all subsets that had arrived.
+        samples: N^t, of all subsets that had arrived; 0 where the model came from elsewhere, which did not say.
         parameters: of the model, of a supernet all of them; without the temperature.
         iterations: of the phase.
         seconds: by the clock.
@@ -108,8 +108,8 @@ class Run:
         return [record for record in self.phases if record.step == step]
 
     def epochs(self, record: PhaseRecord, iterations: int) -> float:
-        """Passes over the step's data in so many iterations of a phase."""
-        return iterations * self.config.training.global_batch_size / record.samples
+        """Passes over the step's data in so many iterations of a phase; none where it came with `model.start`."""
+        return iterations * self.config.training.global_batch_size / record.samples if record.samples else 0.0
 
     def progress(self) -> str:
         """How far it is: `2 of 3 growth steps`, `1 of 3 growth steps and finetune of step 2`."""
@@ -165,10 +165,18 @@ def _read_run(path: Path, name: str) -> Run:
             if read.architecture is None and phase is Phase.TRAIN:
                 read = _phase_record(step, phase, record, architecture)
         except _DAMAGE as error:
-            what = f"no {error}" if isinstance(error, KeyError) else error
-            raise InputError(f"{file} is damaged: {what}; remove {file.parent} to run the phase again") from None
+            raise damaged_record(file, error) from None
         phases.append(read)
     return Run(name, path, config, tuple(phases))
+
+
+def damaged_record(file: Path, error: Exception) -> InputError:
+    """What to say of a phase.json that is not as phases write it."""
+    what = f"no {error}" if isinstance(error, KeyError) else error
+    return InputError(
+        f"{file} is damaged: {what}; copy it again, or remove it and start the run again, which then evaluates the "
+        "phase's weights anew"
+    )
 
 
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
@@ -183,7 +191,7 @@ def _phase_record(
     return PhaseRecord(
         step=step,
         phase=phase,
-        samples=_number(record, "samples", least=1),
+        samples=_number(record, "samples", least=0 if "start" in record else 1),
         parameters=_number(record, "parameters"),
         iterations=_number(record, "iterations"),
         seconds=_number(record, "seconds"),

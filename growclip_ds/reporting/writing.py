@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from growclip_ds.errors import InputError
-from growclip_ds.files import write_bytes, write_json
+from growclip_ds.files import write_bytes
 from growclip_ds.reporting.html_page import to_html
 from growclip_ds.reporting.markdown import to_markdown
 from growclip_ds.reporting.report import Report
 
 
-def write_report(report: Report, folder: Path, json_file: Path | None = None) -> list[Path]:
-    """Writes `report.md`, `report.html`, the figures, and where asked the data as JSON; returns the files.
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Writes `report.md`, `report.html` and the figures; returns the files.
 
     Raises:
         InputError: one cannot be written.
@@ -22,8 +22,6 @@ def write_report(report: Report, folder: Path, json_file: Path | None = None) ->
     try:
         for path, data in written.items():
             write_bytes(path, data)
-        if json_file is not None:
-            write_json(json_file, report.to_json())
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be written ({error.strerror}); name another place") from error
-    return [*written, *([json_file] if json_file is not None else [])]
+    return list(written)

@@ -112,6 +112,13 @@ def test_prints_and_writes_the_plan(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert 0 < cheap < dear
 
 
+def test_a_script_reads_the_plan_from_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config(tmp_path)
+    assert main(["plan", "--config", str(tmp_path / "config.yaml"), "--throughput", "100", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "growclip"
+    assert not Path("-").exists()
+
+
 def test_what_is_not_known_is_said_and_not_made_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config(tmp_path)
     assert main(["plan", "--config", str(tmp_path / "config.yaml"), "data.subsets.1.samples=null"]) == 0
@@ -135,10 +142,18 @@ def test_the_repositorys_configurations_can_be_planned() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus", "0"], "--gpus must be greater than 0, not 0"),
+        (["--gpus", "0"], "--gpus must be a number greater than 0, not 0"),
         (["--utilisation", "0.3"], "--utilisation is a share of a GPU's peak: name the GPU"),
         (["--utilisation", "30", "--hardware", H100], "--utilisation is a share of the peak, at most 1, not 30"),
-        (["--throughput", "-1"], "--throughput must be greater than 0, not -1"),
+        (["--throughput", "-1"], "--throughput must be a number greater than 0, not -1"),
+        (["--throughput", "inf"], "--throughput must be a number greater than 0, not inf"),
+        (["--throughput", "nan"], "--throughput must be a number greater than 0, not nan"),
+        (["--caption-tokens", "1e400"], "--caption-tokens must be a number greater than 0, not inf"),
+        (["--caption-tokens", "1"], "--caption-tokens counts start and end of text too, so it is at least 2, not 1"),
+        (["--gpus", "9" * 24], "are more than an iteration's 1536 pairs; take fewer"),
+        (["--json", "."], ". is a folder; name a file in it"),
+        (["--json", ""], ". is a folder; name a file in it"),
+        (["--json", "n" * 300], "cannot be written (File name too long); name another place"),
         (["--measured", "nowhere"], "nowhere holds no run"),
         (["--hardware", "nowhere.yaml"], "there is no file nowhere.yaml"),
         (["--hardware", V100, "--deepspeed_config", ZERO2], "V100-32 has no bf16; take fp16"),

@@ -138,6 +138,11 @@ def test_a_run_is_evaluated_on_the_sets_that_it_reports(folder: Path) -> None:
     assert list((folder / "run" / "step_1" / "train" / "evaluation").glob("things-*.json"))
 
 
+def test_a_script_reads_the_results_from_standard_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(folder / "run"), "--step", "1", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["dataset"] == "things"
+
+
 def test_a_checkpoint_without_a_run(folder: Path) -> None:
     model = write_model(folder / "alone" / "weights", seed=2)
     tokenizer().save(folder / "alone" / "tokenizer")

@@ -15,7 +15,7 @@ from transformers import AutoModel, CLIPModel
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import clip_config
 from growclip_ds.baselines.plan import CLIPPlan
-from growclip_ds.checkpoint import load_model, write_checkpoint
+from growclip_ds.checkpoint import load_model, save_model, write_checkpoint
 from growclip_ds.cli import main
 from growclip_ds.data.tokens import train_tokenizer
 from growclip_ds.errors import InputError
@@ -260,3 +260,49 @@ def test_another_models_tokenizer_is_refused(run: Path, capsys: pytest.CaptureFi
     train_tokenizer(TEXTS, 270, 24).save(run.parent / "words")
     message = error_of(capsys, run, run.parent / "out", "--tokenizer", run.parent / "words")
     assert "name the tokenizer that it was trained with" in message
+
+
+def test_a_script_learns_what_was_exported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = run.parent / "out"
+    assert main(["export", str(run), str(output), "--json", "-"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["output"], values["growth_step"], values["license"]) == (str(output), 2, "unknown")
+    assert values["weights"] == find_subject(run).digest == find_subject(output).digest
+    assert [step["samples"] for step in values["growth"]] == [1000, 3000]
+
+
+def test_an_export_of_an_export_keeps_the_growth(run: Path) -> None:
+    first, second = run.parent / "first", run.parent / "second"
+    assert main(["export", str(run), str(first)]) == 0
+    assert main(["export", str(first), str(second)]) == 0
+    growth = [json.loads((folder / "config.json").read_text())["growth"] for folder in (first, second)]
+    assert growth[0] == growth[1]
+    assert len(growth[0]) == 2
+
+
+def test_a_supernet_is_not_passed_off_as_the_steps_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run / "step_2" / "finetune" / "weights"
+    save_model(load_model(run / "step_2" / "train" / "weights"), folder, growth_step=2, phase="finetune")
+    error = error_of(capsys, folder.parent, run.parent / "out")
+    assert "holds the supernet of the finetune phase, from which a growth step's model is yet to come" in error
+    assert f"give the run, or {run / 'step_2' / 'train'}" in error
+
+
+def test_a_finished_step_without_weights_is_not_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "step_2" / "train" / "weights")
+    error = error_of(capsys, run, run.parent / "out")
+    assert "growth step 2 is finished, but its weights are not there" in error
+    assert "or take another step (--step 1)" in error
+    assert main(["export", str(run), str(run.parent / "out"), "--step", "1"]) == 0
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"seconds": 1}'])
+def test_a_damaged_record_is_one_line(run: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "step_1" / "train" / "phase.json"
+    file.write_text(text)
+    assert f"{file} is damaged: " in error_of(capsys, run, run.parent / "out")
+
+
+def test_a_name_that_is_too_long(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), str(run.parent / ("n" * 300))]) == 2
+    assert "cannot be written (File name too long); name another folder" in capsys.readouterr().err

@@ -144,8 +144,8 @@ def without(key: str) -> Callable[[Path], None]:
         (lambda run: (run / "config.yaml").write_text("seed: [1\n"), r"config\.yaml, line 2"),
         (lambda run: (run / "config.yaml").write_text(yaml.safe_dump({"method": "magic"})), r"config\.yaml.*method"),
         (damage("{"), r"step_1/train/phase\.json cannot be read"),
-        (damage("[]"), r"step_1/train/phase\.json is damaged: .*; remove \S*step_1/train to run the phase again"),
-        (without("parameters"), r"phase\.json is damaged: no 'parameters'; remove"),
+        (damage("[]"), r"step_1/train/phase\.json is damaged: .*; copy it again, or remove it and start the run again"),
+        (without("parameters"), r"phase\.json is damaged: no 'parameters'; copy it again"),
         (change(seconds="long"), r"phase\.json is damaged: seconds is 'long'"),
         (change(seconds=float("nan")), r"phase\.json is damaged: seconds is nan"),
         (change(samples=0), r"phase\.json is damaged: samples is 0"),
@@ -206,6 +206,21 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capture
     assert re.fullmatch(
         r"growclip: error: \S*/file\S*: cannot be written \(.*\); name another place\n", capsys.readouterr().err
     )
+
+
+def test_a_script_reads_the_tables_from_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_fixed(tmp_path / "run", "tfs", [9.0], steps=1)
+    assert main(["report", str(run), "--output", str(tmp_path / "report"), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["tables"]
+
+
+def test_a_step_that_came_with_the_model_may_not_know_its_samples(tmp_path: Path) -> None:
+    run = write_config(tmp_path / "run")
+    write_phase(run, 1, samples=0, iterations=0, seconds=0.0, start="exported", pairs_seen=None)
+    write_phase(run, 2, accuracy=9.0)
+    (read,) = read_runs([run])
+    assert read.epochs(read.steps[1], 0) == 0
+    assert make_report([read]).tables
 
 
 def test_a_run_that_was_trained(group: Groups, tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Where a command's JSON goes: into a file, or for `-` to standard output, in place of what people read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from growclip_ds.errors import InputError
+from growclip_ds.files import write_json
+
+STANDARD_OUTPUT = Path("-")
+
+
+def check_place(place: Path | None) -> None:
+    """Refuses what can be no file, before the work is done whose result is to go there.
+
+    Raises:
+        InputError: it is empty, a folder, or in something that is no folder.
+    """
+    if place is None or place == STANDARD_OUTPUT:
+        return
+    try:
+        if place.is_dir():
+            raise InputError(f"{place} is a folder; name a file in it")
+        parent = next(folder for folder in place.parents if folder.exists())
+        if not parent.is_dir():
+            raise InputError(f"{place} cannot be written ({parent} is no folder); name another place")
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{place} cannot be written ({error.strerror}); name another place") from error
+
+
+def put_json(place: Path, value: Any) -> None:
+    """Writes a value to a file, whole or not at all, or prints it.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if place == STANDARD_OUTPUT:
+        print(json.dumps(value, indent=2))
+        return
+    try:
+        write_json(place, value)
+    except OSError as error:
+        raise InputError(f"{place} cannot be written ({error.strerror}); name another place") from error

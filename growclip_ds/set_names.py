@@ -1,0 +1,21 @@
+"""What an evaluation set is called in reports where nobody has named it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from growclip_ds.data.remote import is_remote
+
+
+def set_name(location: str) -> str:
+    """The last part of a set's folder or address that is its own: not what names a revision of it on a hub.
+
+    Args:
+        location: see `growclip_ds.evaluation.source.Source`.
+    """
+    if not is_remote(location):
+        return Path(location).absolute().name
+    without_revision = re.sub(r"/(resolve|tree)/[^/]+/?$", "", location)
+    place = without_revision.removeprefix("pipe:").partition("{}")[0]
+    return re.split(r"[/\s]", place.rstrip("/"))[-1]

@@ -1,0 +1,30 @@
+"""`growclip plan --measured`: the speed of a run that training itself wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from growclip_ds.cli import main
+from growclip_ds.config import load_config
+from growclip_ds.costs.making import Request, make_plan
+from tests.group import Groups
+from tests.pipeline_runs import SUBSET, grow, write_data
+
+
+def test_the_hours_of_a_run_are_those_that_it_took(group: Groups, tmp_path: Path) -> None:
+    data, run = write_data(tmp_path), tmp_path / "run"
+    group(2).run(grow, data, run, 2, 1, ("growth.steps=1",))
+    record = json.loads((run / "step_1" / "train" / "phase.json").read_text())
+    assert record["pairs_seen"] == 2 * SUBSET
+    samples = [f"data.subsets.{n}.samples={SUBSET}" for n in range(2)]
+    plan = make_plan(load_config(data / "config.yaml", samples), Request(gpus=2, measured=run))
+    assert plan.speed is not None
+    assert f"measured: {run}, growth step 1" in plan.speed.source
+    assert record["device"] in plan.speed.source
+    # The same step again takes as long: two epochs of a subset on two ranks.
+    assert plan.device_hours(plan.cheapest.phases[0]) == pytest.approx(2 * record["seconds"] / 3600)
+    arguments = ["plan", "--config", str(data / "config.yaml"), "--gpus", "2", "--measured", str(run), *samples]
+    assert main(arguments) == 0
