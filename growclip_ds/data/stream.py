@@ -22,6 +22,7 @@ from growclip_ds.data.remote import Deal, RemoteOrder, RemoteShards
 from growclip_ds.data.remote_stream import RemoteLoader
 from growclip_ds.data.shards import ShardIndex
 from growclip_ds.data.tokens import Tokenizer
+from growclip_ds.data.worker_processes import WorkerContext
 from growclip_ds.errors import InputError
 from growclip_ds.signals import kept_from_children
 
@@ -149,9 +150,7 @@ class TrainingStream:
     def _data_loader(self, iteration: int) -> DataLoader:
         options = {}
         if self.workers:
-            # Not forked from this process, whose threads (collectives, tokenizers) may hold locks at that moment.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["__main__", __name__])
+            context = WorkerContext(preload=["__main__", __name__])
             options = {"multiprocessing_context": context, "prefetch_factor": _PREFETCHED}
         if isinstance(self.order, TrainingOrder):
             dataset, sampler = self._loader, self._shares(iteration)

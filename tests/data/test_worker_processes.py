@@ -1,0 +1,54 @@
+"""What workers and trainer share survives the death of any of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from growclip_ds.data.worker_processes import Flag, WorkerContext
+
+
+def look_on(flag: Flag, pipe: multiprocessing.connection.Connection) -> None:
+    pipe.send("looking")
+    while not flag.is_set():
+        pass
+    pipe.send("seen")
+
+
+@pytest.fixture
+def context() -> WorkerContext:
+    return WorkerContext(preload=["growclip_ds.data.worker_processes"])
+
+
+def test_a_flag_is_seen_by_processes(context: WorkerContext) -> None:
+    ours, theirs = context.Pipe()
+    flag = context.Event()
+    process = context.Process(target=look_on, args=(flag, theirs), daemon=True)
+    process.start()
+    assert ours.recv() == "looking"
+    assert not ours.poll(0.1)
+    flag.set()
+    assert ours.poll(20)
+    assert ours.recv() == "seen"
+    process.join()
+
+
+def test_a_process_that_is_killed_while_it_looks_locks_nobody_out(context: WorkerContext) -> None:
+    flag = context.Event()
+    for _ in range(6):  # an event of multiprocessing's is left locked about every second time
+        ours, theirs = context.Pipe()
+        process = context.Process(target=look_on, args=(flag, theirs), daemon=True)
+        process.start()
+        assert ours.recv() == "looking"
+        time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        look = threading.Thread(target=flag.is_set, daemon=True)
+        look.start()
+        look.join(5)
+        assert not look.is_alive()
