@@ -7,7 +7,6 @@ tensors of the same checkpoint under names of their own. It is written and read 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ from growclip_ds.checkpoint_writing import FORMAT, INDEX, VERSION, CheckpointWri
 from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.model_plan import GrowCLIPPlan, ModelPlan, plan_of
+from growclip_ds.model_plan import GrowCLIPPlan, ModelPlan, ModelWeights, digest_of, plan_of
 from growclip_ds.weights_file import DTYPES, checksum, tensor_bytes
 
 
@@ -71,7 +70,7 @@ def write_checkpoint(
     writing.publish()
 
 
-class Checkpoint:
+class Checkpoint(ModelWeights):
     """A checkpoint opened for reading; tensors are read when asked for.
 
     Attributes:
@@ -120,18 +119,6 @@ class Checkpoint:
             )
         return self._plan
 
-    @property
-    def architecture(self) -> Architecture:
-        return self.plan.architecture
-
-    @property
-    def sizes(self) -> ModelSizes:
-        return self.plan.sizes
-
-    @property
-    def end_of_text(self) -> int:
-        return self.plan.end_of_text
-
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
@@ -140,8 +127,8 @@ class Checkpoint:
 
     def digest(self, names: Iterable[str]) -> str:
         """Of these tensors' names, types, shapes and checksums, whatever files they are in."""
-        entries = [[name, *(self._entry(name)[key] for key in ("dtype", "shape", "crc32"))] for name in names]
-        return hashlib.blake2b(json.dumps(entries).encode(), digest_size=16).hexdigest()
+        entries = ((name, self._entry(name)) for name in names)
+        return digest_of((name, entry["dtype"], entry["shape"], entry["crc32"]) for name, entry in entries)
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, the caller's own.
@@ -203,12 +190,7 @@ def save_model(model: GrowCLIP, folder: Path | str, **more: Any) -> None:
 
 def load_model(folder: Path | str) -> nn.Module:
     """The model of a checkpoint, a `GrowCLIP` or a `FixedCLIP`, whole, in fp32 on the CPU."""
-    checkpoint = Checkpoint(folder)
-    model = checkpoint.plan.build()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(checkpoint.read(name))
-    return model
+    return Checkpoint(folder).load()
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

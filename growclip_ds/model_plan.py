@@ -6,8 +6,11 @@ Engines, checkpoints, evaluation and the monitor take a GrowCLIP and the baselin
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -73,6 +76,44 @@ class ModelPlan(Protocol):
 def num_parameters(plan: ModelPlan) -> int:
     """Parameters of the model, without the temperature."""
     return sum(math.prod(shape) for name, shape in plan.shapes.items() if name != "logit_scale")
+
+
+class ModelWeights(ABC):
+    """A model's weights on disk, opened for reading."""
+
+    @property
+    @abstractmethod
+    def plan(self) -> ModelPlan:
+        """Of the model."""
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """A tensor on the CPU, the caller's own."""
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.plan.architecture
+
+    @property
+    def sizes(self) -> ModelSizes:
+        return self.plan.sizes
+
+    @property
+    def end_of_text(self) -> int:
+        return self.plan.end_of_text
+
+    def load(self) -> nn.Module:
+        """The whole model, as training and evaluation run it, in fp32 on the CPU. Raises what `read` does."""
+        model = self.plan.build()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.read(name))
+        return model
+
+
+def digest_of(entries: Iterable[tuple[str, str, Sequence[int], int]]) -> str:
+    """Of tensors: their names, safetensors types, shapes and checksums, whatever files they are in."""
+    return hashlib.blake2b(json.dumps(list(entries)).encode(), digest_size=16).hexdigest()
 
 
 def plan_of(description: Mapping[str, Any]) -> ModelPlan | None:

@@ -7,6 +7,7 @@ same for all. How long phases are says `growclip_ds.phases`. docs/baselines.md h
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,7 @@ from growclip_ds.prepare import RunInputs
 from growclip_ds.seeds import named_seed
 
 
-class Recipe:
+class Recipe(ABC):
     """A method.
 
     Args:
@@ -43,13 +44,13 @@ class Recipe:
         fresh = 1.0 if growth.fresh_weights == "full" else growth.gamma
         self.momentum = Momentum(growth.beta, growth.gamma, fresh, growth.blend_vectors)
 
+    @abstractmethod
     def run(self, step: int, phase: Phase) -> None:
         """Runs a phase of a growth step, those before it being finished.
 
         Raises:
             Stopped: on every rank, if some rank was asked to stop.
         """
-        raise NotImplementedError
 
     def _train(self, step: int, plan: ModelPlan, weights: Weights) -> None:
         """The phase that every growth step ends with: its model, trained and evaluated."""

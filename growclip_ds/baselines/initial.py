@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from transformers import CLIPConfig
 
 from growclip_ds.architecture import Shape
-from growclip_ds.model.initial import initial_vector
-from growclip_ds.seeds import named_seed
+from growclip_ds.model.initial import drawn, initial_vector
 
 
 def is_vector(name: str) -> bool:
@@ -33,8 +31,7 @@ def initial_tensor(name: str, shape: Shape, config: CLIPConfig, seed: int | str)
     """
     if is_vector(name):
         return initial_vector(name, shape)
-    generator = torch.Generator().manual_seed(named_seed(seed, name))
-    return torch.empty(shape).normal_(0, _standard_deviation(name, shape, config), generator=generator)
+    return drawn(name, shape, _standard_deviation(name, shape, config), seed)
 
 
 def _standard_deviation(name: str, shape: Shape, config: CLIPConfig) -> float:

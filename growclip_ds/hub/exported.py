@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -15,8 +14,7 @@ from torch import Tensor
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
 from growclip_ds.errors import InputError
-from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.model_plan import GrowCLIPPlan
+from growclip_ds.model_plan import GrowCLIPPlan, ModelWeights, digest_of
 from growclip_ds.weights_file import checksum, tensor_bytes
 
 CONFIG = "config.json"
@@ -34,12 +32,11 @@ def is_exported(folder: Path) -> bool:
         return False
 
 
-class ExportedModel:
+class ExportedModel(ModelWeights):
     """A GrowCLIP in Hugging Face format, opened for reading; what a `Checkpoint` offers, by the same names.
 
     Attributes:
         folder: where it is.
-        plan: of the model.
         description: the model as a checkpoint describes it, with its `growth_step` where that is known.
         growth: the growth steps that it has been through, each with its step, architecture, parameters and samples.
 
@@ -58,7 +55,7 @@ class ExportedModel:
         try:
             architecture = Architecture(**{field.name: config[field.name] for field in fields(Architecture)})
             sizes = ModelSizes(**{field.name: config[field.name] for field in fields(ModelSizes)})
-            self.plan = GrowCLIPPlan(architecture, sizes, int(config["end_of_text"]))
+            self._plan = GrowCLIPPlan(architecture, sizes, int(config["end_of_text"]))
             self.growth = [_growth_step(step) for step in config.get("growth") or []]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder / CONFIG}: no valid GrowCLIP configuration ({error!r})") from error
@@ -75,16 +72,8 @@ class ExportedModel:
         return list(self.plan.shapes)
 
     @property
-    def architecture(self) -> Architecture:
-        return self.plan.architecture
-
-    @property
-    def sizes(self) -> ModelSizes:
-        return self.plan.sizes
-
-    @property
-    def end_of_text(self) -> int:
-        return self.plan.end_of_text
+    def plan(self) -> GrowCLIPPlan:
+        return self._plan
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -94,11 +83,8 @@ class ExportedModel:
 
     def digest(self, names: Iterable[str]) -> str:
         """Of these tensors as fp32; the digest of the checkpoint that was exported. Reads them."""
-        entries = []
-        for name in names:
-            tensor = self.read(name)
-            entries.append([name, "F32", list(tensor.shape), checksum(tensor_bytes(tensor))])
-        return hashlib.blake2b(json.dumps(entries).encode(), digest_size=16).hexdigest()
+        tensors = ((name, self.read(name)) for name in names)
+        return digest_of((name, "F32", tensor.shape, checksum(tensor_bytes(tensor))) for name, tensor in tensors)
 
     def read(self, name: str) -> Tensor:
         """The tensor in fp32 on the CPU, the caller's own.
@@ -110,18 +96,6 @@ class ExportedModel:
             return self._slice(name)[...].to(torch.float32, copy=True)
         except (SafetensorError, OSError) as error:
             raise self._unreadable(self._places[name], error) from error
-
-    def load(self) -> GrowCLIP:
-        """The model as training and evaluation run it, in fp32 on the CPU.
-
-        Raises:
-            InputError: what `read` does.
-        """
-        model = self.plan.build()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(self.read(name))
-        return model
 
     def _slice(self, name: str) -> Any:
         if name not in self._places:

@@ -43,8 +43,13 @@ def initial_tensor(name: str, shape: Shape, architecture: Architecture, seed: in
     """
     if is_vector(name):
         return initial_vector(name, shape)
+    return drawn(name, shape, _standard_deviation(name, shape, architecture), seed)
+
+
+def drawn(name: str, shape: Shape, deviation: float, seed: int | str) -> Tensor:
+    """A draw from N(0, deviation²) that depends on the seed and the name alone, in fp32 on the CPU."""
     generator = torch.Generator().manual_seed(named_seed(seed, name))
-    return torch.empty(shape).normal_(0, _standard_deviation(name, shape, architecture), generator=generator)
+    return torch.empty(shape).normal_(0, deviation, generator=generator)
 
 
 def _standard_deviation(name: str, shape: Shape, architecture: Architecture) -> float:

@@ -107,7 +107,9 @@ def test_killed_at_random_instants(data: Path, whole: tuple[RunFolder, float], t
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_fifty_times(data: Path, whole: tuple[RunFolder, float], tmp_path: Path, seed: int) -> None:
-    print("\n".join(kill_at_random(data, whole, tmp_path, kills=10, seed=100 + seed)))
+    told = kill_at_random(data, whole, tmp_path, kills=10, seed=100 + seed)
+    print("\n".join(told))
+    assert len(told) == 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -333,4 +333,4 @@ def test_tensorboard_prints_the_tunnel(cluster: Cluster, tmp_path: Path) -> None
     log = run / f"slurm/tensorboard-{job}.log"
     cluster.wait(lambda: f"http://127.0.0.1:{port}/" in log.read_text(), 120, "TensorBoard's own address")
     cluster.run("scancel", job)
-    cluster.wait_for_end(int(job))
+    assert cluster.wait_for_end(int(job)) == "CANCELLED"
