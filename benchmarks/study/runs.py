@@ -18,7 +18,7 @@ METHODS = ("growclip", "tfs", "twp", "sap", "msclip", "nas")
 REPEATED = METHODS[:4]
 SEEDS = (0, 1, 2)
 TUNING_SEED = 1000
-# Tuning tries the middle three, and further ones for as long as the best is at the edge of those tried.
+# Tuning tries the second and the third, and further ones until the best has a worse one on either side.
 RATES = {"lamb": (0.0003, 0.001, 0.003, 0.01, 0.03), "adamw": (0.0001, 0.0003, 0.001, 0.003, 0.01)}
 GROWN = f"growclip-lamb-{SEEDS[0]}"  # the run that says how large the fixed models are
 GROWING = ("image_blocks", "image_heads", "text_blocks", "text_heads", "shared_blocks")
@@ -61,22 +61,29 @@ class Plan:
 
     def runs(self) -> Iterator[StudyRun]:
         """All runs that can be made now, best first; those that are finished among them."""
+        return iter(dict.fromkeys(self._listed()))
+
+    def _listed(self) -> Iterator[StudyRun]:
+        """What `runs` gives, some twice: methods with more than one seed come by again."""
         yield from self._tuning("growclip", "lamb")
         yield from self._tuned("growclip", "lamb", SEEDS[:1])
         for method in REPEATED[1:]:
-            yield from self._fixed(method, "lamb", SEEDS)
-        yield from self._tuned("growclip", "lamb", SEEDS[1:])
-        yield from self._ablations()
-        for method in METHODS[4:]:
             yield from self._fixed(method, "lamb", SEEDS[:1])
-        yield from self._first_size()
+        yield from self._ablations(SEEDS[:1])
+        yield from self._tuned("growclip", "lamb", SEEDS[1:])
         yield from self._inheriting()
+        yield from self._fixed("msclip", "lamb", SEEDS[:1])
         yield from self._one_dimension()
-        yield from self._grown_from_scratch()
-        yield from self._tuning("growclip", "adamw")
-        yield from self._tuned("growclip", "adamw", SEEDS[:1])
+        yield from self._ablations(SEEDS[1:])
         for method in REPEATED[1:]:
-            yield from self._fixed(method, "adamw", SEEDS[:1])
+            yield from self._fixed(method, "lamb", SEEDS[1:])
+        yield from self._fixed("nas", "lamb", SEEDS[:1])
+        yield from self._grown_from_scratch()
+        yield from self._first_size()
+        yield from self._tuning("growclip", "adamw")
+        yield from self._tuned("growclip", "adamw", SEEDS[:1], "growth.steps=2")
+        for method in REPEATED[1:]:
+            yield from self._fixed(method, "adamw", SEEDS[:1], "growth.steps=2")
 
     def best_rate(self, method: str, optimizer: str) -> float | None:
         """The learning rate with the highest accuracy on the selection set, once all have been tried."""
@@ -89,7 +96,7 @@ class Plan:
 
     def _rates(self, method: str, optimizer: str) -> tuple[tuple[float, ...], float | None]:
         """The learning rates to try, and the best of them if it is known."""
-        rates, first, last = RATES[optimizer], 1, 3
+        rates, first, last = RATES[optimizer], 1, 2
         names = [_tuning_name(method, optimizer, rate) for rate in rates]
         while all(map(self.results.has, names[first : last + 1])):
             best = max(range(first, last + 1), key=lambda i: self.results.accuracy(names[i], step=2))
@@ -120,14 +127,14 @@ class Plan:
         if rate is not None:
             yield StudyRun(name, (*_recipe(method, optimizer, rate), *more, f"seed={seed}"))
 
-    def _fixed(self, method: str, optimizer: str, seeds: tuple[int, ...]) -> Iterator[StudyRun]:
+    def _fixed(self, method: str, optimizer: str, seeds: tuple[int, ...], *more: str) -> Iterator[StudyRun]:
         """A method, tuned, at the size that GrowCLIP has grown to at the end; NAS finds its own."""
         if not self.results.has(GROWN):
             return
         parameters = self.results.parameters(GROWN, self.config.num_growth_steps)
         size = () if method == "nas" else (_architecture(nearest(self._sizes, method, parameters)),)
         yield from self._tuning(method, optimizer, *size)
-        yield from self._tuned(method, optimizer, seeds, *size)
+        yield from self._tuned(method, optimizer, seeds, *size, *more)
 
     def _first_size(self) -> Iterator[StudyRun]:
         """The fixed models at the size that GrowCLIP starts from."""
@@ -135,18 +142,18 @@ class Plan:
         for method in REPEATED[1:]:
             yield from self._best(f"{method}-first-size", method, _architecture(base))
 
-    def _ablations(self) -> Iterator[StudyRun]:
+    def _ablations(self, seeds: tuple[int, ...]) -> Iterator[StudyRun]:
         """Table 5, at the second growth step."""
-        for seed in SEEDS:
+        for seed in seeds:
             left_out: tuple[str, ...] = ()
             for name, override in ABLATIONS.items():
                 left_out += (override,)
                 yield from self._best(f"{name}-{seed}", "growclip", *left_out, "growth.steps=2", seed=seed)
 
     def _inheriting(self) -> Iterator[StudyRun]:
-        """Other constants of Eq. 5, and what they apply to."""
+        """Other constants of Eq. 5, and what they apply to; at the second growth step."""
         for name, override in INHERITING.items():
-            yield from self._best(f"pim-{name}", "growclip", override)
+            yield from self._best(f"pim-{name}", "growclip", override, "growth.steps=2")
 
     def _one_dimension(self) -> Iterator[StudyRun]:
         """Table 9, and what more data alone would have brought: the same GrowCLIP trained on."""
