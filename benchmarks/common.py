@@ -146,7 +146,7 @@ class PeakMemory:
             torch.cuda.empty_cache()
         else:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self._before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident("VmRSS")
+        self._before = torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
         self.restart()
 
     def restart(self) -> None:
@@ -159,7 +159,7 @@ class PeakMemory:
     @property
     def bytes(self) -> int:
         on_gpu = self._device.type == "cuda"
-        return (torch.cuda.max_memory_allocated(self._device) if on_gpu else _resident("VmHWM")) - self._before
+        return (torch.cuda.max_memory_allocated(self._device) if on_gpu else resident_bytes("VmHWM")) - self._before
 
 
 def write_results(
@@ -253,7 +253,7 @@ def _output(*command: str) -> str | None:
     return result.stdout.splitlines()[0].strip() if result.returncode == 0 and result.stdout else None
 
 
-def _resident(field: str) -> int:
+def resident_bytes(field: str = "VmRSS") -> int:
     """VmRSS, the process's resident memory, or VmHWM, its high-water mark, in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)[1])

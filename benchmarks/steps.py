@@ -122,15 +122,9 @@ class Contest:
             full_captions: whether to time it with captions of full length too.
             profile: what to do with a step on packed captions, when it has been timed.
         """
-        shapes = architecture.parameter_shapes(self.sizes)
-        initial = {key: initial_tensor(key, shape, architecture, 0) for key, shape in shapes.items()}
+        initial = self.initial(architecture)
         memory = common.PeakMemory(self.device)
-        bounds = {"logit_scale": MAX_LOGIT_SCALE}
-        engine = TimedEngine(
-            lambda: GrowCLIP(architecture, **asdict(self.sizes), initialise=False),
-            lambda named: optimizer([p for _, p in named], weight_decay=WEIGHT_DECAY, upper_bounds=bounds),
-            self._ds_config(stage),
-        )
+        engine = self.engine(architecture, optimizer, stage)
         engine.load_masters(initial.items())
 
         def step_on(text: PackedTokens) -> Step:
@@ -151,6 +145,20 @@ class Contest:
             row |= {"captions": f"all of {length}"}
             self._record(row, step_on(self.batch.full), memory, flops, contrasted_with, engine, PARTS)
         engine.destroy()
+
+    def initial(self, architecture: Architecture) -> dict[str, Tensor]:
+        """GrowCLIP's weights before the first step, in fp32 in main memory."""
+        shapes = architecture.parameter_shapes(self.sizes)
+        return {name: initial_tensor(name, shape, architecture, 0) for name, shape in shapes.items()}
+
+    def engine(self, architecture: Architecture, optimizer: type[SubnetOptimizer], stage: int) -> TimedEngine:
+        """GrowCLIP's engine at a stage of ZeRO, without values for its weights."""
+        bounds = {"logit_scale": MAX_LOGIT_SCALE}
+        return TimedEngine(
+            lambda: GrowCLIP(architecture, **asdict(self.sizes), initialise=False),
+            lambda named: optimizer([p for _, p in named], weight_decay=WEIGHT_DECAY, upper_bounds=bounds),
+            self._ds_config(stage),
+        )
 
     def contender_on_engine(self, contender: Contender, stage: int) -> None:
         """Another library's CLIP, trained as GrowCLIP is."""

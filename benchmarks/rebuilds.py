@@ -1,0 +1,104 @@
+"""Builds GrowCLIP's engine again and again in one process, as growth steps do, and shows what memory is left each time.
+
+    python benchmarks/rebuilds.py                   # one process: S4 on the GPU, or a small S4 on the CPU
+    deepspeed --num_gpus 8 benchmarks/rebuilds.py
+
+with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Each engine is given its weights, trained
+for three iterations, asked for its weights and destroyed. Writes results/rebuilds_DEVICE.json
+(rebuilds_N_ranks_DEVICE.json with several ranks): figures after each, of the largest rank. `tests/test_engine.py`
+asserts the same of tensors, files, threads and resident memory on small engines.
+
+Device memory is what PyTorch's allocator has handed out (`allocated`) and what it has taken from the driver
+(`reserved`); on the CPU there is resident memory alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not the repository
+
+from benchmarks import common
+from benchmarks.steps import LEARNING_RATE, Contest
+from benchmarks.train_step import PRESETS
+from growclip_ds import distributed
+from growclip_ds.architecture import Architecture
+from growclip_ds.engine import init_distributed
+from growclip_ds.iteration import train_iteration
+from growclip_ds.optim import Lamb
+
+ITERATIONS = 3  # from the second on, stage 3 follows the order of the first
+BATCH_SIZE = 32  # pairs a rank
+COLUMNS = {
+    "engine": ("engine", "d"),
+    "peak_mib": ("peak MiB", ",.1f"),
+    "allocated_mib": ("allocated after MiB", ",.2f"),
+    "reserved_mib": ("reserved after MiB", ",.1f"),
+    "resident_mib": ("resident after MiB", ",.1f"),
+    "seconds": ("s", ".1f"),
+}
+
+
+def rebuild(contest: Contest, architecture: Architecture, stage: int) -> dict[str, float]:
+    """One engine's life; returns what is left of it in memory, the most of any rank."""
+    start, memory, device = time.perf_counter(), common.PeakMemory(contest.device), contest.device
+    engine = contest.engine(architecture, Lamb, stage)
+    engine.load_masters(contest.initial(architecture).items())
+    for _ in range(ITERATIONS):
+        train_iteration(engine, [(contest.batch.images, contest.batch.packed)], LEARNING_RATE)
+    for _name, _tensor in engine.masters(lambda _: 0):
+        pass
+    peak = memory.bytes
+    engine.destroy()
+    del engine, _tensor
+    left = {"peak_mib": peak, "resident_mib": common.resident_bytes()}
+    if device.type == "cuda":
+        allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+        left |= {"allocated_mib": allocated, "reserved_mib": reserved}
+    left = {name: count / 2**20 for name, count in left.items()} | {"seconds": time.perf_counter() - start}
+    of_ranks = distributed.all_gather_object(left)
+    return {name: max(rank[name] for rank in of_ranks) for name in left}
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    init_distributed()
+    device = common.find_device()
+    preset = replace(PRESETS["gpu" if device.type == "cuda" else "cpu-small"], batch_size=options.batch_size)
+    contest, rows = Contest(preset, device), []
+    for stage in options.stages:
+        of_stage: list[dict[str, Any]] = []
+        for number in range(1, options.engines + 1):
+            row = {"stage": stage, "engine": number, "architecture": str(preset.largest)}
+            of_stage.append(row | rebuild(contest, preset.largest, stage))
+        rows += of_stage
+        if distributed.is_main():
+            print(f"\nZeRO {stage}, {preset.names[1]}\n\n{common.markdown_table(of_stage, COLUMNS)}", flush=True)
+    if distributed.is_main():
+        ranks = distributed.world_size()
+        name = "rebuilds" if ranks == 1 else f"rebuilds_{ranks}_ranks"
+        notes = [re.sub(r"\s+", " ", __doc__.split("\n\n")[-1]).strip(), str(preset)]
+        print(f"\n{common.write_results(name, rows, device, {}, notes, options.results)}")
+    torch.distributed.destroy_process_group()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="of ZeRO")
+    parser.add_argument("--engines", type=int, default=10, help="of each stage, one after the other")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="pairs a rank")
+    parser.add_argument("--results", type=Path, default=common.RESULTS, metavar="DIR", help="where results go")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # LOCAL_RANK says the same
+    return parser
+
+
+if __name__ == "__main__":
+    main()
