@@ -125,6 +125,7 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
     from growclip_ds.evaluation.report import one_line
     from growclip_ds.evaluation.stored import ResultStore
     from growclip_ds.evaluation.subject import choose_device, digest_of_tokenizer, find_subject
+    from growclip_ds.memory_errors import memory_explained
 
     if options.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, not {options.batch_size}")
@@ -147,7 +148,8 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
         result = on_main(partial(store.load, dataset))
         source = f"from {store.file(dataset)}"
         if result is None:
-            (result,) = evaluate(encoder, dataset, tokenizer, size, options.batch_size)
+            with memory_explained(dataset.name, f"lower --batch-size (now {options.batch_size:,})"):
+                (result,) = evaluate(encoder, dataset, tokenizer, size, options.batch_size)
             on_main(partial(store.save, dataset, result))
             source = f"{time.monotonic() - start:.0f} s"
         if is_main():

@@ -14,6 +14,7 @@ from growclip_ds.data.faults import in_words
 from growclip_ds.deepspeed_config import ResolvedDeepSpeed
 from growclip_ds.errors import InputError
 from growclip_ds.hub.start import adopt
+from growclip_ds.memory_errors import memory_explained
 from growclip_ds.monitor import open_monitor
 from growclip_ds.phase import Run
 from growclip_ds.phases import phase_epochs
@@ -92,6 +93,12 @@ class GrowthPipeline:
     def __init__(self, run: Run, steps: range) -> None:
         self.folder, self.monitor = run.folder, run.monitor
         self.recipe = RECIPES[run.config.method](run)
+        self._less_memory = (
+            f"lower training.micro_batch_size (now {run.deepspeed.micro_batch_size:,}) or, if a model was being "
+            "evaluated, evaluation.batch_size or selection.batch_size; or set training.activation_checkpointing, or "
+            "take a higher ZeRO stage or offloading; growclip plan says what fits. The same command then goes on from "
+            "the last checkpoint"
+        )
         self.phases = [(step, phase) for step in steps for phase in phase_epochs(run.config, step)]
 
     def run(self) -> None:
@@ -110,4 +117,5 @@ class GrowthPipeline:
 
     def _run_phases(self) -> None:
         while (place := self.folder.first_unfinished(self.phases)) is not None:
-            self.recipe.run(*place)
+            with memory_explained("growth step {}, phase {}".format(*place), self._less_memory):
+                self.recipe.run(*place)

@@ -154,6 +154,30 @@ def test_an_exception_on_one_rank_ends_all(data: Path, whole: tuple[RunFolder, f
     assert_first_step_ends_the_same(data, run, tmp_path / "log", whole[0])
 
 
+def use_all_memory(rank: int) -> None:
+    """More than there is, asked for by one rank in its eighth iteration."""
+    from growclip_ds import iteration, training
+
+    def ask(*args, **options):
+        if rank == 1 and next(count) == 8:
+            torch.empty(2**50, dtype=torch.uint8)
+        return iteration.train_iteration(*args, **options)
+
+    count = iter(range(10**6))
+    mock.patch.object(training, "train_iteration", ask).start()
+
+
+def test_a_rank_without_memory_says_what_needs_less(data: Path, whole: tuple[RunFolder, float], tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    ranks = Ranks(arguments(data, run.path, *FIRST), tmp_path / "log", use_all_memory)
+    assert ranks.wait(60) == [2, 2], ranks.output
+    last = ranks.output.splitlines()[-1]
+    assert last.startswith("train.py: error: growth step 1, phase train: rank 1 ran out of memory (")
+    assert "lower training.micro_batch_size (now 8)" in last
+    assert "Traceback" not in ranks.output
+    assert_first_step_ends_the_same(data, run, tmp_path / "log", whole[0])
+
+
 def hang_in_iteration(rank: int) -> None:
     from growclip_ds.data import stream
 
