@@ -30,7 +30,7 @@ from growclip_ds.signals import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "study"
-SCENES = ["--samples", "4500", "--subsets", "3", "--size", "64"]
+SCENES = ["--samples", "6000", "--subsets", "3", "--size", "64"]
 POLL_SECONDS = 1.0
 WRITTEN = (
     "Written by python -m benchmarks.study from the records in runs/: mean ± standard deviation (runs), in percent."

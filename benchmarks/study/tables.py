@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from benchmarks.study.runs import ABLATIONS, GROWING, INHERITING, METHODS, RATES, REPEATED, SEEDS, Plan
+from benchmarks.study.runs import (
+    ABLATIONS,
+    GROWING,
+    GROWN,
+    INHERITING,
+    MAIN,
+    METHODS,
+    OTHER,
+    RATES,
+    REPEATED,
+    SEEDS,
+    Plan,
+)
 from growclip_ds.reporting.table import Column, Spread, Table, count_column, number_column, text_column
 
 TITLES = {
@@ -21,20 +33,20 @@ SETS = {"scenes_objects": "objects, top-1", "scenes_retrieval": "retrieval, R@1"
 def tables(plan: Plan) -> Iterator[Table]:
     """Everything that the study shows."""
     yield _learning_rates(plan)
-    yield _steps(plan, "methods", "Methods, all at the size that GrowCLIP ends with (LAMB)", _methods("lamb"))
+    yield _steps(plan, "methods", "Methods, all at the size that GrowCLIP ends with", _methods(MAIN))
     yield _sets(plan)
-    first = {"GrowCLIP": _seeds("growclip-lamb")} | {TITLES[m]: [f"{m}-first-size"] for m in REPEATED[1:]}
+    first = {"GrowCLIP": _seeds(f"growclip-{MAIN}")} | {TITLES[m]: [f"{m}-first-size"] for m in REPEATED[1:]}
     yield _steps(plan, "first_size", "Fixed models at the size that GrowCLIP starts with", first)
-    yield _steps(plan, "optimizers", "With AdamW", _methods("adamw"))
+    yield _steps(plan, "optimizers", "With LAMB", _methods(OTHER) | {"GrowCLIP, beta-1": [f"pim-beta-1-{OTHER}"]})
     left_out = {name.replace("-", " "): [f"{name}-{seed}" for seed in SEEDS] for name in ABLATIONS}
     yield _steps(
-        plan, "ablations", "What parts of a growth step bring (Table 5)", {"all": _seeds("growclip-lamb")} | left_out
+        plan, "ablations", "What parts of a growth step bring (Table 5)", {"all": _seeds(f"growclip-{MAIN}")} | left_out
     )
-    settings = {"as it is": ["growclip-lamb-0"]} | {name: [f"pim-{name}"] for name in INHERITING}
+    settings = {"as it is": [GROWN]} | {name: [f"pim-{name}"] for name in INHERITING}
     yield _steps(plan, "inheriting", "Settings of Eq. 5", settings)
     dimensions = {name: [f"grow-{name.replace('_', '-')}"] for name in ("nothing", *GROWING)}
     yield _steps(plan, "dimensions", "Growth of one dimension (Table 9)", dimensions)
-    grown = {"GrowCLIP": ["growclip-lamb-0"], "TFS of what it has grown to": ["tfs-of-the-grown"]}
+    grown = {"GrowCLIP": [GROWN], "TFS of what it has grown to": ["tfs-of-the-grown"]}
     yield _steps(plan, "from_scratch", "The grown architecture from scratch (Table 6)", grown)
     yield _time(plan)
 
@@ -83,7 +95,7 @@ def _accuracies(plan: Plan, runs: Iterable[str], step: int) -> list[float | None
 def _sets(plan: Plan) -> Table:
     rows = []
     last = plan.config.num_growth_steps
-    for label, runs in _methods("lamb").items():
+    for label, runs in _methods(MAIN).items():
         there = [run for run in runs if plan.results.has(run)]
         if there:
             of_sets = (Spread.of(plan.results.figures(run, last).get(name) for run in there) for name in SETS)
@@ -94,7 +106,7 @@ def _sets(plan: Plan) -> Table:
 
 def _time(plan: Plan) -> Table:
     rows = []
-    for label, runs in _methods("lamb").items():
+    for label, runs in _methods(MAIN).items():
         there = [run for run in runs if plan.results.has(run)]
         if there:
             minutes = Spread.of(plan.results.seconds(run) / 60 for run in there)

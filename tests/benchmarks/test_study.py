@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study.results import Results
-from benchmarks.study.runs import GROWN, METHODS, RATES, Plan, nearest
+from benchmarks.study.runs import GROWN, MAIN, METHODS, RATES, Plan, nearest
 from benchmarks.study.tables import tables
 from growclip_ds.config import load_config
 from growclip_ds.run_folder import Phase, RunFolder
@@ -72,7 +72,10 @@ def test_nothing_comes_before_what_it_rests_on(plan: Plan) -> None:
     order = finish_all(plan)
     assert order.index(GROWN) < min(order.index(name) for name in order if "tfs" in name)
     for method in METHODS:
-        tuned, first = [i for i, name in enumerate(order) if name.startswith(f"tune-{method}-lamb")], f"{method}-lamb-0"
+        tuned, first = (
+            [i for i, name in enumerate(order) if name.startswith(f"tune-{method}-{MAIN}")],
+            f"{method}-{MAIN}-0",
+        )
         assert max(tuned) < order.index(first)
 
 
@@ -128,7 +131,7 @@ def test_what_is_kept_of_a_run_is_what_reports_read(plan: Plan, tmp_path: Path) 
 
 def test_tables_hold_what_is_finished(plan: Plan) -> None:
     for seed, accuracy in enumerate((40.0, 44.0)):
-        finish(plan, f"growclip-lamb-{seed}", accuracy)
+        finish(plan, f"growclip-{MAIN}-{seed}", accuracy)
     finish(plan, "without-pim-3-0", 30.0, steps=2)
     finish(plan, "tune-growclip-lamb-0.001", 20.0, steps=2)
     found = {table.name: table.cells() for table in tables(plan)}
