@@ -82,23 +82,23 @@ def test_nothing_comes_before_what_it_rests_on(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("accuracies", "best", "tried"),
     [
-        ({0.001: 20, 0.003: 30, 0.01: 25}, 0.003, 3),
-        ({0.001: 20, 0.003: 30, 0.01: 35, 0.03: 31}, 0.01, 4),
-        ({0.001: 20, 0.003: 30, 0.01: 35, 0.03: 36}, 0.03, 4),
-        ({0.001: 20, 0.003: 10, 0.0003: 18}, 0.001, 3),
+        ({0.0003: 20, 0.001: 30, 0.003: 25}, 0.001, 3),
+        ({0.0003: 20, 0.001: 30, 0.003: 35, 0.01: 31}, 0.003, 4),
+        ({0.0003: 20, 0.001: 30, 0.003: 35, 0.01: 36}, 0.01, 4),
+        ({0.0003: 20, 0.001: 10, 0.0001: 18}, 0.0003, 3),
     ],
 )
 def test_tuning_goes_on_while_the_best_rate_is_at_the_edge(
     plan: Plan, accuracies: dict[float, float], best: float, tried: int
 ) -> None:
     rates = []
-    while plan.best_rate("growclip", "lamb") is None:
+    while plan.best_rate("growclip", MAIN) is None:
         name = next(run.name for run in plan.runs() if not plan.results.has(run.name))
-        rates.append(float(name.removeprefix("tune-growclip-lamb-")))
+        rates.append(float(name.removeprefix(f"tune-growclip-{MAIN}-")))
         finish(plan, name, accuracies[rates[-1]])
-    assert plan.best_rate("growclip", "lamb") == best
+    assert plan.best_rate("growclip", MAIN) == best
     assert len(rates) == tried
-    assert set(rates) <= set(RATES["lamb"])
+    assert set(rates) <= set(RATES[MAIN])
 
 
 def test_accuracy_is_the_mean_of_the_sets(plan: Plan) -> None:
