@@ -1,0 +1,99 @@
+"""What a monitor is told of a small run, phase by phase, as the pipeline tells it."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from growclip_ds import Architecture, GrowthSpace
+from growclip_ds.architecture import ModelSizes
+from growclip_ds.config import Config
+from growclip_ds.growth_space import Candidate
+from growclip_ds.model_plan import GrowCLIPPlan
+from growclip_ds.monitor import Monitor
+from growclip_ds.phases import Phase
+from growclip_ds.run_folder import RunFolder
+
+SIZES = ModelSizes(vocab_size=1000, context_length=77, image_size=64, embed_dim=64)
+BASE = Architecture(0, 1, 1, 1, 1, 0)
+PLAN = GrowCLIPPlan(BASE, SIZES, 999)
+SETS = ("scenes_objects", "scenes_retrieval")
+
+
+@dataclass(frozen=True)
+class Progress:
+    iteration: int
+    iterations: int
+    loss: float = 3.2142
+    learning_rate: float = 0.01
+    logit_scale: float = 14.3
+    gradient_norm: float = 1.5
+    skipped: int = 0
+    samples_per_second: float = 512.3
+    data_wait_share: float = 0.02
+    broken_samples: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    dataset: str
+    accuracy: float
+
+
+def config(steps: int = 2) -> Config:
+    subsets = [{"name": f"s{i}", "shards": f"shards/{i}"} for i in range(steps)]
+    return Config.model_validate(
+        {
+            "model": {"base": dict(BASE.items()), "image_size": 64, "embed_dim": 64},
+            "growth": {"conv_step": 1, "block_step": 1, "head_step": 1},
+            "data": {"subsets": subsets, "tokenizer": {"vocab_size": 1000}},
+            "selection": {"dataset": "eval/scenes_selection"},
+        }
+    )
+
+
+def candidates(base: Architecture = BASE) -> list[Candidate]:
+    """All 64 in no order, the one that grows in image blocks and text heads best."""
+    chance = random.Random(0)
+    rows = []
+    for architecture in GrowthSpace(base, 1, 1, 1):
+        parameters, accuracy = SIZES.parameters_of(architecture), 30 + 5 * chance.random()
+        rows.append(Candidate(architecture, parameters, accuracy, accuracy + 0.4))
+    best = Candidate(Architecture(0, 2, 1, 1, 2, 0), 1_234_567, 41.234, 41.987)
+    rows = [row for row in rows if row.architecture != best.architecture]
+    rows.insert(20, best)
+    return rows
+
+
+def run_phase(
+    monitor: Monitor, folder: RunFolder, step: int, phase: Phase, architecture: Architecture, stop: int = 40
+) -> None:
+    """A phase of 40 iterations, reported every 10, as the pipeline tells it; interrupted after `stop`."""
+    first = folder.iterations_before(step, phase)
+    monitor.start_phase(step, phase, GrowCLIPPlan(architecture, SIZES, 999), 40, first)
+    for done in range(10, stop + 1, 10):
+        monitor.progress(Progress(done, 40, loss=5 - (first + done) / 100))
+    if stop < 40:
+        return
+    record: dict[str, Any] = {"samples": 3000 * step, "parameters": 10**6, "iterations": 40, "seconds": 60.0}
+    if phase is Phase.SELECTION:
+        rows = candidates()
+        monitor.selection(step, rows)
+        ranked = sorted(rows, key=lambda row: -row.metric)
+        record["candidates"] = [vars(row) | {"architecture": dict(row.architecture.items())} for row in ranked]
+        record["selection_set"] = "scenes_selection"
+    if phase is Phase.TRAIN:
+        monitor.evaluation(step, [Result(name, 20.0 + 10 * step) for name in SETS])
+        recall = {"R@1": 20.0 + 10 * step}
+        record["evaluation"] = [
+            {"dataset": SETS[0], "type": "classification", "top1": recall["R@1"]},
+            {"dataset": SETS[1], "type": "retrieval", "image_to_text": recall, "text_to_image": recall},
+        ]
+    folder.finish(step, phase, record)
+
+
+def wait_for_the_next_second() -> None:
+    """Event files are read in the order of their names, which tell the second."""
+    time.sleep(1.01 - time.time() % 1)
