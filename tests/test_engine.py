@@ -230,10 +230,11 @@ def test_evaluation_in_between_changes_nothing(group: Groups, stage: int) -> Non
 
 
 class Held(NamedTuple):
-    """What a process holds."""
+    """What a process holds; `device_bytes` in the storages of tensors, which is all that the CPU as a device has."""
 
     tensors: int
     storages: int
+    device_bytes: int
     files: int
     threads: int
     groups: int
@@ -253,9 +254,10 @@ def rebuild(stage: int, times: int) -> tuple[list[float], set[Held], bool]:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
         tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
-        storages = len({tensor.untyped_storage()._cdata for tensor in tensors})
+        storages = {storage._cdata: storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
         files, threads = (len(list(Path("/proc/self", kind).iterdir())) for kind in ("fd", "task"))
-        held.add(Held(len(tensors), storages, files, threads, len(dist.distributed_c10d._world.pg_map)))
+        groups = len(dist.distributed_c10d._world.pg_map)
+        held.add(Held(len(tensors), len(storages), sum(storages.values()), files, threads, groups))
         del tensors
     return memory, held, F.linear is linear
 
