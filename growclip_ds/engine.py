@@ -52,8 +52,10 @@ def init_distributed() -> None:
                 )
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     # An all-reduce for inference on the CPU, which DeepSpeed otherwise spends a minute to compile where it finds a
-    # compiler, and announces with a print.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # compiler, and announces with a print. (On a GPU the mere look at this has every operator probed, with prints.)
+    if get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as for products; bf16 and fp16 do not mind
     # Before any collective: NCCL takes the current device, which would be the first GPU on every rank.
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     hours = datetime.timedelta(hours=COLLECTIVE_HOURS)

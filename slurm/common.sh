@@ -105,6 +105,8 @@ set_environment() {
   fi
   # Without it DeepSpeed goes on with the CPU where it finds no GPU.
   export DS_ACCELERATOR=${DS_ACCELERATOR:-cuda} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  # Compiled kernels lie on the node's own disk: a home that all nodes mount may show one rank what another has replaced.
+  export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/triton-$(id -un)}
   # A link that fails is named in the output instead of a silent hang.
   export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
   # A switch that is busy for seconds is no failure (4 µs x 2^22, seven times over; NCCL's own is a quarter of it or less).

@@ -21,9 +21,10 @@ def _undecided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked about a GPU, torch tells of an A100."""
+    """Asked about a GPU, torch tells of an A100, and Triton of nothing that is missing."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(dispatch, "_require_launcher", lambda: None)
 
 
 def test_the_cpu_takes_pytorch():
@@ -34,6 +35,22 @@ def test_the_cpu_takes_pytorch():
 def test_a_gpu_takes_triton_unless_told_otherwise(monkeypatch):
     assert dispatch.uses_triton(GPU)
     monkeypatch.setenv("GROWCLIP_KERNELS", "torch")
+    assert not dispatch.uses_triton(GPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton finds a GPU here")
+def test_what_triton_lacks_is_said_before_the_first_launch(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(RuntimeError, match=r"cannot launch kernels on this machine: .*GROWCLIP_KERNELS=torch"):
+        dispatch.uses_triton(GPU)
+    monkeypatch.setenv("GROWCLIP_KERNELS", "torch")
+    assert not dispatch.uses_triton(GPU)
+
+
+@pytest.mark.usefixtures("nvidia")
+def test_the_interpreter_is_not_for_a_gpu(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert not dispatch.uses_triton(GPU)
 
 

@@ -16,7 +16,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | T
     """softmax(q kᵀ / √64) v within each sequence.
 
     `cu_seqlens` is looked at once for each tensor object, which on a GPU waits for it, and not at all under
-    torch.compile and while a CUDA graph is captured.
+    torch.compile, while a CUDA graph is captured, and where a backward pass computes anew what was looked at before.
 
     Args:
         qkv: (T, H, 3, 64), the tokens of all sequences end to end; queries, keys and values of a head side by side.
@@ -32,7 +32,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | T
         ValueError: a shape, type, device or boundary that is not the above.
     """
     _check(qkv, cu_seqlens, causal)
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:  # -1: in no backward pass
         _check_boundaries(cu_seqlens, qkv.shape[0], max_seqlen)
     if qkv.dtype in TRITON_DTYPES and uses_triton(qkv.device):
         from growclip_kernels.packed_attention.operators import attention_triton
