@@ -29,8 +29,10 @@ from growclip_ds.run_folder import RunFolder
 from growclip_ds.signals import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "data" / "study"
-SCENES = ["--samples", "6000", "--subsets", "3", "--size", "64"]
+SCENES = {
+    "study": ["--samples", "6000", "--subsets", "3", "--size", "64"],
+    "study_tuning": ["--samples", "1", "--subsets", "1", "--size", "64", "--seed", "1"],  # for its evaluation sets
+}
 POLL_SECONDS = 1.0
 WRITTEN = (
     "Written by python -m benchmarks.study from the records in runs/: mean ± standard deviation (runs), in percent."
@@ -40,8 +42,10 @@ WRITTEN = (
 def main() -> int:
     options = _parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # not without stopping the runs
-    if not DATA.exists():
-        subprocess.run([sys.executable, "-m", "growclip_ds", "data", "scenes", str(DATA), *SCENES], check=True)
+    for name, size in SCENES.items():  # what is there already is left alone
+        subprocess.run(
+            [sys.executable, "-m", "growclip_ds", "data", "scenes", f"data/{name}", *size], cwd=ROOT, check=True
+        )
     try:
         study = Study(Plan(load_config(options.config), Results(options.results)), options)
         return study.run(time.monotonic() + 60 * options.minutes)

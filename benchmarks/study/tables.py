@@ -70,7 +70,7 @@ def _learning_rates(plan: Plan) -> Table:
     columns = [text_column("method"), text_column("optimizer")]
     columns += [number_column(f"{rate:g}", 1) for rate in rates]
     columns.append(Column("taken", lambda rate: f"{rate:g}"))
-    note = "Two growth steps with a seed of their own, accuracy on the set that selects; the others are not looked at."
+    note = "After two growth steps with a seed of their own, accuracy on sets of their own."
     return Table("learning_rates", "Learning rates", columns, rows, [note])
 
 
