@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Each rank computes in one thread: two ranks fill two cores.
 CPU_RANKS := env PATH="$(CURDIR)/$(BIN):$(PATH)" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
 
-.PHONY: demo test test-quick test-slow slurm lint docs install
+.PHONY: demo test test-quick test-slow test-gpu bench slurm lint docs install
 
 demo: install
 	$(BIN)/growclip data scenes data/scenes --samples 6000 --subsets 3 --size 64
@@ -23,6 +23,15 @@ test-quick: install
 
 test-slow: install
 	$(CPU_RANKS) python -m pytest -m slow
+
+# The kernels compiled, on this machine's GPU.
+test-gpu: install
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/kernels
+
+# Speed and memory beside other libraries', on this machine's GPU, or small on the CPU where there is none.
+bench: install
+	for name in attention contrastive optimizer rebuilds; do $(BIN)/python benchmarks/$$name.py || exit; done
+	$(BIN)/python benchmarks/train_step.py --profile
 
 # The scripts for clusters, on a Slurm of two nodes that is started on this machine.
 slurm: install
