@@ -3,7 +3,7 @@
 python -m benchmarks.study --minutes 60
 
 A run that the time ends for is stopped as any run is, with a checkpoint, and goes on the next time. Finished ones are
-kept in docs/study/, without weights. `growclip report docs/study/runs/*` makes the tables.
+kept in docs/study/, without weights. `growclip report docs/study/runs/* --output report` makes the tables.
 """
 
 from __future__ import annotations
