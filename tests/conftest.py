@@ -7,6 +7,8 @@ import os
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed is imported: the tests run on the CPU
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share the machine
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is: its kernels too run on the CPU here
+if os.environ["TRITON_INTERPRET"] == "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is: the interpreter is for tensors on the CPU
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -19,6 +19,7 @@ from growclip_ds.model.packed import pack
 from growclip_ds.optim import AdamW
 from growclip_kernels.packed_attention import operators
 from tests.fed_gradients import rank0
+from tests.kernels.device import runs_kernels_on_ranks
 
 SPACE = GrowthSpace(Architecture(0, 1, 1, 1, 1, 1), conv_step=1, block_step=1, head_step=1)
 SIZES = {"vocab_size": 64, "context_length": 40, "image_size": 64, "embed_dim": 64}
@@ -62,6 +63,7 @@ def train(kernels: str, stage: int, checkpointing: str) -> tuple[list[float], di
         del os.environ["GROWCLIP_KERNELS"]
 
 
+@runs_kernels_on_ranks
 @pytest.mark.parametrize(("stage", "checkpointing"), [(3, "blocks"), pytest.param(2, "off", marks=pytest.mark.slow)])
 def test_as_with_pytorch(group, stage, checkpointing):
     expected, expected_weights, none = group(2).run(train, "torch", stage, checkpointing)[0]

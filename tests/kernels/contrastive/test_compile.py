@@ -9,11 +9,12 @@ from torch.utils.checkpoint import checkpoint
 
 from growclip_kernels.contrastive import contrastive_loss, sigmoid_loss, triton_path
 from tests.kernels.contrastive.cases import inputs, random
+from tests.kernels.device import DEVICE, on_device, runs_kernels
 
 LOSSES = [pytest.param((contrastive_loss, None), id="softmax"), pytest.param((sigmoid_loss, -10.0), id="sigmoid")]
 
 
-@pytest.fixture(params=["torch", "triton"], autouse=True)
+@pytest.fixture(params=["torch", pytest.param("triton", marks=runs_kernels)], autouse=True)
 def kernels(request, monkeypatch):
     monkeypatch.setenv("GROWCLIP_KERNELS", request.param)
     torch.compiler.reset()
@@ -27,7 +28,7 @@ def value_and_gradients(function, given):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_in_one_graph(loss):
     function, bias = loss
-    given = inputs(random(40, 64), 20.0, bias, torch.float32)
+    given = on_device(*inputs(random(40, 64), 20.0, bias, torch.float32))
 
     def around(images, texts, scale, *others):
         return 2 * function(images.sin(), texts.cos(), scale.exp().log(), *others)
@@ -39,7 +40,7 @@ def test_in_one_graph(loss):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_checkpointed(loss):
     function, bias = loss
-    given = inputs(random(40, 64), 20.0, bias, torch.float32)
+    given = on_device(*inputs(random(40, 64), 20.0, bias, torch.float32))
 
     def checkpointed(*values):
         return checkpoint(function, *values, use_reentrant=False)
@@ -51,13 +52,15 @@ def test_checkpointed(loss):
 def test_fake_tensors(loss):
     function, bias = loss
     with FakeTensorMode():
-        images, texts, scale = torch.zeros(40, 64), torch.zeros(40, 64), torch.ones(())
-        others = () if bias is None else (torch.zeros(()),)
+        images, texts = (torch.zeros(40, 64, device=DEVICE) for _ in range(2))
+        scale = torch.ones((), device=DEVICE)
+        others = () if bias is None else (torch.zeros((), device=DEVICE),)
         assert function(images.requires_grad_(), texts, scale, *others).shape == ()
 
 
+@runs_kernels
 def test_operators_say_what_they_do():
-    images, texts, scale = (value.detach().float() for value in inputs(random(40, 64), 20.0))
+    images, texts, scale = on_device(*(value.detach().float() for value in inputs(random(40, 64), 20.0)))
     factor = scale.reshape(())
     row_lse, column_lse, _ = triton_path.log_sum_exp(images, texts, factor, 0)
     calls = [

@@ -22,6 +22,7 @@ from tests.kernels.contrastive.cases import (
     sigmoid_reference,
     softmax_reference,
 )
+from tests.kernels.device import runs_kernels_on_ranks
 
 LOSSES = {"softmax": (contrastive_loss, softmax_reference, None), "sigmoid": (sigmoid_loss, sigmoid_reference, -7.0)}
 
@@ -88,7 +89,7 @@ def on_ranks(name: str, counts: list[int], d: int, kernels: str) -> tuple[float,
             os.environ["GROWCLIP_KERNELS"] = before
 
 
-@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("kernels", ["torch", pytest.param("triton", marks=runs_kernels_on_ranks)])
 @pytest.mark.parametrize("counts", [[5, 5], [3, 9], [0, 6], [130, 0], [2, 0, 7], [4, 4, 4], [70, 1, 129]], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_ranks_with_unequal_batches(group, name, counts, kernels):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from growclip_kernels.optimizer import Buffers, Region, Regions, Span
 from growclip_kernels.optimizer.regions import BLOCK
+from tests.kernels.device import DEVICE
 
 BETAS, EPS, DECAY, LR = (0.9, 0.98), 1e-6, 0.1, 0.03
 
@@ -31,10 +32,11 @@ STEPS = [1, 2, 3, 4, 5, 1000, 7, 8, 100_000, 3]
 SIZE = 9 * BLOCK + 3710 + 12_000 + 50
 
 
-def buffers(size: int = SIZE, seed: int = 0) -> Buffers:
+def buffers(size: int = SIZE, seed: int = 0, device: torch.device = DEVICE) -> Buffers:
     generator = torch.Generator().manual_seed(seed)
     weight, gradient, exp_avg = torch.randn(3, size, generator=generator)
-    return Buffers(weight, gradient.mul_(0.1), exp_avg.mul_(0.1), torch.rand(size, generator=generator).mul_(0.01))
+    drawn = weight, gradient.mul_(0.1), exp_avg.mul_(0.1), torch.rand(size, generator=generator).mul_(0.01)
+    return Buffers(*(buffer.to(device) for buffer in drawn))
 
 
 def indices(region: Region, size: int) -> Tensor:
@@ -45,13 +47,15 @@ def indices(region: Region, size: int) -> Tensor:
 def expected(optimizer: str, given: Buffers, regions: Regions, steps: Sequence[int]) -> tuple[Buffers, Tensor]:
     """By the book in float64, with all regions on this rank: buffers after the update, and the sums of squares.
 
+    Both on the CPU, wherever the buffers given are.
     For LAMB the gradient is the direction; AdamW leaves it undefined.
     """
-    after = Buffers(*(buffer.double() for buffer in given))
+    before = [buffer.cpu().double() for buffer in given]
+    after = Buffers(*(buffer.clone() for buffer in before))
     squares = torch.zeros(len(regions), 2, dtype=torch.float64)
     for index, (region, step) in enumerate(zip(regions.regions, steps, strict=True)):
         at = indices(region, given.weight.numel())
-        w, g, m, v = (buffer.double()[at] for buffer in given)
+        w, g, m, v = (buffer[at] for buffer in before)
         m, v = BETAS[0] * m + (1 - BETAS[0]) * g, BETAS[1] * v + (1 - BETAS[1]) * g * g
         u = m / (1 - BETAS[0] ** step) / ((v / (1 - BETAS[1] ** step)).sqrt() + EPS)
         ratio = 1.0

@@ -1,4 +1,4 @@
-"""Both paths of LAMB and AdamW against float64, the kernels under Triton's interpreter."""
+"""Both paths of LAMB and AdamW against float64."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from growclip_kernels.optimizer import (
     trust_ratios,
 )
 from growclip_kernels.optimizer.regions import BLOCK
+from tests.kernels.device import DEVICE, runs_kernels
 from tests.kernels.optimizer.cases import BETAS, DECAY, EPS, LR, REGIONS, SIZE, STEPS, buffers, expected, indices
 
 
-@pytest.fixture(params=["torch", "triton"], autouse=True)
+@pytest.fixture(params=["torch", pytest.param("triton", marks=runs_kernels)], autouse=True)
 def path(request, monkeypatch) -> None:
     """The path that computes; NaN in what is allocated for it."""
     monkeypatch.setenv("GROWCLIP_KERNELS", request.param)
@@ -52,12 +53,12 @@ def check(optimizer: str, given: Buffers, regions: Regions, steps: list[int]) ->
     for region in regions.regions:
         concerned[indices(region, len(concerned))] = True
     for buffer in given:
-        buffer[~concerned] = torch.nan
+        buffer[~concerned.to(DEVICE)] = torch.nan
     after, squares = expected(optimizer, given, regions, steps)
     found = update(optimizer, given, regions, steps)
     if found is not None:
-        torch.testing.assert_close(found, squares, rtol=1e-6, atol=0)
-    for name, buffer, right in zip(Buffers._fields, given, after, strict=True):
+        torch.testing.assert_close(found.cpu(), squares, rtol=1e-6, atol=0)
+    for name, buffer, right in zip(Buffers._fields, (buffer.cpu() for buffer in given), after, strict=True):
         assert buffer[~concerned].isnan().all(), name
         if optimizer == "lamb" or name != "gradient":
             torch.testing.assert_close(buffer[concerned].double(), right[concerned], rtol=2e-6, atol=1e-7, msg=name)
@@ -134,6 +135,7 @@ def test_a_gradient_that_is_not_finite_stays_in_its_own_tensor():
     update("lamb", clean, Regions(REGIONS), STEPS)
     others = torch.ones(SIZE, dtype=torch.bool)
     others[indices(REGIONS[1], SIZE)] = False
+    others = others.to(DEVICE)
     assert given.weight[3].isnan()
     assert torch.equal(given.weight[others], clean.weight[others])
 
@@ -151,7 +153,7 @@ def test_a_gradient_that_is_not_finite_stays_in_its_own_tensor():
     ],
 )
 def test_buffers_that_do_not_match(change, message):
-    given = buffers(10)._replace(**change)
+    given = buffers(10, device=torch.device("cpu"))._replace(**change)
     with pytest.raises(ValueError, match=message):
         lamb_direction(given, Regions([]), [], BETAS, EPS, DECAY)
 
@@ -172,5 +174,5 @@ def test_what_is_offloaded_takes_pytorch(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     taken = []
     monkeypatch.setattr(torch_path, "adamw", lambda *arguments: taken.append(arguments), raising=False)
-    adamw(buffers(10), Regions([]), [], LR, BETAS, EPS, DECAY)
+    adamw(buffers(10, device=torch.device("cpu")), Regions([]), [], LR, BETAS, EPS, DECAY)
     assert len(taken) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from growclip_kernels import attention
 from growclip_kernels.packed_attention import function
@@ -86,6 +87,22 @@ def test_wrong_input_is_refused(monkeypatch, kernels, changed, message):
     monkeypatch.setenv("GROWCLIP_KERNELS", kernels)
     with pytest.raises(ValueError, match=message):
         attend(**changed)
+
+
+def test_boundaries_are_not_looked_at_again_in_a_backward_pass(monkeypatch):
+    """Activation checkpointing hands the recomputed forward pass new tensor objects."""
+    looks = []
+    longest = function._longest
+    monkeypatch.setattr(function, "_longest", lambda *arguments: looks.append(arguments) or longest(*arguments))
+    qkv, cu_seqlens = packed([3, 4], 1, torch.float64)
+    runs = []
+
+    def block(qkv, cu_seqlens):
+        runs.append(cu_seqlens)
+        return attention(qkv, cu_seqlens.detach(), 4)
+
+    checkpoint(block, qkv, cu_seqlens, use_reentrant=True).sum().backward()
+    assert (len(runs), len(looks)) == (2, 1)
 
 
 def test_boundaries_are_looked_at_once_until_they_change(monkeypatch):

@@ -1,4 +1,4 @@
-"""The Triton path against softmax attention in float64; interpreted where there is no GPU."""
+"""The Triton path against softmax attention in float64."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from growclip_kernels import attention
 from growclip_kernels.packed_attention import operators
+from tests.kernels.device import COMPILED, DEVICE, INTERPRETED, on_device, runs_kernels
 from tests.kernels.packed_attention.cases import LENGTHS, boundaries, packed, reference, worst_error
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+pytestmark = runs_kernels
+
+# A GPU's bf16 is allowed what benchmarks/attention.py allows it.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3 if INTERPRETED else 1e-2}
 LOW = [torch.bfloat16, torch.float16]
 
 
@@ -23,7 +26,7 @@ def _triton_on_poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """What is allocated holds NaN until it is written."""
     monkeypatch.setenv("GROWCLIP_KERNELS", "triton")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
+    assert torch.empty(3, device=DEVICE).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -31,14 +34,14 @@ def _triton_on_poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def check(
     qkv: Tensor, lengths: list[int], causal: list[bool], bound: int | None = None, tolerance: float | None = None
 ) -> None:
-    """Output and gradient of each sequence, against float64 of the same numbers."""
+    """Output and gradient of each sequence, against float64 of the same numbers. qkv is on the CPU."""
     tolerance = tolerance or TOLERANCE[qkv.dtype]
-    flags = torch.tensor(causal) if len(set(causal)) > 1 else causal[0]
-    on_device = [t.to(DEVICE) if isinstance(t, Tensor) else t for t in (qkv, boundaries(lengths), flags)]
-    out = attention(on_device[0], on_device[1], bound or max(lengths), on_device[2])
+    flags = torch.tensor(causal, device=DEVICE) if len(set(causal)) > 1 else causal[0]
+    there, cu_seqlens = on_device(qkv, boundaries(lengths))
+    out = attention(there, cu_seqlens, bound or max(lengths), flags)
     generator = torch.Generator().manual_seed(len(lengths))
     weights = torch.randn(out.shape, generator=generator).to(qkv.dtype)
-    (gradient,) = torch.autograd.grad(out, qkv, weights.to(DEVICE))
+    (gradient,) = torch.autograd.grad(out, there, weights.to(DEVICE))
     exact = qkv.detach().double().requires_grad_()
     expected = reference(exact, lengths, causal)
     (expected_gradient,) = torch.autograd.grad(expected, exact, weights.double())
@@ -95,15 +98,13 @@ def test_max_seqlen_may_be_an_upper_bound(bound):
 
 
 def test_sequences_of_nothing():
-    qkv, _ = packed([0, 40, 0, 3, 0], 2, torch.float16)
-    out = attention(qkv, boundaries([0, 40, 0, 3, 0]), 40)
-    assert (
-        worst_error(out.detach(), reference(qkv.detach().double(), [40, 3], [False] * 2), [40, 3])
-        <= TOLERANCE[qkv.dtype]
-    )
-    empty = torch.empty(0, 2, 3, 64, dtype=torch.float16, requires_grad=True)
-    assert attention(empty, boundaries([0, 0]), 7).shape == (0, 2, 64)
-    assert attention(empty, boundaries([]), 0).shape == (0, 2, 64)
+    qkv, cu_seqlens = packed([0, 40, 0, 3, 0], 2, torch.float16)
+    out = attention(*on_device(qkv, cu_seqlens), 40).detach().cpu()
+    expected = reference(qkv.detach().double(), [40, 3], [False] * 2)
+    assert worst_error(out, expected, [40, 3]) <= TOLERANCE[qkv.dtype]
+    empty = torch.empty(0, 2, 3, 64, dtype=torch.float16, device=DEVICE, requires_grad=True)
+    assert attention(empty, boundaries([0, 0]).to(DEVICE), 7).shape == (0, 2, 64)
+    assert attention(empty, boundaries([]).to(DEVICE), 0).shape == (0, 2, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,26 +129,26 @@ def test_hard_scores(dtype, kind):
 
 
 def test_leading_heads_are_used_where_they_lie():
-    wide, _ = packed([20, 7], 6, torch.bfloat16)
+    wide, cu_seqlens = on_device(*packed([20, 7], 6, torch.bfloat16))
     leading = wide[:, :4]
     assert operators._ready(leading) is leading
-    out = attention(leading, boundaries([20, 7]), 20)
-    torch.testing.assert_close(out, attention(leading.contiguous(), boundaries([20, 7]), 20), rtol=0, atol=0)
+    out = attention(leading, cu_seqlens, 20)
+    torch.testing.assert_close(out, attention(leading.contiguous(), cu_seqlens, 20), rtol=0, atol=0)
     (gradient,) = torch.autograd.grad(out.sum(), wide)
     assert gradient[:, 4:].eq(0).all()
     assert gradient[:, :4].ne(0).any()
 
 
 def test_any_other_layout_is_copied():
-    qkv, _ = packed([20, 7], 2, torch.bfloat16)
+    qkv, cu_seqlens = on_device(*packed([20, 7], 2, torch.bfloat16))
     scattered = qkv.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-    ours = attention(scattered, boundaries([20, 7]), 20)
-    torch.testing.assert_close(ours, attention(qkv.detach(), boundaries([20, 7]), 20), rtol=0, atol=0)
+    ours = attention(scattered, cu_seqlens, 20)
+    torch.testing.assert_close(ours, attention(qkv.detach(), cu_seqlens, 20), rtol=0, atol=0)
 
 
 def test_under_compile_and_checkpointing():
-    qkv, cu_seqlens = packed([20, 7], 2, torch.float32)
-    flags = torch.tensor([False, True])
+    qkv, cu_seqlens = on_device(*packed([20, 7], 2, torch.float32))
+    flags = torch.tensor([False, True], device=DEVICE)
 
     def twice(x: Tensor) -> Tensor:
         out = attention(x, cu_seqlens, 20, flags)
@@ -162,24 +163,24 @@ def test_under_compile_and_checkpointing():
 
 
 def test_operators_are_what_torch_expects():
-    qkv, cu_seqlens = packed([20, 7], 2, torch.bfloat16)
-    arguments = (qkv, cu_seqlens, 20, torch.tensor([True, False]), False)
+    qkv, cu_seqlens = on_device(*packed([20, 7], 2, torch.bfloat16))
+    arguments = (qkv, cu_seqlens, 20, torch.tensor([True, False], device=DEVICE), False)
     torch.library.opcheck(operators.attention_forward, arguments)
     saved = [tensor.detach() for tensor in (qkv, *operators.attention_forward(*arguments))]
     torch.library.opcheck(operators.attention_backward, (saved[1], *saved, *arguments[1:]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs are of GPUs")
+@pytest.mark.skipif(not COMPILED, reason="CUDA graphs are of GPUs and compiled kernels")
 def test_captured_in_a_cuda_graph():
     lengths = [197, 20]
-    qkv, cu_seqlens = packed(lengths, 2, torch.bfloat16)
-    qkv, cu_seqlens = qkv.detach().cuda().requires_grad_(), cu_seqlens.cuda()
+    qkv, cu_seqlens = on_device(*packed(lengths, 2, torch.bfloat16))
 
     def step() -> tuple[Tensor, Tensor]:
         out = attention(qkv, cu_seqlens, 197)
         return out, torch.autograd.grad(out, qkv, torch.ones_like(out))[0]
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             expected = step()
