@@ -12,7 +12,10 @@ from functools import lru_cache
 
 from benchmarks.study.results import Results
 from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.baselines.clip import clip_config
+from growclip_ds.baselines.plan import CLIPPlan
 from growclip_ds.config import Config
+from growclip_ds.model_plan import num_parameters
 
 METHODS = ("growclip", "tfs", "twp", "sap", "msclip", "nas")
 REPEATED = METHODS[:4]
@@ -187,19 +190,28 @@ class Plan:
 
 @lru_cache
 def nearest(sizes: ModelSizes, method: str, parameters: int) -> Architecture:
-    """Of a fixed model's usual architectures the one whose size is nearest: as many blocks in both towers, half as many
-    heads to as many, and in the text's tower perhaps one head less.
+    """Of a fixed model's usual architectures the one whose size is nearest: as many blocks in both towers, a quarter as
+    many heads to as many, and in the text's tower perhaps one head less.
     """
 
     def usual() -> Iterator[Architecture]:
         for blocks in range(1, 25):
-            for heads in range((blocks + 1) // 2, blocks + 1):
+            for heads in range((blocks + 3) // 4, blocks + 1):
                 if method == "msclip":
                     yield Architecture(0, 0, heads, 0, heads, blocks)
                 else:
                     yield from (Architecture(0, blocks, heads, blocks, less, 0) for less in {heads, max(heads - 1, 1)})
 
-    return min(usual(), key=lambda one: (abs(sizes.parameters_of(one) - parameters), one))
+    # GrowCLIP's count, which has a stem more than CLIP's, says which are worth being counted.
+    near = [one for one in usual() if parameters / 2 <= sizes.parameters_of(one) <= 3 * parameters]
+    return min(near, key=lambda one: (abs(fixed_parameters(sizes, method, one) - parameters), one))
+
+
+def fixed_parameters(sizes: ModelSizes, method: str, architecture: Architecture) -> int:
+    """Of a fixed model: MS-CLIP is made of GrowCLIP's modules, the others are `transformers`' CLIP."""
+    if method == "msclip":
+        return sizes.parameters_of(architecture)
+    return num_parameters(CLIPPlan(clip_config(architecture, sizes, sizes.vocab_size - 1)))
 
 
 def _tuning_name(method: str, optimizer: str, rate: float) -> str:

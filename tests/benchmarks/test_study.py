@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study.results import Results
-from benchmarks.study.runs import GROWN, MAIN, METHODS, RATES, Plan, nearest
+from benchmarks.study.runs import GROWN, MAIN, METHODS, RATES, Plan, fixed_parameters, nearest
 from benchmarks.study.tables import tables
 from growclip_ds.config import load_config
 from growclip_ds.run_folder import Phase, RunFolder
@@ -110,9 +110,9 @@ def test_accuracy_is_the_mean_of_the_sets(plan: Plan) -> None:
 @pytest.mark.parametrize("method", ["tfs", "msclip"])
 def test_fixed_models_have_the_size_asked_for(plan: Plan, method: str) -> None:
     sizes = plan.config.model.sizes(1024)
-    for parameters in (5e5, 2e6, 1e8):
+    for parameters in (5e5, 1.7e6, 1e7):
         found = nearest(sizes, method, int(parameters))
-        assert sizes.parameters_of(found) == pytest.approx(parameters, rel=0.25)
+        assert fixed_parameters(sizes, method, found) == pytest.approx(parameters, rel=0.25)
         assert bool(found.shared_blocks) == (method == "msclip")
 
 
