@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not the repository
 
 from benchmarks import common
-from benchmarks.steps import LEARNING_RATE, Contest
+from benchmarks.steps import LEARNING_RATE, Contest, of_ranks
 from benchmarks.train_step import PRESETS
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
@@ -64,8 +64,8 @@ def rebuild(contest: Contest, architecture: Architecture, stage: int) -> dict[st
         allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
         left |= {"allocated_mib": allocated, "reserved_mib": reserved}
     left = {name: count / 2**20 for name, count in left.items()} | {"seconds": time.perf_counter() - start}
-    of_ranks = distributed.all_gather_object(left)
-    return {name: max(rank[name] for rank in of_ranks) for name in left}
+    everywhere = distributed.all_gather_object(left)
+    return {name: max(rank[name] for rank in everywhere) for name in left}
 
 
 def main() -> None:
@@ -83,10 +83,9 @@ def main() -> None:
         if distributed.is_main():
             print(f"\nZeRO {stage}, {preset.names[1]}\n\n{common.markdown_table(of_stage, COLUMNS)}", flush=True)
     if distributed.is_main():
-        ranks = distributed.world_size()
-        name = "rebuilds" if ranks == 1 else f"rebuilds_{ranks}_ranks"
         notes = [re.sub(r"\s+", " ", __doc__.split("\n\n")[-1]).strip(), str(preset)]
-        print(f"\n{common.write_results(name, rows, device, {}, notes, options.results)}")
+        path = common.write_results(of_ranks("rebuilds"), rows, device, {}, notes, options.results)
+        print(f"\n{path}")
     torch.distributed.destroy_process_group()
 
 

@@ -239,9 +239,9 @@ class Contest:
         if engine is not None and parts is not None:
             with engine.timed(parts) as run:
                 row |= {"shares": median_shares([run(step) for _ in range(SHARES)])}
-        of_ranks = distributed.all_gather_object((seconds, peak))
-        seconds = [max(durations) for durations in zip(*(s for s, _ in of_ranks), strict=True)]
-        median, peak = statistics.median(seconds), max(p for _, p in of_ranks)
+        measured = distributed.all_gather_object((seconds, peak))
+        seconds = [max(durations) for durations in zip(*(s for s, _ in measured), strict=True)]
+        median, peak = statistics.median(seconds), max(p for _, p in measured)
         pairs = self.preset.batch_size
         similarities = training_flops(2 * pairs * contrasted_with * self.sizes.embed_dim)
         rate = (training_flops(forward) + similarities) / median / 1e12
@@ -277,6 +277,12 @@ class Contest:
         batch_size = f"training.global_batch_size={self.preset.batch_size * self.ranks}"
         config = load_config(common.ROOT / "configs" / "cc12m.yaml", [batch_size])
         return resolve(DeepSpeedFile(file.path, values), config, self.ranks).config
+
+
+def of_ranks(name: str) -> str:
+    """A benchmark's name among results: runs of several ranks have files of their own."""
+    ranks = distributed.world_size()
+    return name if ranks == 1 else f"{name}_{ranks}_ranks"
 
 
 def check_first_step(step: Step, contrasted_with: int, masters: Masters, initial: Mapping[str, Tensor]) -> None:

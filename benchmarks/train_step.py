@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own f
 from benchmarks import common
 from benchmarks.contenders import find_contenders
 from benchmarks.parts import BACKWARD, LOSS, OTHER_FORWARD, REST, STEP
-from benchmarks.steps import PARTS, Contest, Preset, Step
+from benchmarks.steps import PARTS, Contest, Preset, Step, of_ranks
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.distributed import is_main, world_size
 from growclip_ds.engine import init_distributed
@@ -131,7 +131,7 @@ def main() -> None:
     preset = PRESETS[options.preset or ("gpu" if device.type == "cuda" else "cpu-small")]
     sizes = {"batch_size": options.batch_size, "iterations": options.iterations}
     preset = replace(preset, **{name: value for name, value in sizes.items() if value is not None})
-    name = "train_step" if world_size() == 1 else f"train_step_{world_size()}_ranks"
+    name = of_ranks("train_step")
 
     def profile(model: str, stage: int) -> Callable[[Step], None] | None:
         path = common.result_path(f"{name}_profile_{common.slug(model)}", device, ".txt", options.results)

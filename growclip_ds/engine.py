@@ -55,7 +55,6 @@ def init_distributed() -> None:
     # compiler, and announces with a print. (On a GPU the mere look at this has every operator probed, with prints.)
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as for products; bf16 and fp16 do not mind
     # Before any collective: NCCL takes the current device, which would be the first GPU on every rank.
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     hours = datetime.timedelta(hours=COLLECTIVE_HOURS)
@@ -92,6 +91,7 @@ class Engine:
         ds_config: Mapping[str, Any],
     ) -> None:
         init_distributed()
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as for products; bf16 and fp16 do not mind
         config = _complete(ds_config)
         warnings.filterwarnings("ignore", r"`torch.distributed.\w+` is deprecated", FutureWarning)  # DeepSpeed's calls
         stage3 = config["zero_optimization"]["stage"] == 3

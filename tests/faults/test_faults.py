@@ -7,7 +7,9 @@ import resource
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 from unittest import mock
 
 import pytest
@@ -127,16 +129,24 @@ def test_asked_to_stop(data: Path, whole: tuple[RunFolder, float], tmp_path: Pat
     assert_first_step_ends_the_same(data, run, tmp_path / "log", whole[0])
 
 
-def raise_in_iteration(rank: int) -> None:
+def fail_in_iteration(rank: int, fail: Callable[[], object]) -> None:
+    """Has rank 1 do something in its eighth iteration."""
     from growclip_ds import iteration, training
 
-    def fail(*args, **options):
+    def train(*args, **options):
         if rank == 1 and next(count) == 8:
-            raise ZeroDivisionError("rank one cannot go on")
+            fail()
         return iteration.train_iteration(*args, **options)
 
     count = iter(range(10**6))
-    mock.patch.object(training, "train_iteration", fail).start()
+    mock.patch.object(training, "train_iteration", train).start()
+
+
+def raise_in_iteration(rank: int) -> None:
+    def fail() -> NoReturn:
+        raise ZeroDivisionError("rank one cannot go on")
+
+    fail_in_iteration(rank, fail)
 
 
 def test_an_exception_on_one_rank_ends_all(data: Path, whole: tuple[RunFolder, float], tmp_path: Path) -> None:
@@ -155,16 +165,7 @@ def test_an_exception_on_one_rank_ends_all(data: Path, whole: tuple[RunFolder, f
 
 
 def use_all_memory(rank: int) -> None:
-    """More than there is, asked for by one rank in its eighth iteration."""
-    from growclip_ds import iteration, training
-
-    def ask(*args, **options):
-        if rank == 1 and next(count) == 8:
-            torch.empty(2**50, dtype=torch.uint8)
-        return iteration.train_iteration(*args, **options)
-
-    count = iter(range(10**6))
-    mock.patch.object(training, "train_iteration", ask).start()
+    fail_in_iteration(rank, lambda: torch.empty(2**50, dtype=torch.uint8))  # more than there is
 
 
 def test_a_rank_without_memory_says_what_needs_less(data: Path, whole: tuple[RunFolder, float], tmp_path: Path) -> None:
