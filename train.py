@@ -14,13 +14,13 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     # Not at the top: the data loading workers import this file too.
-    from growclip_ds.config import load_config
-    from growclip_ds.deepspeed_config import load_deepspeed_config, resolve
-    from growclip_ds.engine import init_distributed, leave_distributed
+    from growclip_ds.config.config import load_config
+    from growclip_ds.config.deepspeed import load_deepspeed_config, resolve
     from growclip_ds.errors import InputError
-    from growclip_ds.pipeline import prepare_growth
-    from growclip_ds.ranks_watch import INPUT_ERROR, watch_ranks
+    from growclip_ds.pipeline.pipeline import prepare_growth
     from growclip_ds.signals import STOPPED, Stopped, StopRequest
+    from growclip_ds.training.engine import init_distributed, leave_distributed
+    from growclip_ds.training.ranks_watch import INPUT_ERROR, watch_ranks
 
     options = _parser().parse_intermixed_args(arguments)
     stop = StopRequest()

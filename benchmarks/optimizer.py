@@ -40,11 +40,11 @@ from benchmarks.steps import Batch
 from benchmarks.train_step import PRESETS
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.costs.flops import forward_flops, training_flops
-from growclip_ds.engine import Engine, init_distributed
-from growclip_ds.iteration import train_iteration
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.optim import AdamW, Lamb
 from growclip_ds.optim.leading_box import leading_box
+from growclip_ds.training.engine import Engine, init_distributed
+from growclip_ds.training.iteration import train_iteration
 from growclip_kernels.dispatch import uses_triton
 from growclip_kernels.optimizer import Buffers, Region, Regions, adamw, lamb_apply, lamb_direction, torch_path
 from growclip_kernels.optimizer import trust_ratios as ratios_of

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from growclip_ds.engine import Engine
+from growclip_ds.training.engine import Engine
 
 OTHER_FORWARD, LOSS, BACKWARD, STEP, REST = "other forward", "loss", "backward", "optimizer and communication", "rest"
 

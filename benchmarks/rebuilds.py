@@ -5,8 +5,8 @@
 
 with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Each engine is given its weights, trained
 for three iterations, asked for its weights and destroyed. Writes results/rebuilds_DEVICE.json
-(rebuilds_N_ranks_DEVICE.json with several ranks): figures after each, of the largest rank. `tests/test_engine.py`
-asserts the same of tensors, files, threads and resident memory on small engines.
+(rebuilds_N_ranks_DEVICE.json with several ranks): figures after each, of the largest rank.
+`tests/training/test_engine.py` asserts the same of tensors, files, threads and resident memory on small engines.
 
 Device memory is what PyTorch's allocator has handed out (`allocated`) and what it has taken from the driver
 (`reserved`); on the CPU there is resident memory alone.
@@ -31,9 +31,9 @@ from benchmarks.steps import LEARNING_RATE, Contest, of_ranks
 from benchmarks.train_step import PRESETS
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
-from growclip_ds.engine import init_distributed
-from growclip_ds.iteration import train_iteration
 from growclip_ds.optim import Lamb
+from growclip_ds.training.engine import init_distributed
+from growclip_ds.training.iteration import train_iteration
 
 ITERATIONS = 3  # from the second on, stage 3 follows the order of the first
 BATCH_SIZE = 32  # pairs a rank

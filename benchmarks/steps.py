@@ -19,14 +19,14 @@ from benchmarks.contenders import Contender
 from benchmarks.parts import TimedEngine, median_shares
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.config import load_config
+from growclip_ds.config.config import load_config
+from growclip_ds.config.deepspeed import DeepSpeedFile, load_deepspeed_config, resolve
 from growclip_ds.costs.flops import clip_forward_flops, forward_flops, training_flops
-from growclip_ds.deepspeed_config import DeepSpeedFile, load_deepspeed_config, resolve
-from growclip_ds.iteration import train_iteration
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.initial import MAX_LOGIT_SCALE, initial_tensor
 from growclip_ds.model.packed import PackedTokens
 from growclip_ds.optim import AdamW, SubnetOptimizer
+from growclip_ds.training.iteration import train_iteration
 
 WARM_UP = 3  # iterations before those that are timed
 SHARES = 3  # iterations with marks between parts

@@ -46,8 +46,8 @@ from benchmarks.parts import BACKWARD, LOSS, OTHER_FORWARD, REST, STEP
 from benchmarks.steps import PARTS, Contest, Preset, Step, of_ranks
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.distributed import is_main, world_size
-from growclip_ds.engine import init_distributed
 from growclip_ds.optim import AdamW, Lamb
+from growclip_ds.training.engine import init_distributed
 
 PRESETS = {
     "gpu": Preset(

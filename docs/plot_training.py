@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from growclip_ds.monitor import read_summaries
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.run.folder import Phase, RunFolder
 
 COLOURS = {Phase.FINETUNE: "tab:orange", Phase.SELECTION: "tab:green", Phase.TRAIN: "tab:blue"}
 

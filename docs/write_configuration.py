@@ -11,15 +11,15 @@ from typing import Any, NamedTuple, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from growclip_ds.config import Config
-from growclip_ds.config_errors import expected, section_of
-from growclip_ds.run_folder import MAY_CHANGE
+from growclip_ds.config.config import Config
+from growclip_ds.config.errors import expected, section_of
+from growclip_ds.run.folder import MAY_CHANGE
 
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """\
 # Configuration
 
-Written by `make docs` from the types in `growclip_ds/config.py`; a test says when it is not current.
+Written by `make docs` from the types in `growclip_ds/config/config.py`; a test says when it is not current.
 
 A run is described by a YAML file (`train.py --config`), with sections as below. What it leaves out has the default,
 which is the paper's where the paper has one. Behind the command, `section.key=value` overrides a setting, and a number

@@ -9,17 +9,17 @@ from growclip_ds.hub.registration import register
 
 if TYPE_CHECKING:
     from growclip_ds.architecture import Architecture
-    from growclip_ds.growth_space import GrowthSpace
-    from growclip_ds.inheritance import inherit
+    from growclip_ds.growth.inheritance import inherit
+    from growclip_ds.growth.selection import composite_metric
+    from growclip_ds.growth.space import GrowthSpace
     from growclip_ds.model.growclip import GrowCLIP
-    from growclip_ds.selection import composite_metric
 
 _HOMES = {
     "Architecture": "architecture",
     "GrowCLIP": "model.growclip",
-    "GrowthSpace": "growth_space",
-    "composite_metric": "selection",
-    "inherit": "inheritance",
+    "GrowthSpace": "growth.space",
+    "composite_metric": "growth.selection",
+    "inherit": "growth.inheritance",
 }
 
 __all__ = ["Architecture", "GrowCLIP", "GrowthSpace", "composite_metric", "inherit"]

@@ -2,6 +2,6 @@
 
 import sys
 
-from growclip_ds.cli import main
+from growclip_ds.cli.program import main
 
 sys.exit(main())

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from growclip_ds.architecture import Shape
-from growclip_ds.engine import Engine
 from growclip_ds.optim import AdamW, Lamb, SubnetOptimizer
+from growclip_ds.training.engine import Engine
 
 # Sizes that no number of ranks divides, more dimensions than two, and tensors of one dimension.
 SHAPES: dict[str, Shape] = {

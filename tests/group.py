@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 # What takes long to import: a server that has done so once forks the ranks of all groups.
-PRELOAD = ["growclip_ds.pipeline", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3"]
+PRELOAD = [
+    "growclip_ds.pipeline.pipeline",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.zero.stage3",
+]
 LIMIT = 180.0  # seconds that a call may take
 GRACE = 5.0  # seconds that the other ranks have after one has failed, before they are ended
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import yaml
 
-from growclip_ds.config import load_config
+from growclip_ds.config.config import load_config
+from growclip_ds.config.deepspeed import load_deepspeed_config, resolve
 from growclip_ds.data.scenes.write import write_scenes
-from growclip_ds.deepspeed_config import load_deepspeed_config, resolve
 from growclip_ds.distributed import rank, world_size
-from growclip_ds.phases import Phase
-from growclip_ds.pipeline import prepare_growth
+from growclip_ds.growth.phases import Phase
+from growclip_ds.pipeline.pipeline import prepare_growth
 from growclip_ds.signals import Stopped, StopRequest
 
 SUBSET = 48  # pairs of a subset

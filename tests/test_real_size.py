@@ -12,11 +12,11 @@ import torch
 from growclip_ds import Architecture, GrowCLIP
 from growclip_ds.architecture import ModelSizes
 from growclip_ds.distributed import rank
-from growclip_ds.engine import Engine
-from growclip_ds.iteration import train_iteration
 from growclip_ds.model.initial import initial_tensor
 from growclip_ds.model.packed import pack
 from growclip_ds.optim import Lamb
+from growclip_ds.training.engine import Engine
+from growclip_ds.training.iteration import train_iteration
 from tests.group import Groups
 
 S4 = Architecture(6, 18, 10, 10, 8, 8)

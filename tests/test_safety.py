@@ -18,7 +18,7 @@ import yaml
 
 from growclip_ds import yaml_files
 from growclip_ds.architecture import Architecture
-from growclip_ds.checkpoint import Checkpoint, save_model
+from growclip_ds.checkpoint.checkpoint import Checkpoint, save_model
 from growclip_ds.data import remote_stream
 from growclip_ds.data.remote import SCHEMES
 from growclip_ds.errors import InputError

@@ -20,12 +20,12 @@ from pathlib import Path
 from benchmarks.study.results import Results
 from benchmarks.study.runs import Plan, StudyRun
 from benchmarks.study.tables import tables
-from growclip_ds.config import load_config
+from growclip_ds.config.config import load_config
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_text
 from growclip_ds.reporting.markdown import to_markdown
 from growclip_ds.reporting.report import Report
-from growclip_ds.run_folder import RunFolder
+from growclip_ds.run.folder import RunFolder
 from growclip_ds.signals import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]

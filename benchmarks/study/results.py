@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.run.folder import Phase, RunFolder
 
 
 @dataclass(frozen=True)

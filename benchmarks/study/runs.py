@@ -14,8 +14,8 @@ from benchmarks.study.results import Results
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import clip_config
 from growclip_ds.baselines.plan import CLIPPlan
-from growclip_ds.config import Config
-from growclip_ds.model_plan import num_parameters
+from growclip_ds.config.config import Config
+from growclip_ds.model.plan import num_parameters
 
 METHODS = ("growclip", "tfs", "twp", "sap", "msclip", "nas")
 REPEATED = METHODS[:4]

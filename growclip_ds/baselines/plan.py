@@ -17,7 +17,7 @@ from growclip_ds.baselines.clip import FixedCLIP, load_clip
 from growclip_ds.baselines.initial import initial_tensor, is_vector
 from growclip_ds.evaluation.encoder import CandidateEncoder, ModelEncoder
 from growclip_ds.model.checkpointing import ActivationCheckpointing, checkpoint_blocks
-from growclip_ds.model_plan import Weights
+from growclip_ds.model.plan import Weights
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from growclip_ds.inheritance import Momentum
-from growclip_ds.model_plan import ModelPlan, Weights
+from growclip_ds.growth.inheritance import Momentum
+from growclip_ds.model.plan import ModelPlan, Weights
 
 
 def continued(plan: ModelPlan, read: Callable[[str], Tensor]) -> Weights:

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from growclip_ds.config import Config
+from growclip_ds.config.config import Config
+from growclip_ds.config.deepspeed import DeepSpeedFile, ResolvedDeepSpeed, load_deepspeed_config, resolve
 from growclip_ds.costs.hardware import Hardware, load_hardware
 from growclip_ds.costs.plan import Plan
 from growclip_ds.costs.speed import Speed
 from growclip_ds.costs.steps import GrowthSteps
-from growclip_ds.deepspeed_config import DeepSpeedFile, ResolvedDeepSpeed, load_deepspeed_config, resolve
 from growclip_ds.errors import InputError
 
 _ENDS = 2  # tokens of an empty caption

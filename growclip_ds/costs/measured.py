@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.config import Config, load_config
+from growclip_ds.config.config import Config, load_config
 from growclip_ds.costs.speed import Speed
 from growclip_ds.costs.steps import GrowthSteps
 from growclip_ds.errors import InputError
-from growclip_ds.phases import Phase
-from growclip_ds.run_folder import RunFolder
+from growclip_ds.growth.phases import Phase
+from growclip_ds.run.folder import RunFolder
 
 
 def measured_speed(run: Path, steps: GrowthSteps) -> Speed:

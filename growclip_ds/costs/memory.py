@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.config.deepspeed import ResolvedDeepSpeed
 from growclip_ds.costs.activations import FP32, Checkpointing, moments, parts, total_kept
-from growclip_ds.deepspeed_config import ResolvedDeepSpeed
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _OPTIMIZER = 3 * FP32  # a master and two moments

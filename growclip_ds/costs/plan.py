@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.config import Config
+from growclip_ds.config.config import Config
+from growclip_ds.config.deepspeed import ResolvedDeepSpeed
 from growclip_ds.costs.communication import Communication, communication
 from growclip_ds.costs.hardware import Hardware
 from growclip_ds.costs.memory import Load, Memory, Sharding, memory
 from growclip_ds.costs.speed import Speed
 from growclip_ds.costs.steps import GrowthSteps, Path, PhaseCost
-from growclip_ds.deepspeed_config import ResolvedDeepSpeed
 
 STAGES = (1, 2, 3)
 RESERVED = 0.1  # share of a GPU's memory that is left to CUDA, NCCL and fragmentation

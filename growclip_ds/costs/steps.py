@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.config import Config
+from growclip_ds.config.config import Config
 from growclip_ds.costs.flops import (
     block_group_flops,
     clip_forward_flops,
@@ -21,8 +21,8 @@ from growclip_ds.costs.flops import (
     training_flops,
 )
 from growclip_ds.errors import InputError
-from growclip_ds.growth_space import GrowthSpace, growth_space, unlimited_growth_space
-from growclip_ds.phases import Phase, phase_epochs
+from growclip_ds.growth.phases import Phase, phase_epochs
+from growclip_ds.growth.space import GrowthSpace, growth_space, unlimited_growth_space
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from growclip_ds.config.set_names import set_name
 from growclip_ds.data import remote_stream
 from growclip_ds.data.addresses import open_address
 from growclip_ds.data.remote import is_remote
 from growclip_ds.errors import InputError
-from growclip_ds.set_names import set_name
 
 TIMEOUT = 30  # seconds for a text file to begin to arrive
 _HUB_FILES = "/resolve/main"  # under the address of a data set on the Hugging Face hub

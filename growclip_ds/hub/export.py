@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from growclip_ds.baselines.clip import FixedCLIP
+from growclip_ds.checkpoint.weights_file import SafetensorsWriter
 from growclip_ds.data.pictures import MEAN, STD
 from growclip_ds.data.tokens import Tokenizer
 from growclip_ds.errors import InputError
@@ -26,7 +27,6 @@ from growclip_ds.hub.configuration_growclip import GrowCLIPConfig
 from growclip_ds.hub.image_processing_growclip import GrowCLIPImageProcessor
 from growclip_ds.hub.provenance import Provenance
 from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.weights_file import SafetensorsWriter
 
 MAX_SHARD_BYTES = 5_000_000_000  # of a weights file, the hub's advice
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.checkpoint.weights_file import checksum, tensor_bytes
 from growclip_ds.errors import InputError
-from growclip_ds.model_plan import GrowCLIPPlan, ModelWeights, digest_of
-from growclip_ds.weights_file import checksum, tensor_bytes
+from growclip_ds.model.plan import GrowCLIPPlan, ModelWeights, digest_of
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from growclip_ds.architecture import STEM_CHANNELS, Architecture
-from growclip_ds.growth_space import Candidate
+from growclip_ds.growth.space import Candidate
 from growclip_ds.monitor.words import best_first, grown, millions, smallest
 
 OLD, NEW = "#9db4c8", "#f2a65a"

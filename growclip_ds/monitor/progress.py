@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
-from growclip_ds.config import Config
+from growclip_ds.config.config import Config
+from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.monitor.reports import Progress
 from growclip_ds.monitor.starvation import NOTABLE_WAIT
 from growclip_ds.monitor.words import duration
-from growclip_ds.phases import Phase, phase_epochs
 
 PLAIN_INTERVAL = 5.0  # seconds from one plain line to the next
 SMOOTHING = 0.3  # weight of the newest report in the time an iteration takes

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.config import load_config
-from growclip_ds.growth_space import Candidate
-from growclip_ds.phases import Phase
-from growclip_ds.run_folder import RunFolder
+from growclip_ds.config.config import load_config
+from growclip_ds.growth.phases import Phase
+from growclip_ds.growth.space import Candidate
+from growclip_ds.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.growth_space import Candidate
+from growclip_ds.growth.space import Candidate
 from growclip_ds.monitor.summary import StepSummary
 from growclip_ds.monitor.words import LEGEND, SYMBOLS, best_first, duration, grown, millions, smallest
 

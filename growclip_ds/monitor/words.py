@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.growth_space import Candidate
+from growclip_ds.growth.space import Candidate
 
 SYMBOLS = ("l^I", "b^I", "h^I", "b^T", "h^T", "b^S")
 LEGEND = "l^I convolutions, b^I h^I image and b^T h^T text blocks and heads, b^S shared blocks"

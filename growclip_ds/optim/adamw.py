@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from growclip_ds.optim.subnet import ActiveTensors, SubnetOptimizer
-from growclip_ds.zero_shards import FlatShard
+from growclip_ds.optim.zero_shards import FlatShard
 from growclip_kernels.optimizer import Buffers, adamw
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from growclip_ds.optim.subnet import ActiveTensors, SubnetOptimizer
-from growclip_ds.zero_shards import FlatShard
+from growclip_ds.optim.zero_shards import FlatShard
 from growclip_kernels.optimizer import Buffers, lamb_apply, lamb_direction, trust_ratios
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from growclip_ds.architecture import Shape
 from growclip_ds.optim.leading_box import leading_box
-from growclip_ds.zero_shards import FlatShard, flat_shards
+from growclip_ds.optim.zero_shards import FlatShard, flat_shards
 from growclip_kernels.optimizer import Buffers, Region, Regions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

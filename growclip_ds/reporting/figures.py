@@ -12,9 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from growclip_ds.architecture import Architecture
+from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor.figures import NEW, OLD
 from growclip_ds.monitor.words import SYMBOLS
-from growclip_ds.phases import Phase
 from growclip_ds.reporting.comparison import Comparison
 from growclip_ds.reporting.groups import Group
 from growclip_ds.reporting.runs import Run

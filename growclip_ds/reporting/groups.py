@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.config import AblationSection, Config
+from growclip_ds.config.config import AblationSection, Config
 from growclip_ds.monitor.words import SYMBOLS
 from growclip_ds.reporting.runs import Run
-from growclip_ds.run_folder import MAY_CHANGE
+from growclip_ds.run.folder import MAY_CHANGE
 
 # Table 5's names for what of a growth step may be left out, by its switch in the configuration.
 SWITCHES = {"pim_supernet": "PIM@1", "finetuning": "ST", "selection": "GAS", "pim_selected": "PIM@3"}

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.config import Config, load_config
+from growclip_ds.config.config import Config, load_config
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.results import ClassificationResult, RetrievalResult, result_from_json
-from growclip_ds.growth_space import Candidate
-from growclip_ds.phases import Phase
-from growclip_ds.run_folder import RunFolder
+from growclip_ds.growth.phases import Phase
+from growclip_ds.growth.space import Candidate
+from growclip_ds.run.folder import RunFolder
 
 Result = ClassificationResult | RetrievalResult
 Results = Mapping[str, Result]  # by set

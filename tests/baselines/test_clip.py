@@ -14,16 +14,16 @@ from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import FixedCLIP, clip_config
 from growclip_ds.baselines.plan import CLIPPlan
 from growclip_ds.baselines.starts import continued, shrunk_and_perturbed
-from growclip_ds.config import MS_CLIP, VIT_B_16
+from growclip_ds.config.config import MS_CLIP, VIT_B_16
 from growclip_ds.distributed import rank
-from growclip_ds.engine import Engine
 from growclip_ds.errors import InputError
-from growclip_ds.inheritance import Momentum
-from growclip_ds.iteration import train_iteration
+from growclip_ds.growth.inheritance import Momentum
 from growclip_ds.model.packed import pack
-from growclip_ds.model_plan import GrowCLIPPlan, num_parameters, plan_of
+from growclip_ds.model.plan import GrowCLIPPlan, num_parameters, plan_of
 from growclip_ds.optim import Lamb
-from growclip_ds.phase import kernels_of
+from growclip_ds.pipeline.phase import kernels_of
+from growclip_ds.training.engine import Engine
+from growclip_ds.training.iteration import train_iteration
 from tests.group import Groups
 
 SIZES = ModelSizes(60, 12, 32, 24)
@@ -50,7 +50,7 @@ def test_what_a_checkpoint_says_of_it_is_read_back() -> None:
 def test_attention_of_transformers_is_not_counted_among_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     growclip, device = GrowCLIPPlan(Architecture(0, 1, 1, 1, 1, 0), SIZES, 59), torch.device("cpu")
     for is_triton, kernels in ((True, ["triton", "triton and transformers'"]), (False, ["torch", "torch"])):
-        monkeypatch.setattr("growclip_ds.phase.uses_triton", lambda _, is_triton=is_triton: is_triton)
+        monkeypatch.setattr("growclip_ds.pipeline.phase.uses_triton", lambda _, is_triton=is_triton: is_triton)
         assert [kernels_of(plan, device) for plan in (growclip, PLAN)] == kernels
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from growclip_ds.run_folder import RunFolder
+from growclip_ds.run.folder import RunFolder
 from tests.browser.board import Board, find_chromium, open_browser, serve
 
 # By tab: height of the picture in pixels, and what is shown, in the order of the page.

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from growclip_ds.monitor import read_summaries
 from growclip_ds.monitor.monitor import PHASE_NUMBERS
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.run.folder import Phase, RunFolder
 from tests.browser.board import Board, serve
 from tests.group import Groups
 from tests.pipeline_runs import PHASES, STEPS, grow, write_data

@@ -14,15 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.config.deepspeed import Precision, ResolvedDeepSpeed
 from growclip_ds.costs.activations import Checkpointing
 from growclip_ds.costs.memory import Load
-from growclip_ds.deepspeed_config import Precision, ResolvedDeepSpeed
-from growclip_ds.engine import Engine
-from growclip_ds.iteration import MicroBatch, train_iteration
 from growclip_ds.model.checkpointing import checkpoint_activations
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import pack
 from growclip_ds.optim import Lamb
+from growclip_ds.training.engine import Engine
+from growclip_ds.training.iteration import MicroBatch, train_iteration
 
 SIZES = ModelSizes(vocab_size=1000, image_size=32, embed_dim=64)
 BUCKET, PREFETCH = 500_000, 300_000  # elements: several of each to a model

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from growclip_ds.cli import main
-from growclip_ds.config import load_config
+from growclip_ds.cli.program import main
+from growclip_ds.config.config import load_config
 from growclip_ds.costs.making import Request, make_plan
 from tests.group import Groups
 from tests.pipeline_runs import SUBSET, grow, write_data

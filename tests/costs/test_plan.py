@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.cli import main
-from growclip_ds.config import load_config
+from growclip_ds.cli.program import main
+from growclip_ds.config.config import load_config
 from growclip_ds.costs.hardware import load_hardware
 from growclip_ds.costs.making import Request, make_plan
 from growclip_ds.costs.memory import Load, Sharding, memory

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.config import Config, load_config
+from growclip_ds.config.config import Config, load_config
 from growclip_ds.costs.flops import block_group_flops, forward_flops, loss_flops
 from growclip_ds.costs.steps import GrowthSteps
 from growclip_ds.errors import InputError
-from growclip_ds.phases import Phase
+from growclip_ds.growth.phases import Phase
 
 S1, S2 = Architecture(0, 6, 6, 6, 4, 0), Architecture(2, 10, 10, 6, 8, 4)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from growclip_ds.cli import main
+from growclip_ds.cli.program import main
 from growclip_ds.data.check import bins, check_data, summary
 from growclip_ds.data.shards import open_shards
 from tests.data.corpus import caption, small_tokenizer, write_faulty, write_shards

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from growclip_ds.config import load_config
+from growclip_ds.config.config import load_config
 from growclip_ds.data.data_list import add_subset, one_pattern
 from growclip_ds.data.subsets import Subset, read_subsets
 from growclip_ds.errors import InputError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from growclip_ds.cli import main
+from growclip_ds.cli.program import main
 from growclip_ds.data.index_file import FOLDER
 from growclip_ds.data.staging import stage_shards, staged_path
 from growclip_ds.data.subsets import Subset, find_shards, open_subsets

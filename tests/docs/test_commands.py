@@ -10,7 +10,7 @@ import pytest
 
 import train
 from docs.commands import Block, blocks, command_lines, run, script
-from growclip_ds.cli import make_parser
+from growclip_ds.cli.program import make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

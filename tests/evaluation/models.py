@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.checkpoint import save_model
+from growclip_ds.checkpoint.checkpoint import save_model
 from growclip_ds.data.tokens import Tokenizer, train_tokenizer
 from growclip_ds.model.growclip import GrowCLIP
 from tests.evaluation import sets

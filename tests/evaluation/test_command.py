@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import CLIPConfig, CLIPModel
 
 from growclip_ds import evaluation
-from growclip_ds.checkpoint import describe, load_model, write_checkpoint
-from growclip_ds.cli import main
+from growclip_ds.checkpoint.checkpoint import describe, load_model, write_checkpoint
+from growclip_ds.cli.program import main
 from growclip_ds.data.tokens import train_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.lists import read_list
@@ -318,7 +318,7 @@ def test_a_list_laid_out_as_the_papers(folder: Path) -> None:
 def test_ranks_leave_their_group_in_good_order(folder: Path) -> None:
     """Its threads, ended by the interpreter's end, abort one process in ten or twenty."""
     call = f"main(['evaluate', {str(folder / 'run')!r}, '--sets', {str(folder / 'pairs')!r}, '--device', 'cpu'])"
-    script = f"import torch.distributed as dist; from growclip_ds.cli import main; code = {call}; "
+    script = f"import torch.distributed as dist; from growclip_ds.cli.program import main; code = {call}; "
     script += "import sys; sys.exit(code or dist.is_initialized())"
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | alone, capture_output=True, text=True)

@@ -15,8 +15,8 @@ from unittest import mock
 import pytest
 import torch
 
-from growclip_ds.checkpoint import Checkpoint
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.checkpoint.checkpoint import Checkpoint
+from growclip_ds.run.folder import Phase, RunFolder
 from tests.faults.ranks import Ranks
 from tests.pipeline_runs import phases, write_data
 
@@ -131,7 +131,7 @@ def test_asked_to_stop(data: Path, whole: tuple[RunFolder, float], tmp_path: Pat
 
 def fail_in_iteration(rank: int, fail: Callable[[], object]) -> None:
     """Has rank 1 do something in its eighth iteration."""
-    from growclip_ds import iteration, training
+    from growclip_ds.training import iteration, trainer
 
     def train(*args, **options):
         if rank == 1 and next(count) == 8:
@@ -139,7 +139,7 @@ def fail_in_iteration(rank: int, fail: Callable[[], object]) -> None:
         return iteration.train_iteration(*args, **options)
 
     count = iter(range(10**6))
-    mock.patch.object(training, "train_iteration", train).start()
+    mock.patch.object(trainer, "train_iteration", train).start()
 
 
 def raise_in_iteration(rank: int) -> None:
@@ -189,7 +189,7 @@ def hang_in_iteration(rank: int) -> None:
                     time.sleep(600)
                 yield batches
 
-    mock.patch("growclip_ds.phase.TrainingStream", Stuck).start()
+    mock.patch("growclip_ds.pipeline.phase.TrainingStream", Stuck).start()
 
 
 def test_a_rank_that_hangs_is_named(data: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from transformers import AutoModel, CLIPModel
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import clip_config
 from growclip_ds.baselines.plan import CLIPPlan
-from growclip_ds.checkpoint import load_model, save_model, write_checkpoint
-from growclip_ds.cli import main
+from growclip_ds.checkpoint.checkpoint import load_model, save_model, write_checkpoint
+from growclip_ds.cli.program import main
 from growclip_ds.data.tokens import train_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.stored import ResultStore

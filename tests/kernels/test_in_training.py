@@ -10,13 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.engine import Engine
-from growclip_ds.growth_space import GrowthSpace
-from growclip_ds.iteration import train_iteration
+from growclip_ds.growth.space import GrowthSpace
 from growclip_ds.model.checkpointing import checkpoint_activations
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import pack
 from growclip_ds.optim import AdamW
+from growclip_ds.training.engine import Engine
+from growclip_ds.training.iteration import train_iteration
 from growclip_kernels.packed_attention import operators
 from tests.fed_gradients import rank0
 from tests.kernels.device import runs_kernels_on_ranks

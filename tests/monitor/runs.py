@@ -9,12 +9,12 @@ from typing import Any
 
 from growclip_ds import Architecture, GrowthSpace
 from growclip_ds.architecture import ModelSizes
-from growclip_ds.config import Config
-from growclip_ds.growth_space import Candidate
-from growclip_ds.model_plan import GrowCLIPPlan
+from growclip_ds.config.config import Config
+from growclip_ds.growth.phases import Phase
+from growclip_ds.growth.space import Candidate
+from growclip_ds.model.plan import GrowCLIPPlan
 from growclip_ds.monitor import Monitor
-from growclip_ds.phases import Phase
-from growclip_ds.run_folder import RunFolder
+from growclip_ds.run.folder import RunFolder
 
 SIZES = ModelSizes(vocab_size=1000, context_length=77, image_size=64, embed_dim=64)
 BASE = Architecture(0, 1, 1, 1, 1, 0)

@@ -10,9 +10,9 @@ import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import RunMonitor
-from growclip_ds.phases import Phase
-from growclip_ds.run_folder import RunFolder
+from growclip_ds.run.folder import RunFolder
 from tests.monitor.runs import BASE, PLAN, SETS, SIZES, Result, candidates, config, wait_for_the_next_second
 
 

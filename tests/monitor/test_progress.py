@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
-from growclip_ds.phases import Phase
 from tests.monitor.runs import Progress, config
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 
+from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import RunMonitor
 from growclip_ds.monitor.starvation import StarvationWatch
-from growclip_ds.phases import Phase
-from growclip_ds.run_folder import RunFolder
+from growclip_ds.run.folder import RunFolder
 from tests.monitor.runs import PLAN, Progress, config
 
 

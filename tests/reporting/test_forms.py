@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from growclip_ds.cli import main
+from growclip_ds.cli.program import main
 from growclip_ds.monitor.figures import NEW, OLD
 from growclip_ds.reporting import Report, make_report, read_runs
 from growclip_ds.reporting.comparison import compare

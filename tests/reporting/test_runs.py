@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from growclip_ds.cli import main
+from growclip_ds.cli.program import main
 from growclip_ds.errors import InputError
 from growclip_ds.reporting import make_report, read_runs
 from growclip_ds.reporting.comparison import compare

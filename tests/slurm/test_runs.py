@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from growclip_ds.checkpoint import Checkpoint
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.checkpoint.checkpoint import Checkpoint
+from growclip_ds.run.folder import Phase, RunFolder
 from tests.group import Groups
 from tests.pipeline_runs import PHASES, grow, write_data
 from tests.slurm.cluster import Cluster

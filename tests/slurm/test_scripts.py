@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from growclip_ds.cli_steps import is_step_finished
-from growclip_ds.run_folder import Phase, RunFolder
+from growclip_ds.cli.steps import is_step_finished
+from growclip_ds.run.folder import Phase, RunFolder
 from tests.pipeline_runs import write_data
 from tests.slurm.cluster import NODES, Cluster
 

@@ -1,0 +1,1 @@
+"""The one format on disk."""

@@ -1,0 +1,214 @@
+"""The one format on disk: named tensors that know nothing of ranks, ZeRO stages or engines.
+
+A checkpoint is a folder with one safetensors file a writing rank and `weights.json`, which says which file holds each
+tensor, its checksum, and what the weights are of. It serves resume, growth, evaluation and export; a run's moments are
+tensors of the same checkpoint under names of their own. It is written and read a tensor at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.checkpoint.weights_file import DTYPES, checksum, tensor_bytes
+from growclip_ds.checkpoint.writing import FORMAT, INDEX, VERSION, CheckpointWriting, index_checksum
+from growclip_ds.distributed import rank, world_size
+from growclip_ds.errors import InputError
+from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan, ModelWeights, digest_of, plan_of
+
+
+def describe(architecture: Architecture, sizes: ModelSizes, end_of_text: int, **more: Any) -> dict[str, Any]:
+    """Of a GrowCLIP's checkpoint: what it takes to build the model, and whatever else is worth keeping (as JSON)."""
+    return {**GrowCLIPPlan(architecture, sizes, end_of_text).describe(), **more}
+
+
+def owners(shapes: Mapping[str, Shape], ranks: int) -> dict[str, int]:
+    """Which rank writes each tensor: largest first to whoever has least, the same wherever it is computed."""
+    loads = [0] * ranks
+    owner = {}
+    for name, shape in sorted(shapes.items(), key=lambda item: (-math.prod(item[1]), item[0])):
+        owner[name] = min(range(ranks), key=lambda candidate: (loads[candidate], candidate))
+        loads[owner[name]] += math.prod(shape)
+    return owner
+
+
+def write_checkpoint(
+    folder: Path | str,
+    tensors: Iterable[tuple[str, Tensor | None]],
+    shapes: Mapping[str, Shape],
+    owner: Callable[[str], int],
+    description: Mapping[str, Any],
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> None:
+    """Writes a checkpoint that appears whole or not at all; all ranks call it together.
+
+    Everything is written into a hidden folder beside `folder`, on a file system that the ranks share, brought to the
+    disk and renamed. What an interrupted write of the same folder left behind is removed.
+
+    Args:
+        folder: of the new checkpoint; must not exist.
+        tensors: every name once, with the whole tensor on the rank that owns it; elsewhere its value is ignored.
+        shapes: of all tensors.
+        owner: the rank that writes a tensor, as `owners` chooses them.
+        description: what the weights are of, as JSON; see `describe`. Rank 0's is kept.
+        dtypes: of the tensors that are not fp32.
+
+    Raises:
+        InputError: on every rank, if the folder exists already, or cannot be written on some rank.
+    """
+    writing = CheckpointWriting(Path(folder), shapes, owner, description, dtypes)
+    writing.write(tensors)
+    writing.publish()
+
+
+class Checkpoint(ModelWeights):
+    """A checkpoint opened for reading; tensors are read when asked for.
+
+    Attributes:
+        folder: where it is.
+        description: as it was written.
+
+    Raises:
+        InputError: there is none, its index is damaged or of an unknown version, a file is missing or of another
+            size, or the weights are not those of the architecture that the description names.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        index = _read_index(self.folder)
+        self.description: dict[str, Any] = index["description"]
+        self._tensors: dict[str, dict[str, Any]] = index["tensors"]
+        self._open: dict[str, Any] = {}
+        for name, size in index["files"].items():
+            file = self.folder / name
+            found = file.stat().st_size if file.exists() else None
+            if found != size:
+                problem = "no such file" if found is None else f"{found} bytes instead of {size}"
+                raise InputError(f"{file}: {problem}; the checkpoint is incomplete, copy it again or use another")
+        try:
+            self._plan = plan_of(self.description)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{self.folder / INDEX}: no valid architecture and sizes: {error}") from error
+        if self._plan is not None:
+            self._check_shapes(self._plan)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors, in the order of the model's parameters."""
+        return list(self._tensors)
+
+    @property
+    def plan(self) -> ModelPlan:
+        """Of the model whose weights these are.
+
+        Raises:
+            InputError: they are of no model.
+        """
+        if self._plan is None:
+            raise InputError(
+                f"{self.folder / INDEX}: the description has no architecture; these are not a model's weights"
+            )
+        return self._plan
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._entry(name)["shape"])
+
+    def digest(self, names: Iterable[str]) -> str:
+        """Of these tensors' names, types, shapes and checksums, whatever files they are in."""
+        entries = ((name, self._entry(name)) for name in names)
+        return digest_of((name, entry["dtype"], entry["shape"], entry["crc32"]) for name, entry in entries)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor on the CPU, the caller's own.
+
+        Raises:
+            InputError: there is no such tensor, or it is damaged.
+        """
+        entry = self._entry(name)
+        file = self.folder / entry["file"]
+        try:
+            if entry["file"] not in self._open:
+                self._open[entry["file"]] = safe_open(file, framework="pt")
+            # A copy: what safetensors returns lies in the mapped file.
+            tensor = self._open[entry["file"]].get_tensor(name).clone()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: {name} cannot be read ({error}); copy the checkpoint again") from error
+        if (DTYPES[tensor.dtype], list(tensor.shape)) != (entry["dtype"], entry["shape"]):
+            found = f"{DTYPES[tensor.dtype]} {list(tensor.shape)}"
+            raise InputError(f"{file}: {name} is {found}, but {INDEX} says {entry['dtype']} {entry['shape']}")
+        if checksum(tensor_bytes(tensor)) != entry["crc32"]:
+            raise InputError(f"{file}: {name} is damaged (its checksum differs); copy the checkpoint again")
+        return tensor
+
+    def verify(self) -> None:
+        """Reads every tensor once. Raises what `read` does."""
+        for name in self.names:
+            self.read(name)
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        if name not in self._tensors:
+            raise InputError(f"{self.folder}: the checkpoint has no tensor {name}")
+        return self._tensors[name]
+
+    def _check_shapes(self, plan: ModelPlan) -> None:
+        for name, shape in plan.shapes.items():
+            if name not in self or self.shape(name) != shape:
+                found = f"has shape {self.shape(name)}" if name in self else "is missing"
+                raise InputError(
+                    f"{self.folder}: {name} {found}, but {plan.architecture} needs {shape}; "
+                    "the weights are of another model than their description"
+                )
+
+
+def save_model(model: GrowCLIP, folder: Path | str, **more: Any) -> None:
+    """Writes a model that every rank holds whole; all ranks call it together, each writes its part.
+
+    Args:
+        model: in any dtype; fp32 is what is written.
+        folder: of the new checkpoint.
+        more: goes into the description.
+    """
+    parameters = dict(model.named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    owner = owners(shapes, world_size())
+    description = describe(model.architecture, model.sizes, model.end_of_text, **more)
+    tensors = ((n, p.detach().float() if owner[n] == rank() else None) for n, p in parameters.items())
+    write_checkpoint(folder, tensors, shapes, owner.__getitem__, description)
+
+
+def load_model(folder: Path | str) -> nn.Module:
+    """The model of a checkpoint, a `GrowCLIP` or a `FixedCLIP`, whole, in fp32 on the CPU."""
+    return Checkpoint(folder).load()
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    file = folder / INDEX
+    if not file.exists():
+        raise InputError(f"{folder}: no checkpoint there ({INDEX} is missing)")
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        kind, version = index["format"], index["version"]
+        _ = index["description"], index["files"], index["tensors"]
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise InputError(
+            f"{file}: damaged or not a checkpoint's index ({error!r}); copy the checkpoint again"
+        ) from error
+    if (kind, version) != (FORMAT, VERSION):
+        raise InputError(
+            f"{file}: format {kind!r} version {version!r}; this program reads {FORMAT!r} version {VERSION}"
+        )
+    if "crc32" in index and index_checksum(index) != index["crc32"]:  # the first checkpoints had none
+        raise InputError(f"{file}: damaged (its checksum differs); copy the checkpoint again")
+    return index

@@ -1,0 +1,1 @@
+"""The command line, `growclip`: a subcommand each. Nothing here imports torch before a subcommand runs."""

@@ -1,0 +1,250 @@
+"""`growclip data`: the built-in scenes, a run's list of data subsets, and what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from growclip_ds.data.check import DataReport
+    from growclip_ds.data.index_file import IndexedShard
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_SHOWN = 10  # broken samples that are printed
+_BAR = 40  # characters of the longest bar of a histogram
+
+
+def add_data_commands(parser: argparse.ArgumentParser) -> None:
+    """Adds `scenes`, `add`, `check` and `stage`."""
+    parser.description = "Makes, lists and checks the data of runs: webdataset shards of pictures and captions."
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_data_add(commands)
+    _add_data_check(commands)
+    _add_data_scenes(commands)
+    _add_data_stage(commands)
+
+
+def _add_data_add(commands: Subparsers) -> None:
+    parser = commands.add_parser(
+        "add",
+        help="append a subset to a run's list of data",
+        description="Indexes and counts the shards of a new data subset and appends it to LIST, which is made if it "
+        "is not there. A run whose configuration says `data: {subsets: LIST}` trains on its first t subsets in growth "
+        "step t. Shards that are in LIST already, under whatever path, are refused.",
+        epilog="Examples:\n\n"
+        "  growclip data add data/mine.yaml first /data/first/*.tar\n"
+        "  growclip data add data/mine.yaml second 's3://bucket/second/{00000..00310}.tar'",
+    )
+    parser.add_argument("list", type=Path, metavar="LIST", help="the list, a YAML file")
+    parser.add_argument("name", metavar="NAME", help="of the new subset")
+    parser.add_argument(
+        "shards",
+        nargs="+",
+        metavar="SHARDS",
+        help="a folder, tars, a glob or a brace pattern ({00000..00310}.tar); to stream them, a brace pattern of "
+        "addresses (https://…, s3://…, pipe:command)",
+    )
+    parser.set_defaults(run=_data_add)
+
+
+def _data_add(options: argparse.Namespace) -> int:
+    from growclip_ds.data.data_list import add_subset
+    from growclip_ds.data.progress import counting
+
+    with counting("indexing shards") as progress:
+        subsets = add_subset(options.list, options.name, options.shards, progress)
+    print(f"{options.list}: growth step, subset, samples, samples of the step")
+    arrived = 0
+    for step, subset in enumerate(subsets, start=1):
+        arrived += subset.samples or 0
+        print(f"{step:>4}  {subset.name}  {subset.samples:,}  {arrived:,}")
+    return 0
+
+
+def _add_data_check(commands: Subparsers) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="read all data once and report what is in it",
+        description="Reads, decodes and measures every sample once: counts, sizes, caption lengths, broken samples. "
+        "The exit code is 1 if more are broken than --max-broken-share.",
+        epilog="Examples:\n\n"
+        "  growclip data check data/mine.yaml --broken broken.jsonl\n"
+        "  growclip data check '/data/first/*.tar' --tokenizer openai/clip-vit-base-patch32 --json",
+    )
+    parser.add_argument("shards", nargs="+", metavar="DATA", help="lists (.yaml) or shards, as for `data add`")
+    parser.add_argument("--tokenizer", metavar="NAME", help="name or folder: measure captions in tokens, not words")
+    parser.add_argument("--context-length", type=int, metavar="N", default=77, help="most tokens of a caption")
+    parser.add_argument(
+        "--max-broken-share", type=float, metavar="SHARE", default=0.01, help="share of the samples that may be broken"
+    )
+    parser.add_argument("--broken", type=Path, metavar="FILE", help="write the broken samples, a JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", default=_processors(), help="processes that read and decode"
+    )
+    parser.set_defaults(run=_data_check)
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    from growclip_ds.data.check import check_data
+    from growclip_ds.data.progress import counting
+    from growclip_ds.data.tokens import load_tokenizer
+    from growclip_ds.files import write_text
+
+    tokenizer = load_tokenizer(options.tokenizer, sys.maxsize) if options.tokenizer else None
+    with counting("indexing shards") as progress:
+        local, remote = _open(options.shards, progress)
+    with counting("reading shards") as progress:
+        report = check_data(local, remote, tokenizer, options.workers, progress)
+    found = report.to_json()
+    if tokenizer is not None:
+        cut = sum(count for length, count in report.caption_lengths.items() if length > options.context_length)
+        found["captions"]["longer_than_context"] = cut
+    if options.broken is not None:
+        write_text(options.broken, "".join(json.dumps(entry) + "\n" for entry in found["broken_samples"]))
+    print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(report, found)))
+    return int(report.broken_share > options.max_broken_share)
+
+
+def _open(given: Sequence[str], progress: object) -> tuple[list[IndexedShard], list[tuple[str, int]]]:
+    """The local shards, indexed, and the addresses of remote ones with their samples."""
+    from growclip_ds.data.data_list import one_pattern
+    from growclip_ds.data.remote import is_remote
+    from growclip_ds.data.remote_stream import count_samples
+    from growclip_ds.data.shards import open_shards
+    from growclip_ds.data.subsets import find_shards, read_subsets
+
+    patterns: list[str] = []
+    for text in given:
+        listed = text.endswith((".yaml", ".yml"))
+        patterns += [subset.shards for subset in read_subsets(text)] if listed else [one_pattern([text])]
+    paths = [path for pattern in patterns for path in find_shards(pattern)]
+    urls = [path for path in paths if is_remote(path)]
+    local = open_shards([path for path in paths if not is_remote(path)], progress)
+    return local, list(zip(urls, count_samples(urls, progress), strict=True))
+
+
+def _lines(report: DataReport, found: dict) -> list[str]:
+    """The report as text."""
+    lines = [
+        f"shards           {report.shards:,}, {report.size / 1e9:.2f} GB",
+        f"samples          {report.samples:,}, of them usable {found['usable']:,}",
+    ]
+    for name, side in (("short side", found["short_side"]), ("long side", found["long_side"])):
+        if side:
+            lines.append(f"{name:<16} {_summary(side)} pixels")
+    formats = ", ".join(f"{count:,} {name}" for name, count in found["formats"].items())
+    lines.append(f"pictures         {formats or 'none'}")
+    captions = found["captions"]
+    if report.caption_lengths:
+        lines.append(f"captions         {_summary(captions)} {report.unit}")
+        if captions.get("longer_than_context"):
+            lines.append(f"                 {captions['longer_than_context']:,} longer than the context, cut off there")
+        most = max(count for *_, count in captions["histogram"])
+        for first, last, count in captions["histogram"]:
+            lines.append(f"{first:>8} to {last:>4}  {'#' * round(_BAR * count / most):<{_BAR}} {count:,}")
+    lines.append(f"broken           {sum(report.broken.values()):,} ({report.broken_share:.2%})")
+    lines += [f"{count:>8,} with {cause}" for cause, count in report.broken.most_common()]
+    for place in report.broken_samples[:_SHOWN]:
+        lines.append(f"         {place.key}: {place.cause} ({place.shard})")
+    if len(report.broken_samples) > _SHOWN:
+        lines.append(f"         … {len(report.broken_samples) - _SHOWN:,} more: --broken FILE lists all")
+    return lines
+
+
+def _summary(numbers: dict) -> str:
+    return f"{numbers['min']} to {numbers['max']}, median {numbers['median']}, mean {numbers['mean']:.1f}"
+
+
+def _add_data_scenes(commands: Subparsers) -> None:
+    parser = commands.add_parser(
+        "scenes",
+        help="write the built-in captioned pictures",
+        description="Draws captioned pictures of coloured shapes: OUT/train/subset_1, … as webdataset shards, and "
+        "OUT/eval/scenes_objects, scenes_selection (zero-shot classification) and scenes_retrieval. The same "
+        "arguments give the same bytes; what is there already is not written again.",
+        epilog="Example, the data of configs/demo.yaml:\n\n"
+        "  growclip data scenes data/scenes --samples 6000 --subsets 3 --size 64",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
+    parser.add_argument("--samples", type=int, metavar="N", default=6000, help="training pairs in all subsets together")
+    parser.add_argument("--subsets", type=int, metavar="N", default=3, help="parts to divide the training pairs into")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="what everything is drawn from")
+    parser.add_argument("--size", type=int, metavar="N", default=96, help="side of the pictures in pixels")
+    parser.add_argument("--shard-size", type=int, metavar="N", default=1000, help="most samples of a shard")
+    parser.add_argument("--eval-samples", type=int, metavar="N", default=960, help="pictures of each evaluation set")
+    parser.add_argument("--workers", type=int, metavar="N", default=_processors(), help="processes that draw")
+    parser.set_defaults(run=_data_scenes)
+
+
+def _data_scenes(options: argparse.Namespace) -> int:
+    from growclip_ds.data.scenes.write import write_scenes
+
+    def progress(done: int, shards: int) -> None:
+        print(f"\rshard {done} of {shards}", end="\n" if done == shards else "", file=sys.stderr, flush=True)
+
+    start = time.monotonic()
+    written = write_scenes(
+        options.out,
+        options.samples,
+        options.subsets,
+        options.seed,
+        size=options.size,
+        shard_size=options.shard_size,
+        eval_samples=options.eval_samples,
+        workers=options.workers,
+        progress=progress if sys.stderr.isatty() else None,
+    )
+    if not written:
+        print(f"{options.out} is complete already")
+        return 0
+    print(
+        f"{options.out}: {options.samples:,} training pairs in {options.subsets} subsets and 3 evaluation sets of "
+        f"{options.eval_samples:,} pictures, {written} shards written in {time.monotonic() - start:.0f} s"
+    )
+    return 0
+
+
+def _add_data_stage(commands: Subparsers) -> None:
+    parser = commands.add_parser(
+        "stage",
+        help="copy a run's local shards to this machine's own disk",
+        description="Copies the local shards that a run trains on to DIR, as DIR/PATH/OF/THE/SHARD.tar; what is there "
+        "already stays. `data.staged=DIR` then reads them there.",
+        epilog="Example:\n\n  growclip data stage --to /local/disk --config configs/mine.yaml",
+    )
+    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="on the machine's own disk")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
+    parser.add_argument("--growth-step", type=int, metavar="N", help="what this growth step needs (default: the last)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
+    parser.set_defaults(run=_data_stage)
+
+
+def _data_stage(options: argparse.Namespace) -> int:
+    from growclip_ds.config.config import load_config
+    from growclip_ds.data.progress import counting
+    from growclip_ds.data.remote import is_remote
+    from growclip_ds.data.staging import stage_shards
+    from growclip_ds.data.subsets import find_shards
+
+    config = load_config(options.config, options.overrides)
+    subsets = config.data.subsets[: options.growth_step or config.num_growth_steps]
+    shards = [shard for subset in subsets if not is_remote(subset.shards) for shard in find_shards(subset.shards)]
+    start = time.monotonic()
+    with counting("copying shards") as progress:
+        copied = stage_shards(shards, options.to, progress)
+    seconds = time.monotonic() - start
+    print(f"{options.to}: {len(shards):,} shards, {copied / 1e9:.2f} GB of them copied in {seconds:.0f} s")
+    return 0
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

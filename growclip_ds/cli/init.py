@@ -1,0 +1,55 @@
+"""`growclip init`: what a checkout has beside its packages, written into a folder to work in. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from growclip_ds.errors import InputError
+
+PROJECT = ("train.py", "configs", "ds_configs", "slurm")
+_PACKAGE = Path(__file__).parents[1]
+
+
+def add_init_command(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.description = (
+        "Writes train.py, configs/, ds_configs/ and slurm/ into a folder, from which everything is started. A checkout "
+        "of the project has them already. Files that are there stay as they are."
+    )
+    parser.epilog = (
+        "Example:\n\n"
+        "  growclip init my-project"
+    )  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder; made if it is not there")
+    parser.set_defaults(run=_init)
+
+
+def _init(options: argparse.Namespace) -> int:
+    root = _project_files()
+    written = kept = 0
+    try:
+        for source in sorted(_files(root)):
+            target = options.folder / source.relative_to(root)
+            if target.exists():
+                kept += 1
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+            written += 1
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be written ({error.strerror}); name another folder") from None
+    print(f"{options.folder}: {written} files written, {kept} were there")
+    return 0
+
+
+def _project_files() -> Path:
+    """The folder with the project's files: in the installed package, or the checkout around it."""
+    return next(root for root in (_PACKAGE / "project", _PACKAGE.parent) if (root / "train.py").exists())
+
+
+def _files(root: Path) -> list[Path]:
+    """The files to write; of a checkout those that the wheel has."""
+    there = [path for name in PROJECT for path in (root / name, *(root / name).rglob("*")) if path.is_file()]
+    return [path for path in there if path.suffix in (".py", ".yaml", ".json", ".sh") and path.name != "site.sh"]

@@ -1,0 +1,53 @@
+"""`growclip inspect`: what a checkpoint holds, or what a run has come to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from growclip_ds.cli.output import STANDARD_OUTPUT, check_place, put_json
+from growclip_ds.errors import InputError
+
+
+def add_inspect_command(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.description = (
+        "Shows what a checkpoint, or a model in Hugging Face format, holds: its architecture drawn, sizes, parameters "
+        "part by part. Of a run also which phases are finished, how the model grew from step to step, and which "
+        "tensors are new or wider. Reads only indexes, unless it is asked to verify."
+    )
+    parser.epilog = (
+        "Examples:\n\n"
+        "  growclip inspect runs/mine\n"
+        "  growclip inspect runs/mine/step_2/train --verify --png architecture.png\n"
+        "  growclip inspect exported/mine --json -"
+    )
+    parser.add_argument(
+        "path", type=Path, metavar="MODEL", help="a run, a phase of one, a checkpoint, or an exported model or CLIP"
+    )
+    parser.add_argument("--verify", action="store_true", help="read every tensor and compare its checksum")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the architecture (of a run: the newest) there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file; - prints it instead")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from growclip_ds.inspection.inspection import InspectedRun, inspect
+    from growclip_ds.inspection.text import checkpoint_text, run_text, save_png
+    from growclip_ds.monitor.tables import print_plainly
+
+    for place in (options.png, options.json):
+        check_place(place)
+    if options.png is not None and options.png.suffix.lower() != ".png":
+        raise InputError(f"--png {options.png}: name a file that ends in .png")
+    found = inspect(options.path, options.verify)
+    newest = found.newest if isinstance(found, InspectedRun) else found
+    if options.png is not None:
+        if newest is None:
+            raise InputError(f"{options.path}: there are weights of no growth step yet that --png could draw")
+        save_png(newest.model, options.png)
+    if options.json is not None:
+        put_json(options.json, found.to_json())
+    if options.json != STANDARD_OUTPUT:
+        print_plainly(run_text(found) if isinstance(found, InspectedRun) else checkpoint_text(found))
+    return 0

@@ -1,0 +1,88 @@
+"""`growclip`: what is done beside training, a subcommand each, whose arguments are in the file of its name.
+
+A subcommand is a function that adds its parser and one that runs it. What runs is imported there and not above, so that
+`growclip --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from growclip_ds.cli.completion import add_completion_command
+from growclip_ds.cli.data import add_data_commands
+from growclip_ds.cli.evaluate import add_evaluate_command
+from growclip_ds.cli.export import add_export_command
+from growclip_ds.cli.help import Parser, Version
+from growclip_ds.cli.init import add_init_command
+from growclip_ds.cli.inspect import add_inspect_command
+from growclip_ds.cli.plan import add_plan_command
+from growclip_ds.cli.report import add_report_command
+from growclip_ds.cli.steps import add_steps_command
+from growclip_ds.cli.watch import add_watch_command
+from growclip_ds.errors import InputError
+
+_EPILOG = """\
+Training is started with train.py, of a checkout or written by `growclip init`:
+
+  deepspeed train.py --deepspeed_config ds_configs/zero2.json --config configs/mine.yaml --output-dir runs/mine
+
+Examples:
+
+  growclip data add data/mine.yaml first /data/first/*.tar
+  growclip evaluate runs/mine --config configs/eval/paper.yaml --json results.json
+  growclip COMMAND --help
+
+Exit codes of growclip and of train.py:
+
+  0    done
+  1    what was checked is not as it should be, or an error that is none of yours
+  2    the command line or a file is at fault, with one line that says what
+  75   stopped as asked (train.py): the same command goes on
+  130  interrupted with Ctrl-C
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit code: 0, 2 where the input is at fault, or as the subcommand says."""
+    options = make_parser().parse_args(arguments)
+    try:
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        print(f"growclip: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("growclip: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `growclip … | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(
+        prog="growclip",
+        description="Contrastive language-image pre-training that grows with its data.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action=Version, help="show the version, and end")
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # of the deepspeed launcher; LOCAL_RANK says it
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_init_command(commands.add_parser("init", help="make a folder to work in"))
+    add_data_commands(commands.add_parser("data", help="make, list and check data"))
+    add_plan_command(commands.add_parser("plan", help="what a run will cost: memory, communication, device hours"))
+    add_evaluate_command(commands.add_parser("evaluate", help="zero-shot classification and retrieval of a model"))
+    add_report_command(commands.add_parser("report", help="tables and figures of runs, side by side"))
+    add_inspect_command(commands.add_parser("inspect", help="what a checkpoint holds, how a run grew"))
+    add_export_command(commands.add_parser("export", help="write a trained model as a Hugging Face folder"))
+    add_steps_command(commands.add_parser("steps", help="list a run's growth steps and which are finished"))
+    add_watch_command(commands.add_parser("watch", help="submit growth steps as data arrives"))
+    add_completion_command(commands.add_parser("completion", help="completion of commands for your shell"))
+    return parser

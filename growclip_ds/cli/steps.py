@@ -1,0 +1,45 @@
+"""`growclip steps`: how far a run is, for scripts that start what is left of it. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from growclip_ds.config.config import load_config
+from growclip_ds.errors import InputError
+
+
+def add_steps_command(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.description = "Lists the growth steps of a run, one a line: its number, and whether it is finished."
+    parser.epilog = (
+        "Examples:\n\n"
+        "  growclip steps --config configs/mine.yaml --output-dir runs/mine\n"
+        "  growclip steps --config configs/mine.yaml --output-dir runs/mine --unfinished --json"
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
+    parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--unfinished", action="store_true", help="only the numbers of those that are not finished")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, an object a step")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
+    parser.set_defaults(run=_steps)
+
+
+def _steps(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if options.output_dir.exists() and not options.output_dir.is_dir():
+        raise InputError(f"{options.output_dir} is no folder; name that of a run (--output-dir)")
+    finished = {step: is_step_finished(options.output_dir, step) for step in range(1, config.num_growth_steps + 1)}
+    shown = [step for step in finished if not (options.unfinished and finished[step])]
+    if options.json:
+        print(json.dumps([{"step": step, "finished": finished[step]} for step in shown]))
+        return 0
+    for step in shown:
+        print(step if options.unfinished else f"{step} {'finished' if finished[step] else 'unfinished'}")
+    return 0
+
+
+def is_step_finished(run: Path, step: int) -> bool:
+    """Whether the last phase of a growth step is finished, as `RunFolder.is_finished` has it."""
+    return (run / f"step_{step}" / "train" / "phase.json").exists()

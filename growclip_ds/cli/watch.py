@@ -1,0 +1,101 @@
+"""`growclip watch`: looks at a run's data and curves now and then, and submits the next growth step when it is due."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from growclip_ds.errors import InputError
+from growclip_ds.run.submissions import Submissions
+
+SUBMIT = "slurm/grow_run.sh"
+
+
+def add_watch_command(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.description = (
+        "Looks now and then whether a run's next growth step is due, its data subset being in the list: when the data "
+        "has grown enough, or the loss of the last step fell no more. Then it submits the step, once; one that fails "
+        "is yours to mend and to submit. What follows -- is for slurm/grow_run.sh: NAME=value, section.key=value, "
+        "options of sbatch."
+    )
+    parser.epilog = (
+        "Examples:\n\n"
+        "  growclip watch --config configs/mine.yaml --output-dir runs/mine --dry-run\n"
+        "  growclip watch --config configs/mine.yaml --output-dir runs/mine --plateau 0.01 -- --nodes=4"
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
+    parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="the run's folder")
+    parser.add_argument(
+        "--growth", type=float, default=1.5, metavar="X", help="least growth of the data, N^t/N^{t-1} (default: 1.5)"
+    )
+    parser.add_argument(
+        "--plateau",
+        type=float,
+        metavar="SHARE",
+        help="with less growth too, if the loss fell by no more than this share from the third to the last quarter of "
+        "the last step's training (default: never)",
+    )
+    parser.add_argument("--every", type=float, default=300, metavar="SECONDS", help="between looks (default: 300)")
+    parser.add_argument("--once", action="store_true", help="look once, and submit if a step is due")
+    parser.add_argument("--dry-run", action="store_true", help="look once, and submit nothing")
+    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="of slurm/grow_run.sh, behind --")
+    parser.set_defaults(run=_watch)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    if not (options.growth >= 1 and 0 < options.every < math.inf):  # a NaN is neither
+        raise InputError("--growth must be at least 1, and --every a number above 0")
+    if options.plateau is not None and not 0 <= options.plateau < 1:
+        raise InputError(f"--plateau is a share of the loss, such as 0.01, not {options.plateau:g}")
+    submissions = Submissions(options.output_dir)
+    with submissions.alone():
+        said = ""
+        while True:
+            try:
+                now = _look(options, submissions)
+            except InputError as error:
+                if options.once or options.dry_run:
+                    raise
+                now = f"error: {error}"  # a list that is being edited, a Slurm that does not answer
+            if now != said:
+                print(now, flush=True)
+                said = now
+            if options.once or options.dry_run or now.startswith("all "):
+                return 0
+            time.sleep(options.every)
+
+
+def _look(options: argparse.Namespace, submissions: Submissions) -> str:
+    """Looks once and does what is to be done; says what it came to."""
+    from growclip_ds.config.config import load_config
+    from growclip_ds.run.folder import RunFolder
+    from growclip_ds.run.watch import GrowthRule, decide
+
+    overrides = [word for word in options.arguments if not word.startswith("-") and "." in word.partition("=")[0]]
+    config = load_config(options.config, overrides)
+    decision = decide(config, RunFolder(options.output_dir), GrowthRule(options.growth, options.plateau))
+    if decision.step is None:
+        return decision.reason
+    step = f"growth step {decision.step}"
+    if before := submissions.read().get(decision.step):
+        return f"{step} is submitted and not finished: {before}"
+    if not decision.is_due:
+        return f"{step} {decision.reason}"
+    command = [SUBMIT, "ONE_AT_A_TIME=1", f"CONFIG={options.config}", f"RUN_DIR={options.output_dir}"]
+    command += options.arguments
+    if options.dry_run:
+        return f"{step} is due: {decision.reason}; would run: {' '.join(command)}"
+    try:
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    except OSError as error:
+        raise InputError(f"{SUBMIT} cannot be run ({error.strerror}); start from the project's folder") from None
+    if result.returncode:
+        raise InputError(f"{step} is due, but was not submitted: {SUBMIT} ended with {result.returncode}")
+    submissions.add(decision.step, result.stdout.strip())
+    print(f"{step} is due: {decision.reason}", file=sys.stderr, flush=True)
+    return result.stdout.strip()

@@ -1,0 +1,318 @@
+"""What a run is: every setting with its type, its default (the paper's, Section 4.1) and its meaning.
+
+A YAML file is read, overrides from the command line are laid over it, and the whole is validated once. After that it
+does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, core_schema
+
+from growclip_ds.architecture import STEM_STRIDE, Architecture, ModelSizes
+from growclip_ds.config.errors import explain, override
+from growclip_ds.config.sections import (
+    CheckpointSection,
+    DataSection,
+    EvaluationSection,
+    HealthSection,
+    MonitoringSection,
+    Section,
+    SelectionSection,
+    TrainingSection,
+    as_tuple,
+)
+from growclip_ds.errors import InputError
+from growclip_ds.yaml_files import parse_yaml, read_yaml, to_yaml
+
+Dimension = Literal["conv_layers", "image_blocks", "image_heads", "text_blocks", "text_heads", "shared_blocks"]
+Method = Literal["growclip", "tfs", "twp", "sap", "msclip", "nas"]
+
+VIT_B_16 = Architecture(0, 12, 12, 12, 8, 0)  # blocks and heads of the paper's fixed CLIP
+MS_CLIP = Architecture(2, 0, 12, 1, 12, 11)  # of its size: convolutions for pictures, a block of their own for captions
+
+
+class ArchitectureSection(Section):
+    """The six integers of an architecture; those left out are the paper's S1's."""
+
+    conv_layers: int = Field(
+        default=0, ge=0, description="l^I: convolutional layers of the image stem beyond its first"
+    )
+    image_blocks: int = Field(default=6, ge=0, description="b^I: transformer blocks of the image encoder")
+    image_heads: int = Field(
+        default=6, ge=1, description="h^I: attention heads of the image encoder, each 64 channels wide"
+    )
+    text_blocks: int = Field(default=6, ge=0, description="b^T: transformer blocks of the text encoder")
+    text_heads: int = Field(
+        default=4, ge=1, description="h^T: attention heads of the text encoder, each 64 channels wide"
+    )
+    shared_blocks: int = Field(default=0, ge=0, description="b^S: transformer blocks that both modalities pass through")
+
+
+class _FromSection:
+    """Reads an Architecture as a section of six integers, and writes it as one."""
+
+    section = ArchitectureSection
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            lambda section: Architecture(**dict(section)),
+            handler.generate_schema(cls.section),
+            serialization=core_schema.plain_serializer_function_ser_schema(asdict),
+        )
+
+
+class ModelSection(Section):
+    """The model to start from, and what does not grow."""
+
+    base: Annotated[Architecture, _FromSection] = Field(
+        default_factory=lambda: Architecture(**dict(ArchitectureSection())),
+        description="architecture of the first growth step",
+    )
+    image_size: int = Field(
+        default=224,
+        ge=STEM_STRIDE,
+        multiple_of=STEM_STRIDE,
+        description="side of the square pictures in pixels, a multiple of 16",
+    )
+    context_length: int = Field(
+        default=77, ge=3, description="most tokens of a caption, start and end of text included"
+    )
+    embed_dim: int = Field(
+        default=512, ge=1, description="width of the space in which pictures and captions are compared"
+    )
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of an exported GrowCLIP (`growclip export`), with whose next growth step the run begins; "
+        "null: from scratch",
+    )
+
+    def sizes(self, vocab_size: int) -> ModelSizes:
+        return ModelSizes(vocab_size, self.context_length, self.image_size, self.embed_dim)
+
+
+class GrowthSection(Section):
+    """How far a growth step may go (Table 2), how weights are inherited (Eq. 5, 8), what selection prefers (Eq. 7)."""
+
+    steps: int | None = Field(default=None, ge=1, description="growth steps to run; null: one for every data subset")
+    conv_step: int = Field(
+        default=2, ge=0, description="convolutional layers added where l^I grows; 0: it does not grow"
+    )
+    block_step: int = Field(default=4, ge=0, description="blocks added where b^I, b^T or b^S grow; 0: they do not grow")
+    head_step: int = Field(default=4, ge=0, description="heads added where h^I or h^T grow; 0: they do not grow")
+    frozen: Annotated[tuple[Dimension, ...], BeforeValidator(as_tuple)] = Field(
+        default=(),
+        description="dimensions that may not grow; each halves the candidates",
+        json_schema_extra={
+            "expected": "a list of conv_layers, image_blocks, image_heads, text_blocks, text_heads, shared_blocks"
+        },
+    )
+    max_parameters: int | None = Field(
+        default=None, ge=1, description="candidates with more parameters than this are left out; null: none is"
+    )
+    beta: float = Field(default=0.3, ge=0, description="β of Eq. 5: share of an inherited weight that is the old one")
+    gamma: float = Field(default=0.001, ge=0, description="γ of Eq. 5: share of an inherited weight that is drawn anew")
+    alpha: float = Field(default=0.5, ge=0, description="α of Eq. 7: how much few parameters count in selection")
+    fresh_weights: Literal["full", "gamma"] = Field(
+        default="full", description="scale of weights that the old model has not: as drawn, or times γ"
+    )
+    blend_vectors: bool = Field(
+        default=False, description="blend norms, biases and the temperature by Eq. 5 too, instead of keeping them"
+    )
+
+
+class BaselinesSection(Section):
+    """The models that GrowCLIP is compared with: of methods tfs, twp, sap and msclip; and how long they train."""
+
+    model: Literal["clip", "growclip"] = Field(
+        default="clip",
+        description="of tfs, twp and sap: transformers' CLIP, or a GrowCLIP of a fixed architecture (msclip has this)",
+    )
+    architecture: Annotated[Architecture, _FromSection] | None = Field(
+        default=None,
+        description="of the fixed model; null: ViT-B/16's 12, 12 and 12, 8, for msclip (2, 0, 12, 1, 12, 11)",
+    )
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of tfs, twp and sap: folder of a CLIP in Hugging Face format, the model of growth step 1 before "
+        "training; null: from scratch",
+    )
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="passes over the data of a growth step, for NAS of each of its phases; null: as many as GrowCLIP's "
+        "phases have together",
+    )
+
+
+class AblationSection(Section):
+    """What of a growth step is left out (method growclip); the epochs of a phase left out go to the last (Table 5)."""
+
+    pim_supernet: bool = Field(
+        default=True, description="PIM before phase 1; false: the supernet inherits with β = 1 and γ = 0"
+    )
+    finetuning: bool = Field(default=True, description="phase 1, fine-tuning of the supernet")
+    selection: bool = Field(
+        default=True, description="phase 2, selection; false: a candidate is picked at random, by the seed"
+    )
+    pim_selected: bool = Field(
+        default=True, description="PIM before phase 3; false: the selected model inherits with β = 1 and γ = 0"
+    )
+    grow_only: Dimension | None = Field(
+        default=None, description="a dimension that grows in every growth step, and no other; nothing is selected"
+    )
+
+    @property
+    def selects(self) -> bool:
+        """Whether candidates are compared."""
+        return self.selection and self.grow_only is None
+
+
+class EpochsSection(Section):
+    """Passes over the data of a growth step, phase by phase. Step 1 has one phase, the later steps have three."""
+
+    first: int = Field(default=30, ge=1, description="training of the base model, growth step 1")
+    supernet: int = Field(default=2, ge=0, description="phase 1, fine-tuning of the supernet; 0: it only inherits")
+    selection: int = Field(
+        default=2, ge=0, description="phase 2, training of sampled subnets before candidates are compared"
+    )
+    selected: int = Field(default=26, ge=1, description="phase 3, training of the selected architecture")
+
+
+class Config(Section):
+    """A run."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of weights, data order and sampled subnets")
+    method: Method = Field(default="growclip", description="growclip, or a baseline: tfs, twp, sap, msclip, nas")
+    model: ModelSection = Field(default=ModelSection(), description="the model to start from")
+    growth: GrowthSection = Field(default=GrowthSection(), description="growth, inheritance and selection")
+    epochs: EpochsSection = Field(default=EpochsSection(), description="length of the phases")
+    baselines: BaselinesSection = Field(default=BaselinesSection(), description="the other methods' models")
+    ablation: AblationSection = Field(default=AblationSection(), description="what of a growth step is left out")
+    data: DataSection = Field(description="training data")
+    training: TrainingSection = Field(default=TrainingSection(), description="optimisation")
+    selection: SelectionSection = Field(default=SelectionSection(), description="comparison of candidates")
+    evaluation: EvaluationSection = Field(default=EvaluationSection(), description="zero-shot evaluation")
+    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="going on in the middle of a phase")
+    health: HealthSection = Field(default=HealthSection(), description="numbers gone wrong, ranks that hang")
+    monitoring: MonitoringSection = Field(default=MonitoringSection(), description="TensorBoard and progress")
+
+    @model_validator(mode="after")
+    def _a_subset_for_every_step(self) -> Config:
+        if self.growth.steps is not None and self.growth.steps > len(self.data.subsets):
+            raise ValueError(
+                f"growth.steps is {self.growth.steps}, but data.subsets lists {len(self.data.subsets)}: "
+                "growth step t trains on subsets 1 to t, so list more or take fewer steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_method_has(self) -> Config:
+        if self.method != "growclip" and self.ablation != AblationSection():
+            raise ValueError(f"ablation changes growth steps of growclip, and method is {self.method}: leave it out")
+        if self.ablation.grow_only in self.growth.frozen:
+            raise ValueError(
+                f"ablation.grow_only is {self.ablation.grow_only}, which growth.frozen keeps from growing: "
+                "leave one of them out"
+            )
+        if self.method != "growclip" and self.model.start is not None:
+            raise ValueError(f"model.start is a GrowCLIP to grow, and method is {self.method}: leave it out")
+        if not self.has_fixed_model:
+            return self
+        architecture, is_clip = self.fixed_architecture, self.fixed_model_is_clip
+        if is_clip and (architecture.conv_layers or architecture.shared_blocks):
+            raise ValueError(
+                f"baselines.architecture {architecture} is no CLIP's, which has no conv_layers and no shared_blocks; "
+                "set them to 0, or baselines.model to growclip"
+            )
+        if self.method == "msclip" and not architecture.shared_blocks:
+            raise ValueError(f"baselines.architecture {architecture} shares nothing; msclip needs shared_blocks")
+        if self.baselines.start is not None and not is_clip:
+            raise ValueError(
+                "baselines.start is a CLIP's weights, which a GrowCLIP cannot take; leave it out, or take method tfs, "
+                "twp or sap and baselines.model clip"
+            )
+        return self
+
+    @property
+    def has_fixed_model(self) -> bool:
+        """Whether the method trains a model of the same architecture in every growth step."""
+        return self.method in ("tfs", "twp", "sap", "msclip")
+
+    @property
+    def fixed_model_is_clip(self) -> bool:
+        """Whether that model is `transformers`' CLIP, and no GrowCLIP."""
+        return self.method != "msclip" and self.baselines.model == "clip"
+
+    @property
+    def fixed_architecture(self) -> Architecture:
+        """Of the fixed model, where it does not start from a checkpoint."""
+        return self.baselines.architecture or (MS_CLIP if self.method == "msclip" else VIT_B_16)
+
+    @property
+    def num_growth_steps(self) -> int:
+        return self.growth.steps or len(self.data.subsets)
+
+    @property
+    def held_out_pairs(self) -> int:
+        """Pairs of every subset that are kept out of training."""
+        return 0 if self.selection.dataset else self.selection.held_out
+
+    def warnings(self) -> list[str]:
+        """What is allowed, but should be known."""
+        dataset = self.selection.dataset
+        if dataset and Path(dataset).resolve() in {Path(other).resolve() for other in self.evaluation.datasets}:
+            return [
+                f"selection.dataset, {dataset}, is one of evaluation.datasets: architectures are chosen by the "
+                "accuracy that is then reported on it"
+            ]
+        return []
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults written out, as `load_config` reads it."""
+        return to_yaml(self.model_dump(mode="json"))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a run's configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value`, the value as in YAML; items of lists by their place from 0
+            (`data.subsets.0.shards=my/shards`).
+
+    Raises:
+        InputError: the file cannot be read, or a key or value is not right; one line for each that is not,
+            with where it comes from, what it is and what is expected.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} has to hold sections of settings (`seed: 0`, `data: …`), but holds {values!r}")
+    _read_list_of_subsets(values)
+    overridden = []
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise InputError(f"the command line's {text!r} is no override; write section.key=value")
+        override(values, key, parse_yaml(value, f"the command line's {text!r}"))
+        overridden.append(key)
+    _read_list_of_subsets(values)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(explain(error, Config, values, str(path), overridden)) from None
+
+
+def _read_list_of_subsets(values: dict[str, Any]) -> None:
+    """Puts the list of data subsets in the place of the file that it is in."""
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(data.get("subsets"), str):
+        data["subsets"] = read_yaml(data["subsets"])

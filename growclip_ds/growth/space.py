@@ -1,0 +1,132 @@
+"""The candidates of a growth step (Section 3.2, Table 2): every dimension stays or grows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from growclip_ds.architecture import Architecture
+
+if TYPE_CHECKING:
+    from growclip_ds.config.config import Config
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An evaluated member of a growth space.
+
+    Attributes:
+        architecture: its sizes.
+        parameters: P(ψ), without the temperature.
+        accuracy: A(ψ) in percent.
+        metric: Eq. 7.
+    """
+
+    architecture: Architecture
+    parameters: int
+    accuracy: float
+    metric: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Candidate:
+        return cls(**values | {"architecture": Architecture(**values["architecture"])})
+
+
+class GrowthSpace:
+    """The architectures that a model may grow into, smallest first in the order of their six integers.
+
+    Args:
+        base: the architecture to grow from; always a candidate itself.
+        conv_step: convolutional layers added where l^I grows; 0 keeps the dimension as it is.
+        block_step: blocks added where b^I, b^T or b^S grow.
+        head_step: heads added where h^I or h^T grow.
+        frozen: names of dimensions that may not grow; each halves the space.
+
+    Raises:
+        ValueError: a negative step, or a frozen name that is no dimension.
+    """
+
+    def __init__(
+        self,
+        base: Architecture,
+        conv_step: int = 2,
+        block_step: int = 4,
+        head_step: int = 4,
+        frozen: Iterable[str] = (),
+    ) -> None:
+        for name, step in (("conv_step", conv_step), ("block_step", block_step), ("head_step", head_step)):
+            if step < 0:
+                raise ValueError(f"{name} must not be negative, but is {step}")
+        frozen = set(frozen)
+        if unknown := frozen - {name for name, _ in base.items()}:
+            raise ValueError(f"no dimension is called {sorted(unknown)}; there are {[n for n, _ in base.items()]}")
+        choices = []
+        for name, value in base.items():
+            step = conv_step if name == "conv_layers" else head_step if name.endswith("heads") else block_step
+            choices.append((value, value + step) if step and name not in frozen else (value,))
+        self.base = base
+        self.candidates = tuple(Architecture(*values) for values in itertools.product(*choices))
+
+    def __iter__(self) -> Iterator[Architecture]:
+        return iter(self.candidates)
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __contains__(self, architecture: object) -> bool:
+        return architecture in self.candidates
+
+    @cached_property
+    def supernet(self) -> Architecture:
+        """The smallest architecture that covers every candidate."""
+        return Architecture(**{name: max(getattr(one, name) for one in self) for name, _ in self.base.items()})
+
+    def within(self, max_parameters: int, count: Callable[[Architecture], int]) -> GrowthSpace:
+        """The space without the candidates that `count` finds to have more than `max_parameters`.
+
+        Raises:
+            ValueError: the base itself is beyond the limit.
+        """
+        if count(self.base) > max_parameters:
+            raise ValueError(
+                f"max_parameters is {max_parameters:,}, but the architecture to grow from, {self.base}, "
+                f"has {count(self.base):,} already"
+            )
+        space = GrowthSpace(self.base, 0, 0, 0)
+        space.candidates = tuple(c for c in self.candidates if count(c) <= max_parameters)
+        return space
+
+    def sample(self, generator: torch.Generator | None = None) -> Architecture:
+        """One candidate, each equally likely (Eq. 6 by Monte Carlo)."""
+        return self.candidates[int(torch.randint(len(self.candidates), (), generator=generator))]
+
+
+def growth_space(config: Config, base: Architecture, count: Callable[[Architecture], int]) -> GrowthSpace:
+    """What a growth step of a run may make of the model before it.
+
+    Args:
+        config: of the run.
+        base: that model's architecture.
+        count: parameters of an architecture, which `growth.max_parameters` limits.
+
+    Raises:
+        ValueError: the base itself is beyond the limit.
+    """
+    space = unlimited_growth_space(config, base)
+    limit = config.growth.max_parameters
+    return space if limit is None else space.within(limit, count)
+
+
+def unlimited_growth_space(config: Config, base: Architecture) -> GrowthSpace:
+    """As `growth_space`, with the candidates that are beyond `growth.max_parameters`."""
+    growth, only = config.growth, config.ablation.grow_only
+    frozen = growth.frozen if only is None else {name for name, _ in base.items()} - {only}
+    return GrowthSpace(base, growth.conv_step, growth.block_step, growth.head_step, frozen)

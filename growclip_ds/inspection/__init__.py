@@ -1,0 +1,1 @@
+"""What a checkpoint, a run or an exported model holds."""

@@ -1,0 +1,314 @@
+"""What a checkpoint holds, and what a run has come to so far: read from the disk, as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.checkpoint.checkpoint import Checkpoint
+from growclip_ds.checkpoint.writing import INDEX
+from growclip_ds.config.config import load_config
+from growclip_ds.errors import InputError
+from growclip_ds.evaluation.subject import is_hugging_face, nothing_there
+from growclip_ds.growth.phases import Phase, phase_epochs
+from growclip_ds.hub.exported import ExportedModel, is_exported
+from growclip_ds.model.plan import ModelPlan
+from growclip_ds.reporting.runs import damaged_record
+from growclip_ds.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What changed from one model to the next.
+
+    Attributes:
+        dimensions: that grew, each with its old and its new value.
+        parameters: added.
+        new: tensors that the old model has not, with their shapes.
+        widened: tensors that are larger, with their old and new shapes.
+        kept: tensors of the same shape.
+    """
+
+    dimensions: dict[str, tuple[int, int]]
+    parameters: int
+    new: dict[str, Shape]
+    widened: dict[str, tuple[Shape, Shape]]
+    kept: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, by the description that is beside its weights.
+
+    Attributes:
+        kind: `growclip` or `clip`.
+        architecture: its sizes.
+        sizes: of its input and embedding space.
+        parts: parameters of each part of the model, without the temperature.
+    """
+
+    kind: str
+    architecture: Architecture
+    sizes: ModelSizes
+    parts: dict[str, int]
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.parts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "architecture": asdict(self.architecture),
+            "sizes": asdict(self.sizes),
+            "parameters": self.parameters,
+            "parts": self.parts,
+        }
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A checkpoint, or a model in Hugging Face format.
+
+    Attributes:
+        folder: of it.
+        model: whose weights they are.
+        growth_step, phase: by which it was written, where it says so.
+        iterations: of the phase; of one that is not finished, those done.
+        tensors: in the checkpoint, moments of a run that goes on included.
+        bytes: of them.
+        has_checksums: whether the format has them.
+        verified: whether every tensor was read, and its checksum compared.
+    """
+
+    folder: Path
+    model: Model
+    growth_step: int | None
+    phase: str | None
+    iterations: int | None
+    tensors: int
+    bytes: int
+    has_checksums: bool
+    verified: bool
+
+    def to_json(self) -> dict[str, Any]:
+        values = {"folder": str(self.folder), "model": self.model.to_json(), "growth_step": self.growth_step}
+        values |= {"phase": self.phase, "iterations": self.iterations, "tensors": self.tensors}
+        return values | {"bytes": self.bytes, "has_checksums": self.has_checksums, "verified": self.verified}
+
+
+@dataclass(frozen=True)
+class PhaseState:
+    """A phase of a run.
+
+    Attributes:
+        step: growth step.
+        phase: of it.
+        state: `finished`, `trained` (and not yet evaluated), `interrupted` (it has a checkpoint) or `not begun`.
+        iterations: done; None where that is not known.
+        seconds: that it has taken.
+    """
+
+    step: int
+    phase: Phase
+    state: str
+    iterations: int | None
+    seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "phase": str(self.phase)}
+
+
+@dataclass(frozen=True)
+class InspectedRun:
+    """A run.
+
+    Attributes:
+        folder: of it.
+        method: of it.
+        phases: of all its growth steps, in order.
+        models: of the growth steps whose weights are there.
+        growth: from each growth step to the next, by the later one's number.
+    """
+
+    folder: Path
+    method: str
+    phases: list[PhaseState]
+    models: dict[int, Inspected]
+    growth: dict[int, Growth]
+
+    @property
+    def newest(self) -> Inspected | None:
+        """The model of the last growth step that has weights."""
+        return self.models[max(self.models)] if self.models else None
+
+    @property
+    def without_weights(self) -> list[int]:
+        """Growth steps that are finished, but whose weights somebody has left out or removed."""
+        finished = [one.step for one in self.phases if one.phase is Phase.TRAIN and one.state == "finished"]
+        return [step for step in finished if step not in self.models]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "method": self.method,
+            "phases": [phase.to_json() for phase in self.phases],
+            "models": {step: model.to_json() for step, model in self.models.items()},
+            "growth": {step: growth.to_json() for step, growth in self.growth.items()},
+        }
+
+
+def inspect(path: Path, verify: bool = False) -> Inspected | InspectedRun:
+    """What is in a folder.
+
+    Args:
+        path: of a checkpoint, of a phase of a run, of a run, or of a model in Hugging Face format.
+        verify: read every tensor and compare its checksum.
+
+    Raises:
+        InputError: there is neither, or it is damaged.
+    """
+    for folder in (path, path / "weights"):
+        if (folder / INDEX).exists():
+            return inspect_checkpoint(folder, verify)
+    run = RunFolder(path)
+    if run.config_file.exists():
+        return inspect_run(run, verify)
+    if is_exported(path):
+        return _inspect_exported(path, verify)
+    if is_hugging_face(path):
+        return _inspect_clip(path, verify)
+    raise InputError(f"{path} {nothing_there(path)}")
+
+
+def inspect_checkpoint(folder: Path, verify: bool = False) -> Inspected:
+    """A checkpoint. Raises what `Checkpoint` does."""
+    checkpoint = Checkpoint(folder)
+    plan = checkpoint.plan
+    if verify:
+        checkpoint.verify()
+    description = checkpoint.description
+    iterations = description.get("resume", {}).get("iteration", description.get("record", {}).get("iterations"))
+    return Inspected(
+        folder=folder,
+        model=Model(plan.kind, plan.architecture, plan.sizes, parts(dict(plan.shapes))),
+        growth_step=description.get("growth_step"),
+        phase=description.get("phase"),
+        iterations=iterations,
+        tensors=len(checkpoint.names),
+        bytes=_bytes(folder),
+        has_checksums=True,
+        verified=verify,
+    )
+
+
+def _inspect_exported(folder: Path, verify: bool) -> Inspected:
+    model = ExportedModel(folder)
+    for name in model.names if verify else ():
+        model.read(name)
+    step = model.description.get("growth_step")
+    return _hugging_face(folder, model.plan, step, verify)
+
+
+def _inspect_clip(folder: Path, verify: bool) -> Inspected:
+    from growclip_ds.baselines.clip import load_clip  # `transformers`' models are slow to import
+    from growclip_ds.baselines.plan import CLIPPlan
+
+    return _hugging_face(folder, CLIPPlan(load_clip(folder).config), None, verify)
+
+
+def _hugging_face(folder: Path, plan: ModelPlan, step: int | None, verify: bool) -> Inspected:
+    model = Model(plan.kind, plan.architecture, plan.sizes, parts(dict(plan.shapes)))
+    return Inspected(folder, model, step, None, None, len(plan.shapes), _bytes(folder), False, verify)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix == ".safetensors")
+
+
+def inspect_run(run: RunFolder, verify: bool = False) -> InspectedRun:
+    """A run. Raises what `Checkpoint` and `load_config` do."""
+    config = load_config(run.config_file)
+    phases, models, growth = [], {}, {}
+    shapes: dict[int, dict[str, Shape]] = {}
+    for step in range(1, config.num_growth_steps + 1):
+        phases += [_phase_state(run, step, phase) for phase in phase_epochs(config, step)]
+        weights = run.weights(step, Phase.TRAIN)
+        if not (weights / INDEX).exists():
+            continue
+        models[step] = inspect_checkpoint(weights, verify)
+        shapes[step] = dict(Checkpoint(weights).plan.shapes)
+        if step - 1 in models:
+            before, after = models[step - 1].model, models[step].model
+            growth[step] = _growth(before.architecture, after.architecture, shapes[step - 1], shapes[step])
+    return InspectedRun(run.path, config.method, phases, models, growth)
+
+
+def parts(shapes: dict[str, Shape]) -> dict[str, int]:
+    """Parameters by part of a model, in its order, without the temperature: blocks together, embeddings by name."""
+    counts: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name != "logit_scale":
+            part = _part(name)
+            counts[part] = counts.get(part, 0) + math.prod(shape)
+    return counts
+
+
+def _part(name: str) -> str:
+    pieces = name.split(".")
+    for place, piece in enumerate(pieces):
+        if piece.isdecimal():  # the stack that a layer is of
+            stack = pieces[:place]
+            return ".".join(stack[:2] if stack[1:2] == ["stem"] else stack)
+    return ".".join(pieces[: 1 if len(pieces) <= 2 or pieces[0].endswith("head") else 2])
+
+
+def _growth(old: Architecture, new: Architecture, before: dict[str, Shape], after: dict[str, Shape]) -> Growth:
+    grew = {name: (was, now) for (name, was), (_, now) in zip(old.items(), new.items(), strict=True) if was != now}
+    counts = [sum(math.prod(shape) for shape in shapes.values()) for shapes in (before, after)]
+    return Growth(
+        dimensions=grew,
+        parameters=counts[1] - counts[0],
+        new={name: shape for name, shape in after.items() if name not in before},
+        widened={name: (before[name], shape) for name, shape in after.items() if before.get(name, shape) != shape},
+        kept=sum(before.get(name) == shape for name, shape in after.items()),
+    )
+
+
+def _phase_state(run: RunFolder, step: int, phase: Phase) -> PhaseState:
+    folder = run.phase(step, phase)
+    if (folder / "phase.json").exists():
+        record = run.record(step, phase)
+        try:
+            return PhaseState(step, phase, "finished", int(record["iterations"]), float(record["seconds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged_record(folder / "phase.json", error) from None
+    weights = run.weights(step, phase)
+    if (weights / INDEX).exists():
+        return _described(step, phase, "trained", weights)
+    newest = max(_kept(run.checkpoints(step, phase)), default=None)
+    if newest is not None:
+        return _described(step, phase, "interrupted", newest[1])
+    return PhaseState(step, phase, "not begun", None, None)
+
+
+def _kept(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Checkpoints to go on from, each with its iteration."""
+    for path in folder.glob("iteration_*"):
+        number = path.name.removeprefix("iteration_")
+        if number.isdecimal() and (path / INDEX).exists():
+            yield int(number), path
+
+
+def _described(step: int, phase: Phase, state: str, folder: Path) -> PhaseState:
+    description = Checkpoint(folder).description
+    record = description.get("record", {})
+    iterations = description.get("resume", {}).get("iteration", record.get("iterations"))
+    return PhaseState(step, phase, state, iterations, record.get("seconds"))

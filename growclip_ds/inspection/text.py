@@ -1,0 +1,181 @@
+"""Checkpoints and runs as people read them: architectures drawn, growth as tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from growclip_ds.architecture import HEAD_WIDTH, STEM_CHANNELS
+from growclip_ds.errors import InputError
+from growclip_ds.files import write_bytes
+from growclip_ds.inspection.inspection import Growth, Inspected, InspectedRun, Model
+from growclip_ds.monitor.tables import NONE, plain_table
+from growclip_ds.monitor.words import LEGEND, SYMBOLS, duration, millions
+
+_WIDEST = 36  # characters of the widest layer's bar
+_SHOWN = 6  # tensors listed of each kind
+
+
+def draw(model: Model) -> str:
+    """The model from its inputs up, a bar for a stack of layers, as wide as it has channels."""
+    architecture, sizes = model.architecture, model.sizes
+    is_clip = model.kind == "clip"
+
+    def blocks(count: int, heads: int) -> str:
+        return f"{count} block{'s' * (count != 1)}, {heads} head{'s' * (heads != 1)}"
+
+    image = [(blocks(architecture.image_blocks, architecture.image_heads), architecture.image_width)]
+    if is_clip:
+        image.append((f"patches, {sizes.image_size} px", architecture.image_width))
+    else:
+        image.append((f"patches, {sizes.image_tokens} tokens", architecture.image_width))
+        image.append((f"{architecture.conv_layers + 1} convolutions, {sizes.image_size} px", STEM_CHANNELS))
+    text = [
+        (blocks(architecture.text_blocks, architecture.text_heads), architecture.text_width),
+        (f"{sizes.vocab_size:,} tokens, {sizes.context_length} positions", architecture.text_width),
+    ]
+    widest = max(architecture.shared_width, STEM_CHANNELS)
+
+    def bar(width: int) -> str:
+        return ("█" * max(1, round(_WIDEST * width / widest))).center(_WIDEST)
+
+    lines = [f"{f'features, {sizes.embed_dim} channels':^{2 * _WIDEST + 2}}"]
+    if architecture.shared_blocks:
+        heads = architecture.shared_width // HEAD_WIDTH
+        caption = f"shared: {blocks(architecture.shared_blocks, heads)}, {architecture.shared_width} channels"
+        lines += [f"{bar(architecture.shared_width):^{2 * _WIDEST + 2}}", f"{caption:^{2 * _WIDEST + 2}}"]
+    for row in range(max(len(image), len(text))):
+        cells = [tower[row] if row < len(tower) else None for tower in (image, text)]
+        lines.append("  ".join(" " * _WIDEST if cell is None else bar(cell[1]) for cell in cells))
+        lines.append("  ".join(" " * _WIDEST if c is None else f"{f'{c[0]}, {c[1]} wide':^{_WIDEST}}" for c in cells))
+    lines.append("  ".join(f"{name:^{_WIDEST}}" for name in ("pictures", "captions")))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def checkpoint_text(inspected: Inspected) -> Iterator[RenderableType]:
+    """What a checkpoint holds."""
+    model = inspected.model
+    kind = "GrowCLIP" if model.kind == "growclip" else "fixed CLIP (transformers' layout)"
+    written = [f"growth step {inspected.growth_step}" if inspected.growth_step else "", inspected.phase or ""]
+    if inspected.iterations is not None:
+        written.append(f"{inspected.iterations:,} iterations")
+    if inspected.has_checksums:
+        checked = "all checksums verified" if inspected.verified else "checksums not verified (--verify)"
+    else:
+        checked = "all tensors read" if inspected.verified else "tensors not read (--verify)"
+        checked += "; the Hugging Face format has no checksums"
+    yield Padding(
+        "\n".join(
+            (
+                f"{kind} {model.architecture}, {millions(model.parameters)} parameters",
+                ", ".join(word for word in written if word) or "no growth step is stated",
+                f"{inspected.tensors:,} tensors, {inspected.bytes / 2**20:,.1f} MiB, {checked}",
+            )
+        ),
+        (0, 1, 1, 1),
+    )
+    yield Text(draw(model), no_wrap=True)
+    yield _parts(model)
+    yield Padding(f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}.", (0, 1, 1, 1))
+
+
+def run_text(run: InspectedRun) -> Iterator[RenderableType]:
+    """How far a run is, its models and what changed between them."""
+    yield _phases(run)
+    if run.models:
+        yield _path(run)
+    for step, growth in run.growth.items():
+        yield _growth(step, growth)
+    for step in run.without_weights:
+        yield Padding(f"The weights of growth step {step}, which is finished, are not here.", (0, 1, 1, 1))
+    if run.newest is not None:
+        yield Padding(f"The newest model, of growth step {max(run.models)}, {run.newest.folder}:", (0, 1, 1, 1))
+        yield from checkpoint_text(run.newest)
+    elif not run.without_weights:
+        yield Padding("No growth step has a trained model yet.", (0, 1, 1, 1))
+
+
+def save_png(model: Model, path: Path) -> None:
+    """Draws a GrowCLIP as TensorBoard shows it.
+
+    Raises:
+        InputError: the model is a fixed CLIP, or the file cannot be written.
+    """
+    if model.kind != "growclip":
+        raise InputError("--png draws GrowCLIPs, and this is a fixed CLIP; leave it out")
+    from growclip_ds.monitor.figures import architecture_figure
+
+    stream = io.BytesIO()
+    architecture_figure(model.architecture).savefig(stream, format="png", dpi=120)
+    try:
+        write_bytes(path, stream.getvalue())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); name another place") from error
+
+
+def _parts(model: Model) -> Table:
+    table = plain_table("Parameters")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    table.add_column("share", justify="right")
+    for name, count in model.parts.items():
+        table.add_row(name, f"{count:,}", f"{count / model.parameters:.1%}")
+    table.add_section()
+    table.add_row("all (the temperature is not counted)", f"{model.parameters:,}", "", style="bold")
+    return table
+
+
+def _phases(run: InspectedRun) -> Table:
+    table = plain_table(f"{run.folder}: method {run.method}")
+    for name in ("step", "phase", "state", "iterations", "time"):
+        table.add_column(name, justify="left" if name in ("phase", "state") else "right", no_wrap=True)
+    for phase in run.phases:
+        iterations = NONE if phase.iterations is None else f"{phase.iterations:,}"
+        time = NONE if phase.seconds is None else duration(phase.seconds)
+        table.add_row(str(phase.step), str(phase.phase), phase.state, iterations, time)
+    return table
+
+
+def _path(run: InspectedRun) -> Table:
+    table = plain_table("Growth path")
+    for name in ("step", "architecture", "parameters", "grew"):
+        table.add_column(name, justify="left" if name in ("architecture", "grew") else "right")
+    for step, inspected in run.models.items():
+        growth = run.growth.get(step)
+        grew = NONE if growth is None else ", ".join(_dimensions(growth)) or "nothing"
+        table.add_row(str(step), str(inspected.model.architecture), millions(inspected.model.parameters), grew)
+    return table
+
+
+def _growth(step: int, growth: Growth) -> Table:
+    title = f"Growth step {step}: {growth.parameters:+,} parameters, {growth.kept} tensors of the same shape"
+    table = plain_table(title)
+    table.add_column("tensors")
+    table.add_column("from", justify="right")
+    table.add_column("to", justify="right")
+    for kind, rows in (
+        ("widened", [(name, _shape(old), _shape(new)) for name, (old, new) in growth.widened.items()]),
+        ("new", [(name, "", _shape(shape)) for name, shape in growth.new.items()]),
+    ):
+        for row in rows[:_SHOWN]:
+            table.add_row(*row)
+        if len(rows) > _SHOWN:
+            table.add_row(f"{len(rows) - _SHOWN} more {kind}")
+        elif not rows:
+            table.add_row(f"none {kind}")
+        table.add_section()
+    return table
+
+
+def _dimensions(growth: Growth) -> list[str]:
+    return [f"{name} {old} → {new}" for name, (old, new) in growth.dimensions.items()]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))

@@ -1,0 +1,121 @@
+"""The growth pipeline (Section 3.4): each growth step as phases, weights in, weights out.
+
+Nothing but weights passes from phase to phase, through the run folder, so a run goes on with its first unfinished
+phase whenever and wherever it is started again, and within that from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from growclip_ds.config.config import Config
+from growclip_ds.config.deepspeed import ResolvedDeepSpeed
+from growclip_ds.data.faults import in_words
+from growclip_ds.errors import InputError
+from growclip_ds.growth.phases import phase_epochs
+from growclip_ds.hub.start import adopt
+from growclip_ds.monitor import open_monitor
+from growclip_ds.pipeline.phase import Run
+from growclip_ds.pipeline.prepare import list_left_out, prepare
+from growclip_ds.pipeline.recipes import RECIPES
+from growclip_ds.run.folder import open_run
+from growclip_ds.signals import StopRequest
+from growclip_ds.training.memory_errors import memory_explained
+from growclip_ds.training.ranks_watch import RanksWatch
+
+
+def prepare_growth(
+    config: Config,
+    deepspeed: ResolvedDeepSpeed,
+    output_dir: Path,
+    growth_step: int | None = None,
+    stop: StopRequest | None = None,
+    watch: RanksWatch | None = None,
+) -> GrowthPipeline:
+    """Opens the run and all that it reads, so that whatever of it cannot be used shows before any training. Collective.
+
+    Args:
+        config: of the run.
+        deepspeed: how to build engines.
+        output_dir: the run's folder, new or of a run to go on with.
+        growth_step: the only growth step to run; all of them if None.
+        stop: whether this rank was asked to stop; it never is if None.
+        watch: over the ranks; none is kept if None.
+
+    Raises:
+        InputError: on every rank alike.
+    """
+    steps = range(1, config.num_growth_steps + 1)
+    if growth_step is not None:
+        if growth_step not in steps:
+            raise InputError(f"--growth-step {growth_step}: the run has growth steps 1 to {len(steps)}")
+        steps = range(growth_step, growth_step + 1)
+    folder = open_run(output_dir, config)
+    if config.model.start is None:
+        folder.require_step_before(steps.start)
+    inputs = prepare(config, folder, last_step=steps[-1])
+    folder.write_config(config)  # not before its data was seen to be there
+    base, name = config.model.base, "model.base"
+    if config.model.start is not None:
+        last, base, name = *adopt(config.model.start, folder, inputs), "model.start"
+        if last >= config.num_growth_steps:
+            raise InputError(
+                f"model.start, {config.model.start}, has been through growth step {last}, but the run ends with step "
+                f"{config.num_growth_steps}: append the subset of step {last + 1} to data.subsets"
+            )
+        steps = range(max(last + 1, steps.start), max(last + 1, steps.stop))
+        folder.require_step_before(steps.start)
+    least, limit = inputs.sizes.parameters_of(base), config.growth.max_parameters
+    if limit is not None and limit < least and not config.has_fixed_model:
+        raise InputError(f"growth.max_parameters is {limit:,}, but {name} has {least:,} already; raise the limit")
+    samples = [inputs.samples(step) for step in range(1, steps.stop)]
+    monitor = open_monitor(folder, config, samples)
+    if left_out := inputs.data.left_out:
+        list_left_out(inputs.data, folder)
+        monitor.note(f"left out of the data: {in_words(left_out)}; {folder.faults('index')} lists them")
+    if elsewhere := inputs.data.indexes_elsewhere():
+        monitor.note(f"the index of {elsewhere:,} shards is in the user's cache, as their folders cannot be written")
+    if changes := folder.keep_numerics(deepspeed.numerics):
+        monitor.note(f"the DeepSpeed file has changed; the run goes on with it: {'; '.join(changes)}")
+    run = Run(config, deepspeed, folder, inputs, monitor, stop or StopRequest(), watch or RanksWatch())
+    return GrowthPipeline(run, steps)
+
+
+class GrowthPipeline:
+    """Runs growth steps.
+
+    Args:
+        run: that they belong to.
+        steps: the growth steps to run.
+    """
+
+    def __init__(self, run: Run, steps: range) -> None:
+        self.folder, self.monitor = run.folder, run.monitor
+        self.recipe = RECIPES[run.config.method](run)
+        self._less_memory = (
+            f"lower training.micro_batch_size (now {run.deepspeed.micro_batch_size:,}) or, if a model was being "
+            "evaluated, evaluation.batch_size or selection.batch_size; or set training.activation_checkpointing, or "
+            "take a higher ZeRO stage or offloading; growclip plan says what fits. The same command then goes on from "
+            "the last checkpoint"
+        )
+        self.phases = [(step, phase) for step in steps for phase in phase_epochs(run.config, step)]
+
+    def run(self) -> None:
+        """Runs the unfinished phases of the growth steps, in order.
+
+        Raises:
+            Stopped: on every rank, if some rank was asked to stop; started again, the run goes on.
+        """
+        try:
+            with contextlib.closing(self.monitor):
+                self._run_phases()
+                self.monitor.finish()
+        except OSError as error:  # perhaps of the curves, which other threads write
+            self.folder.explain(error)
+            raise
+
+    def _run_phases(self) -> None:
+        while (place := self.folder.first_unfinished(self.phases)) is not None:
+            with memory_explained("growth step {}, phase {}".format(*place), self._less_memory):
+                self.recipe.run(*place)

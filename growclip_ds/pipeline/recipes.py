@@ -1,0 +1,232 @@
+"""The methods: of each phase of a growth step, which model is trained, how its weights come in, and what is sampled.
+
+Everything else, the data, their order, the schedule, the optimiser, checkpoints and evaluation, is the phase's, and the
+same for all. How long phases are says `growclip_ds.growth.phases`. docs/baselines.md has all of it as a table.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.baselines.starts import continued, shrunk_and_perturbed
+from growclip_ds.checkpoint.checkpoint import Checkpoint
+from growclip_ds.config.config import Config
+from growclip_ds.distributed import on_every_rank
+from growclip_ds.errors import InputError
+from growclip_ds.growth.inheritance import Momentum, inherited_tensor, inherited_tensors
+from growclip_ds.growth.phases import Phase, phase_epochs
+from growclip_ds.growth.space import GrowthSpace, growth_space
+from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan, Weights
+from growclip_ds.pipeline.phase import PhaseRun, Run
+from growclip_ds.pipeline.prepare import RunInputs
+from growclip_ds.seeds import named_seed
+
+
+class Recipe(ABC):
+    """A method.
+
+    Args:
+        run: that is made by it.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.config, self.folder, self.inputs = run.config, run.folder, run.inputs
+        growth = self.config.growth
+        fresh = 1.0 if growth.fresh_weights == "full" else growth.gamma
+        self.momentum = Momentum(growth.beta, growth.gamma, fresh, growth.blend_vectors)
+
+    @abstractmethod
+    def run(self, step: int, phase: Phase) -> None:
+        """Runs a phase of a growth step, those before it being finished.
+
+        Raises:
+            Stopped: on every rank, if some rank was asked to stop.
+        """
+
+    def _train(self, step: int, plan: ModelPlan, weights: Weights) -> None:
+        """The phase that every growth step ends with: its model, trained and evaluated."""
+        with PhaseRun(self._run, step, Phase.TRAIN, plan, weights) as run:
+            run.train(self._epochs(step, Phase.TRAIN))
+            run.judge.evaluate()
+
+    def _select(self, step: int, phase: Phase, space: GrowthSpace, weights: Weights) -> None:
+        """A supernet trained by sampled subnets (Eq. 6), every candidate evaluated, the best by Eq. 7 taken."""
+        with PhaseRun(self._run, step, phase, self._plan(space.supernet), weights) as run:
+            run.train(self._epochs(step, phase), space)
+            run.judge.select(space)
+
+    def _growth_space(self, step: int) -> GrowthSpace:
+        """What the last step's architecture may grow into."""
+        base = self._weights(step - 1, Phase.TRAIN).architecture
+        return growth_space(self.config, base, self.inputs.sizes.parameters_of)
+
+    def _plan(self, architecture: Architecture) -> GrowCLIPPlan:
+        return GrowCLIPPlan(architecture, self.inputs.sizes, self.inputs.tokenizer.end_of_text)
+
+    def _epochs(self, step: int, phase: Phase) -> int:
+        return phase_epochs(self.config, step)[phase]
+
+    def _weights(self, step: int, phase: Phase) -> Checkpoint:
+        return on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
+
+    def _seed(self, step: int, phase: Phase) -> str:
+        """What random weights are drawn from, together with their names."""
+        return f"{self.config.seed}/{step}/{phase}"
+
+
+class GrowCLIPRecipe(Recipe):
+    """The paper's method (Section 3.4)."""
+
+    def run(self, step: int, phase: Phase) -> None:
+        match phase, step:
+            case Phase.FINETUNE, _:
+                self.finetune_supernet(step)
+            case Phase.SELECTION, _:
+                self.select_architecture(step)
+            case Phase.TRAIN, 1:
+                self.train_base()
+            case Phase.TRAIN, _:
+                self.train_selected(step)
+
+    def train_base(self) -> None:
+        """Growth step 1: the base model from scratch."""
+        plan = self._plan(self.config.model.base)
+        self._train(1, plan, plan.initial(self._seed(1, Phase.TRAIN)))
+
+    def finetune_supernet(self, step: int) -> None:
+        """Phase 1: the supernet inherits from the last step's model (Eq. 5) and is trained whole, shortly."""
+        plan = self._plan(self._growth_space(step).supernet)
+        read = self._supernet(step, Phase.FINETUNE)
+        with PhaseRun(self._run, step, Phase.FINETUNE, plan, ((name, read(name)) for name in plan.shapes)) as run:
+            run.train(self._epochs(step, Phase.FINETUNE))
+
+    def select_architecture(self, step: int) -> None:
+        """Phase 2: goes on with the supernet, by sampled subnets."""
+        space = self._growth_space(step)
+        read = self._supernet(step, Phase.SELECTION)
+        self._select(step, Phase.SELECTION, space, ((name, read(name)) for name in self._plan(space.supernet).shapes))
+
+    def train_selected(self, step: int) -> None:
+        """Phase 3: the selected architecture inherits from its slice of the supernet (Eq. 8) and is trained."""
+        chosen = self._chosen(step)
+        momentum = self.momentum if self.config.ablation.pim_selected else _all_of_the_old(self.momentum)
+        read, seed = self._supernet(step, Phase.TRAIN), self._seed(step, Phase.TRAIN)
+        weights = inherited_tensors(chosen, chosen, self.inputs.sizes, read, momentum, seed)
+        self._train(step, self._plan(chosen), weights)
+
+    def _supernet(self, step: int, phase: Phase) -> Callable[[str], Tensor]:
+        """Gives tensors of the supernet as a phase finds it: as the phase before left it, or as it has inherited."""
+        before = list(itertools.takewhile(lambda other: other is not phase, phase_epochs(self.config, step)))
+        if before:
+            return self._weights(step, before[-1]).read
+        old, new = self._weights(step - 1, Phase.TRAIN), self._growth_space(step).supernet
+        momentum = self.momentum if self.config.ablation.pim_supernet else _all_of_the_old(self.momentum)
+        shapes, seed = new.parameter_shapes(self.inputs.sizes), self._seed(step, Phase.FINETUNE)
+        return lambda name: inherited_tensor(name, shapes[name], old.architecture, new, old.read, momentum, seed)
+
+    def _chosen(self, step: int) -> Architecture:
+        ablation = self.config.ablation
+        if ablation.selects:
+            return self.folder.selected_architecture(step, Phase.SELECTION)
+        space = self._growth_space(step)
+        if ablation.grow_only is not None:
+            return space.supernet
+        return space.sample(torch.Generator().manual_seed(named_seed(self.config.seed, step, "random candidate")))
+
+
+class SearchRecipe(Recipe):
+    """NAS: a supernet of the same growth space as GrowCLIP's, but all weights from scratch."""
+
+    def run(self, step: int, phase: Phase) -> None:
+        seed = self._seed(step, phase)
+        if phase is Phase.SEARCH:
+            space = self._growth_space(step)
+            self._select(step, phase, space, self._plan(space.supernet).initial(seed))
+            return
+        found = self.config.model.base if step == 1 else self.folder.selected_architecture(step, Phase.SEARCH)
+        plan = self._plan(found)
+        self._train(step, plan, plan.initial(seed))
+
+
+class FixedRecipe(Recipe):
+    """A model that does not grow: in every growth step from scratch (TFS, MS-CLIP), or the last one's (TWP, SAP)."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        if run.config.baselines.start is not None and self.folder.is_trained(1, Phase.TRAIN):
+            self.model = self._weights(1, Phase.TRAIN).plan  # the run needs the checkpoint that it began with no more
+        else:
+            self.model = fixed_model(run.config, run.inputs)
+
+    def run(self, step: int, phase: Phase) -> None:
+        self._train(step, self.model, self._start(step, self._seed(step, phase)))
+
+    def _start(self, step: int, seed: str) -> Weights:
+        if step == 1 and self.config.baselines.start is not None:
+            from growclip_ds.baselines.plan import clip_weights
+
+            return on_every_rank(partial(clip_weights, self.config.baselines.start))
+        if step == 1 or self.config.method in ("tfs", "msclip"):
+            return self.model.initial(seed)
+        read = self._weights(step - 1, Phase.TRAIN).read
+        if self.config.method == "twp":
+            return continued(self.model, read)
+        return shrunk_and_perturbed(self.model, read, self.momentum, seed)
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    "growclip": GrowCLIPRecipe,
+    "tfs": FixedRecipe,
+    "twp": FixedRecipe,
+    "sap": FixedRecipe,
+    "msclip": FixedRecipe,
+    "nas": SearchRecipe,
+}
+
+
+def fixed_model(config: Config, inputs: RunInputs) -> ModelPlan:
+    """The model of TFS, TWP, SAP or MS-CLIP.
+
+    Raises:
+        InputError: the checkpoint that it is to start from cannot be read, or does not fit the run.
+    """
+    section, sizes, end_of_text = config.baselines, inputs.sizes, inputs.tokenizer.end_of_text
+    if not config.fixed_model_is_clip:
+        return GrowCLIPPlan(config.fixed_architecture, sizes, end_of_text)
+    from growclip_ds.baselines.clip import clip_config, read_clip_config  # `transformers`' models are slow to import
+    from growclip_ds.baselines.plan import CLIPPlan
+
+    if section.start is None:
+        return CLIPPlan(clip_config(config.fixed_architecture, sizes, end_of_text))
+    plan = CLIPPlan(on_every_rank(partial(read_clip_config, section.start)))
+    where = f"baselines.start, {section.start},"
+    if section.architecture not in (None, plan.architecture):
+        raise InputError(
+            f"{where} has architecture {plan.architecture}, but baselines.architecture is {section.architecture}; "
+            "leave that out"
+        )
+    for name in ("context_length", "image_size", "embed_dim"):
+        theirs, ours = getattr(plan.sizes, name), getattr(sizes, name)
+        if theirs != ours:
+            raise InputError(f"{where} has {name} {theirs}, but model.{name} is {ours}; set it to {theirs}")
+    if (inputs.tokenizer.vocab_size, end_of_text) != (plan.sizes.vocab_size, plan.end_of_text):
+        raise InputError(
+            f"{where} has {plan.sizes.vocab_size} tokens, the end of text being {plan.end_of_text}, but the run's "
+            f"tokenizer has {inputs.tokenizer.vocab_size}, and {end_of_text}: take the model's own tokenizer "
+            "(data.tokenizer.name_or_path)"
+        )
+    return plan
+
+
+def _all_of_the_old(momentum: Momentum) -> Momentum:
+    """Inheriting as it is without PIM: nothing shrinks, nothing is added."""
+    return replace(momentum, beta=1.0, gamma=0.0)

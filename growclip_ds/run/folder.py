@@ -1,0 +1,314 @@
+"""A run on disk.
+
+    config.yaml               the run's configuration, defaults written out
+    data.yaml                 its data subsets
+    faults/                   samples that could not be used, a JSON object a line: of the index, of each rank
+    tokenizer/
+    tensorboard/
+    bad_iterations/           iterations without an update: the tensor that was not finite, and the samples
+    deepspeed.json            of the DeepSpeed file, what bears on the weights
+    step_1/train/             weights/, written when trained, and, written last, phase.json: what the phase did;
+                              until then checkpoints/ to go on from
+    step_2/finetune/          phase 1, the supernet
+    step_2/selection/         phase 2, the supernet trained by subnets; phase.json lists the candidates
+    step_2/search/            in place of these two, of NAS
+    step_2/train/             phase 3, the selected model; all that a fixed model has
+    step_3/…
+
+A phase is finished once its phase.json is there. Starting a run again skips the finished ones; of one that has its
+weights already, only the evaluation is done again; one that has a checkpoint goes on from it.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growclip_ds.architecture import Architecture
+from growclip_ds.config.config import Config
+from growclip_ds.distributed import on_main
+from growclip_ds.errors import InputError
+from growclip_ds.files import write_json, write_text
+from growclip_ds.growth.phases import Phase
+from growclip_ds.yaml_files import read_yaml
+
+# What a run that goes on may have changed: it bears on speed, memory and reports, not on the weights.
+MAY_CHANGE = (
+    "growth.steps",
+    "data.subsets",  # data.yaml knows which ones have been used
+    "data.staged",
+    "data.workers",
+    "data.max_broken_share",
+    "training.micro_batch_size",
+    "training.activation_checkpointing",
+    "selection.batch_size",
+    "evaluation",
+    "checkpoint",
+    "health",
+    "monitoring",
+)
+
+
+# Settings that came later: a run without them is as their defaults have it.
+_LATER: dict[str, Any] = {"method": True, "baselines": True, "ablation": True, "model": {"start"}}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run's files are, and which of its phases are finished.
+
+    Methods that read or write are collective but where they say that they are not.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def data_file(self) -> Path:
+        return self.path / "data.yaml"
+
+    @property
+    def deepspeed_file(self) -> Path:
+        return self.path / "deepspeed.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    def faults(self, source: str) -> Path:
+        """Where samples that could not be used are listed: those of `index`, or of a rank (`rank_0`)."""
+        return self.path / "faults" / f"{source}.jsonl"
+
+    def bad_iterations(self, step: int, phase: Phase) -> Path:
+        """Where iterations of a phase are described whose numbers had gone wrong."""
+        return self.path / "bad_iterations" / f"step_{step}_{phase}"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def phase(self, step: int, phase: Phase) -> Path:
+        return self.path / f"step_{step}" / phase
+
+    def weights(self, step: int, phase: Phase) -> Path:
+        """Where a phase's final weights are, or will be."""
+        return self.phase(step, phase) / "weights"
+
+    def checkpoints(self, step: int, phase: Phase) -> Path:
+        """Where the checkpoints of a phase are while it is being trained."""
+        return self.phase(step, phase) / "checkpoints"
+
+    def remove_checkpoints(self, step: int, phase: Phase) -> None:
+        """Removes what a phase that has its final weights does not need any more."""
+        on_main(lambda: shutil.rmtree(self.checkpoints(step, phase), ignore_errors=True))
+
+    def require_there(self) -> None:
+        """Checks that nobody has removed the folder under the run.
+
+        Raises:
+            InputError: on every rank, if it is gone.
+        """
+        on_main(self._require_there)
+
+    def explain(self, error: OSError) -> None:
+        """Makes an error in writing to the folder, on this rank alone, one that a user can mend. Not collective.
+
+        Raises:
+            InputError: the folder is gone, or its disk is full.
+        """
+        self._require_there()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{self.path} cannot be written: {error}; make room, then start the run again") from error
+
+    def _require_there(self) -> None:
+        if not self.config_file.exists():
+            raise InputError(
+                f"{self.config_file} is gone, removed while the run was going on; there is nowhere to keep what was "
+                "trained: put the folder back, or start the run anew"
+            )
+
+    def is_finished(self, step: int, phase: Phase) -> bool:
+        return on_main((self.phase(step, phase) / "phase.json").exists)
+
+    def first_unfinished(self, places: Iterable[tuple[int, Phase]]) -> tuple[int, Phase] | None:
+        """The first of these phases of growth steps that is still to be run, if any."""
+        return next((place for place in places if not self.is_finished(*place)), None)
+
+    def require_step_before(self, step: int) -> None:
+        """Checks that a growth step can be run.
+
+        Raises:
+            InputError: on every rank, if the growth step before it is not finished.
+        """
+        if step > 1 and not self.is_finished(step - 1, Phase.TRAIN):
+            raise InputError(
+                f"growth step {step} needs step {step - 1}, which is not finished in {self.path}: "
+                f"run --growth-step {step - 1} first"
+            )
+
+    def is_trained(self, step: int, phase: Phase) -> bool:
+        """Whether a phase has its final weights, finished or not."""
+        return on_main(self.weights(step, phase).exists)
+
+    def finish(self, step: int, phase: Phase, record: dict[str, Any]) -> None:
+        """Marks a phase finished, its weights being there.
+
+        Args:
+            record: what the phase did, as JSON.
+        """
+        self.remove_checkpoints(step, phase)  # again, as the run may have been interrupted before it was done
+        on_main(lambda: write_json(self.phase(step, phase) / "phase.json", record))
+
+    def record(self, step: int, phase: Phase) -> dict[str, Any]:
+        """What a finished phase did.
+
+        Raises:
+            InputError: on every rank, if it is not finished, or its phase.json is damaged.
+        """
+        return on_main(lambda: self._read_record(step, phase))
+
+    def _read_record(self, step: int, phase: Phase) -> dict[str, Any]:
+        file = self.phase(step, phase) / "phase.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"the {phase} phase of growth step {step} is not finished: there is no {file}") from None
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{file} cannot be read ({error}); remove it, and the run judges the phase's weights again"
+            ) from None
+
+    def records(self) -> Iterator[tuple[int, Phase, dict[str, Any]]]:
+        """What the finished phases did, in the order in which they were run. Not collective: for reports.
+
+        Raises:
+            InputError: a phase.json is damaged.
+        """
+        for step in itertools.count(1):
+            finished = [phase for phase in Phase if (self.phase(step, phase) / "phase.json").exists()]
+            for phase in finished:
+                yield step, phase, self._read_record(step, phase)
+            if Phase.TRAIN not in finished:
+                return
+
+    def write_config(self, config: Config) -> None:
+        """Keeps the configuration that the run goes on with."""
+        on_main(lambda: write_text(self.config_file, config.to_yaml()))
+
+    def keep_numerics(self, numerics: dict[str, Any]) -> list[str]:
+        """Keeps what of the DeepSpeed file bears on the weights, and says what has changed since it was last kept.
+
+        Returns:
+            A line for each change: ranks, stages and offloading may change freely, but this the user should know.
+        """
+        before = on_main(self._read_numerics)
+        on_main(lambda: write_json(self.deepspeed_file, numerics))
+        if before is None:
+            return []
+        return [f"{key}: {old} before, {new} now" for key, old, new in _differences(before, numerics)]
+
+    def _read_numerics(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.deepspeed_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.deepspeed_file} cannot be read ({error}); remove it") from None
+
+    def iterations_before(self, step: int, phase: Phase) -> int:
+        """Iterations of the run before a phase began: where its curves start."""
+        order = list(Phase)
+
+        def is_before(other_step: int, other: Phase) -> bool:
+            return (other_step, order.index(other)) < (step, order.index(phase))
+
+        return on_main(lambda: sum(record["iterations"] for *place, record in self.records() if is_before(*place)))
+
+    def selected_architecture(self, step: int, phase: Phase = Phase.SELECTION) -> Architecture:
+        """The candidate that a phase of a growth step found best."""
+        return Architecture(**self.record(step, phase)["candidates"][0]["architecture"])
+
+
+def open_run(output_dir: str | Path, config: Config) -> RunFolder:
+    """Creates a run's folder, or opens that of a run to go on with. Collective.
+
+    A run that has kept neither weights nor a checkpoint may begin anew with another configuration.
+
+    Raises:
+        InputError: on every rank, if the folder holds another run, or cannot be written.
+    """
+    folder = RunFolder(Path(output_dir))
+
+    def open_on_main() -> None:
+        kept = ("step_*/*/weights", "step_*/*/checkpoints/iteration_*")
+        begun = any(itertools.chain.from_iterable(map(folder.path.glob, kept)))
+        known = folder.config_file.exists()
+        if begun and not known:
+            raise InputError(
+                f"{folder.path} holds growth steps, but no config.yaml to tell whose; take another --output-dir"
+            )
+        if begun:
+            _check_same_run(folder, config)
+            return
+        try:
+            if known:  # its tokenizer may not be what this configuration asks for
+                folder.data_file.unlink(missing_ok=True)
+                folder.deepspeed_file.unlink(missing_ok=True)
+                for leftover in (folder.tokenizer, *folder.path.glob("step_*")):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_text(folder.config_file, config.to_yaml())
+        except OSError as error:
+            raise InputError(f"the output folder {folder.path} cannot be written: {error.strerror}") from None
+
+    on_main(open_on_main)
+    return folder
+
+
+def _check_same_run(folder: RunFolder, config: Config) -> None:
+    old, new = read_yaml(folder.config_file), config.model_dump(mode="json")
+    if not isinstance(old, dict):
+        raise InputError(f"{folder.config_file} is damaged; take another --output-dir")
+    defaults = Config.model_construct().model_dump(mode="json", include=_LATER)
+    model = {**defaults["model"], **old.get("model", {})}
+    old = {**defaults, **old, "model": model}
+    lines = [
+        f"  {key}: {before} there, {after} now"
+        for key, before, after in _differences(old, new)
+        if not any(f"{key}.".startswith(f"{other}.") for other in MAY_CHANGE)
+    ]
+    if lines:
+        raise InputError(
+            "\n".join(
+                [
+                    f"{folder.path} holds a run with another configuration:",
+                    *lines,
+                    f"take another --output-dir, or go on with the run as it began (--config {folder.config_file})",
+                ]
+            )
+        )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """The dotted keys in which two nested values differ, with what they are."""
+    if isinstance(old, list) and isinstance(new, list) and old and isinstance(old[0], dict):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            path = f"{key}.{name}" if key else str(name)
+            yield from _differences(old.get(name, _NOT_SET), new.get(name, _NOT_SET), path)
+    elif old != new:
+        before, after = ("not set" if value is _NOT_SET else json.dumps(value) for value in (old, new))
+        yield key, before, after
+
+
+_NOT_SET = object()

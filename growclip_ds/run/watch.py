@@ -1,0 +1,97 @@
+"""Online growth: when enough data has arrived for the next growth step, or the model learns no more, the step is due.
+
+The paper grows by quarters of a data set that is there; data that keeps arriving it names as future work (Limitations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from growclip_ds.config.config import Config
+from growclip_ds.data.subsets import Subset, count_subsets
+from growclip_ds.run.folder import Phase, RunFolder
+
+_FEWEST_POINTS = 8  # of a curve that is judged
+
+
+@dataclass(frozen=True)
+class GrowthRule:
+    """When a growth step is due, its data subset being in the list.
+
+    Attributes:
+        growth: least N^t / N^{t-1}: samples of the step over those of the step before.
+        plateau: whatever the growth, if the loss fell by no more than this share from the third to the last quarter of
+            the last step's training; None: that does not count.
+    """
+
+    growth: float
+    plateau: float | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a look at a run came to.
+
+    Attributes:
+        step: the next growth step; None: all that the configuration allows are finished.
+        is_due: whether to begin it now.
+        reason: why, or why not, in words.
+    """
+
+    step: int | None
+    is_due: bool
+    reason: str
+
+
+def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
+    """Looks whether a run's next growth step is due.
+
+    Raises:
+        InputError: a data subset or the run's folder cannot be used.
+    """
+    step = 1 + sum(phase is Phase.TRAIN for _, phase, _ in folder.records())
+    if config.growth.steps is not None and step > config.growth.steps:
+        return Decision(None, False, f"all {config.growth.steps} growth steps are finished (growth.steps)")
+    listed = len(config.data.subsets)
+    if step > listed:
+        return Decision(step, False, f"waits for data: the list has {listed} subsets")
+    if step == 1:
+        return Decision(step, True, "its data is there")
+    counted = count_subsets([Subset(**dict(subset)) for subset in config.data.subsets[:step]])
+    samples = [subset.samples or 0 for subset in counted]
+    now, before = sum(samples), sum(samples[:-1])
+    arrived = f"{now:,} samples instead of {before:,}, {now / before:.2f} times as many"
+    if now >= rule.growth * before:
+        return Decision(step, True, arrived)
+    if rule.plateau is None:
+        return Decision(step, False, f"waits for more data: {arrived}, not {rule.growth:g} times")
+    fall = fall_of_loss(training_losses(folder, step - 1))
+    if fall is None:
+        return Decision(step, False, f"waits for more data: {arrived}; the loss has too few points to judge")
+    learns = f"the loss fell by {fall:.1%} at the end of step {step - 1}"
+    if fall <= rule.plateau:
+        return Decision(step, True, f"{learns}, no more than {rule.plateau:.1%}; {arrived}")
+    return Decision(step, False, f"waits for more data: {arrived}, not {rule.growth:g} times; {learns}")
+
+
+def training_losses(folder: RunFolder, step: int) -> list[float]:
+    """The recorded losses of the training of a growth step's final model."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = next(record for number, phase, record in folder.records() if (number, phase) == (step, Phase.TRAIN))
+    first = record["first_iteration"]
+    events = EventAccumulator(str(folder.tensorboard / "training"), size_guidance={"scalars": 0}).Reload()
+    if "train/loss" not in events.Tags()["scalars"]:
+        return []
+    points = events.Scalars("train/loss")
+    return [point.value for point in points if first < point.step <= first + record["iterations"]]
+
+
+def fall_of_loss(losses: Sequence[float]) -> float | None:
+    """By what share the mean loss fell from the third to the last quarter; None of too few points."""
+    quarter = len(losses) // 4
+    if len(losses) < _FEWEST_POINTS:
+        return None
+    third, last = losses[-2 * quarter : -quarter], losses[-quarter:]
+    return 1 - sum(last) / sum(third)

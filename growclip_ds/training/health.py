@@ -1,0 +1,178 @@
+"""Iterations whose numbers have gone wrong: skipped on all ranks alike, named, and not put up with for ever."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from growclip_ds import distributed
+from growclip_ds.config.config import HealthSection
+from growclip_ds.errors import InputError
+from growclip_ds.files import write_json
+from growclip_ds.training.engine import Engine
+from growclip_ds.training.iteration import Outcome
+
+MEDIAN_OVER = 100  # losses
+FEWEST_LOSSES = 20  # before which no loss is a spike
+
+
+class Health:
+    """Judges the iterations of a phase. Every rank makes the same calls with the same outcomes.
+
+    Args:
+        section: of the configuration.
+        folder: where iterations without an update are described, a file each.
+        note: tells the user.
+
+    Attributes:
+        skipped: iterations of the phase without an update.
+        in_a_row: of these, the last ones, those that are part of the search for a loss scale left out.
+    """
+
+    def __init__(self, section: HealthSection, folder: Path, note: Callable[[str], None]) -> None:
+        self.section, self.folder, self.note = section, folder, note
+        self.skipped = self.in_a_row = 0
+        self._losses: deque[float] = deque(maxlen=MEDIAN_OVER)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a phase that goes on needs, as JSON."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "losses": list(self._losses)}
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self._losses = deque(state["losses"], maxlen=MEDIAN_OVER)
+
+    @property
+    def loss_limit(self) -> float:
+        """The loss from which on an iteration is a spike; infinite where none is."""
+        if self.section.spike_factor is None or len(self._losses) < FEWEST_LOSSES:
+            return math.inf
+        return self.section.spike_factor * statistics.median(self._losses)
+
+    def judge(
+        self, outcome: Outcome, again: Callable[[], Outcome], engine: Engine, iteration: int, keys: Sequence[str]
+    ) -> Outcome:
+        """Takes note of an iteration. Collective where there was no update.
+
+        An iteration whose numbers were not finite is run again under observation, to find the tensor that was the
+        first. Should it then end well, as after a computing error of the machine, that is its outcome.
+
+        Args:
+            outcome: of the iteration.
+            again: runs it once more.
+            engine: that it was run on.
+            iteration: counted from 1.
+            keys: of this rank's samples.
+
+        Raises:
+            InputError: on every rank, if this was one too many.
+        """
+        if not outcome.skipped:
+            return self._count(outcome)
+        limit = self.loss_limit
+        if math.isfinite(outcome.loss):
+            if outcome.loss >= limit:
+                return self._skip_spike(outcome, limit, iteration, keys)
+            if engine.searches_loss_scale:
+                self.skipped += 1
+                return outcome
+        loss_scale = engine.loss_scale
+        with _FirstBadTensor(engine.module) as first:
+            repeated = again()
+        if not repeated.skipped:
+            self.note(f"iteration {iteration}: gradients were not finite, but were when it was run again")
+            return self._count(repeated)
+        if loss_scale is not None:
+            engine.loss_scale = loss_scale  # once is enough to lower it
+        found = [place for place in distributed.all_gather_object(first.found) if place is not None]
+        tensor = "the loss" if not found else min(found)[1]
+        self._skip(f"{tensor} is not finite", outcome, iteration, keys, tensor=tensor)
+        return outcome
+
+    def _count(self, outcome: Outcome) -> Outcome:
+        self.in_a_row = 0
+        if self.section.spike_factor is not None:
+            self._losses.append(outcome.loss)
+        return outcome
+
+    def _skip_spike(self, outcome: Outcome, limit: float, iteration: int, keys: Sequence[str]) -> Outcome:
+        what = f"the loss is {outcome.loss:.3f}, health.spike_factor allows {limit:.3f}"
+        self._skip(what, outcome, iteration, keys, loss_limit=limit)
+        if self.section.spike_action == "stop":
+            raise InputError(
+                f"iteration {iteration}: {what}; {self._file(iteration)} lists its samples. Started again, the run "
+                "goes on from its last checkpoint: with health.spike_action skip, or a higher health.spike_factor"
+            )
+        return outcome
+
+    def _skip(self, what: str, outcome: Outcome, iteration: int, keys: Sequence[str], **more: Any) -> None:
+        self.skipped += 1
+        self.in_a_row += 1
+        report = {"iteration": iteration, "what": what, "loss": repr(outcome.loss), **more}
+        report["keys"] = distributed.all_gather_object(list(keys))
+        distributed.on_main(lambda: write_json(self._file(iteration), report))
+        self.note(f"iteration {iteration}: no update, {what}; {self._file(iteration)} lists its samples")
+        if self.in_a_row >= self.section.max_bad_iterations:
+            raise InputError(
+                f"{self.in_a_row} iterations in a row without an update, all that health.max_bad_iterations allows; "
+                f"the last is {iteration}: {what}. {self.folder} names the tensors and the samples. What was kept "
+                "before is as it was; see whether the samples are to blame, or begin a run with a lower "
+                "training.learning_rate, or with bf16 where this is fp16"
+            )
+
+    def _file(self, iteration: int) -> Path:
+        return self.folder / f"iteration_{iteration:09d}.json"
+
+
+class _FirstBadTensor:
+    """While it is entered, looks at all outputs of modules and gradients of parameters.
+
+    Attributes:
+        found: the first that is not finite, as its number among all looked at and its name; None if there is none.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.found: tuple[int, str] | None = None
+        self._module = module
+        self._seen = 0
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        for name, module in self._module.named_modules():
+            self._hooks.append(module.register_forward_hook(self._look_at_output(name or "the model")))
+        for name, parameter in self._module.named_parameters():
+            self._hooks.append(parameter.register_hook(self._look_at_gradient(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _look_at_output(self, name: str) -> Callable[..., None]:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            for tensor in output if isinstance(output, tuple) else (output,):
+                self._look(tensor, f"the output of {name}")
+
+        return look
+
+    def _look_at_gradient(self, name: str) -> Callable[[Tensor], None]:
+        return lambda gradient: self._look(gradient, f"the gradient of {name}")
+
+    def _look(self, tensor: Any, name: str) -> None:
+        if not isinstance(tensor, Tensor):
+            return
+        self._seen += 1
+        if self.found is None and not torch.isfinite(tensor).all():
+            self.found = self._seen, f"{name} on rank {distributed.rank()}"

@@ -1,0 +1,215 @@
+"""Checkpoints in the middle of a phase: when they are due, how they are written, which one to go on from.
+
+A checkpoint holds the fp32 masters under the parameters' names, the moments as `exp_avg/NAME` and `exp_avg_sq/NAME`,
+and in its description under `resume` what else the rest of the phase depends on. Learning rates, sampled subnets and
+the order of the data follow from the configuration and the iteration; no random generator has a state.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import shutil
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from torch import Tensor
+
+from growclip_ds.architecture import Shape
+from growclip_ds.checkpoint.checkpoint import Checkpoint, owners
+from growclip_ds.checkpoint.writing import CheckpointWriting
+from growclip_ds.config.config import CheckpointSection
+from growclip_ds.distributed import all_gather_object, is_main, on_every_rank, on_main, rank, world_size
+from growclip_ds.errors import InputError
+from growclip_ds.monitor import CheckpointCost, Monitor
+from growclip_ds.optim.subnet import MOMENTS
+from growclip_ds.training.engine import Engine
+
+MOST_OF_MEMORY = 0.5  # of what is available, for the copies that are written in the background
+
+
+def newest_good(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint of a phase of which every byte is as it was written. Collective.
+
+    Damaged ones are noted and put aside, as `damaged_…`.
+    """
+    for path in on_main(lambda: sorted(folder.glob("iteration_*"), reverse=True)):
+        try:
+            return on_every_rank(partial(_verified, path))
+        except InputError as error:
+            note(f"a damaged checkpoint is passed over: {error}")
+            on_main(partial(_put_aside, path))
+    return None
+
+
+def load_engine(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Puts the optimiser where the checkpoint left it; the masters are loaded already. Collective."""
+    resume = checkpoint.description["resume"]
+    for moment in MOMENTS:
+        engine.load_moments(moment, ((name, checkpoint.read(f"{moment}/{name}")) for name in resume["steps"]))
+    engine.optimizer.steps.update(resume["steps"])
+    if engine.loss_scale is not None and resume["loss_scale"] is not None:
+        engine.loss_scale = resume["loss_scale"]
+
+
+class CheckpointKeeper:
+    """Writes the checkpoints of a phase while it is trained. Methods are collective but where they say otherwise.
+
+    In the background a rank's copies are written by a thread. Whether all ranks' are done, they find out where they
+    agree on other things (`is_written`), so that a checkpoint appears at the same iteration for all.
+
+    Args:
+        folder: of the phase's checkpoints.
+        section: of the configuration.
+        engine: that is trained.
+        shapes: of the parameters.
+        describe: the description of a checkpoint taken now, but for what the engine knows; collective.
+        monitor: told what it costs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        section: CheckpointSection,
+        engine: Engine,
+        shapes: Mapping[str, Shape],
+        describe: Callable[[], dict[str, Any]],
+        monitor: Monitor,
+    ) -> None:
+        self.folder, self.section, self.engine, self.monitor = folder, section, engine, monitor
+        self._describe = describe
+        self._shapes = {
+            name if kind is None else f"{kind}/{name}": shape
+            for kind in (None, *MOMENTS)
+            for name, shape in shapes.items()
+        }
+        self._owners = owners(self._shapes, world_size())
+        self._writing: CheckpointWriting | None = None
+        self._iteration = 0
+        self._start = self._last = time.monotonic()
+        self._waited = self._waited_before = 0.0
+        self._background = section.background and self._is_room()
+
+    @property
+    def is_due_by_clock(self) -> bool:
+        """Not collective: true on rank 0 alone, whose clock counts."""
+        minutes = self.section.every_minutes
+        return is_main() and minutes is not None and time.monotonic() - self._last >= 60 * minutes
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether one is due after so many iterations, by their number. Not collective."""
+        return self.section.every_iterations is not None and iteration % self.section.every_iterations == 0
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has written its part of a checkpoint that has not appeared yet. Not collective."""
+        return self._writing is not None and self._writing.is_written
+
+    def write(self, iteration: int, now: bool = False) -> None:
+        """Writes a checkpoint after so many iterations of the phase.
+
+        Args:
+            iteration: how many.
+            now: it is on disk when this returns.
+
+        Raises:
+            InputError: on every rank, if it cannot be written, or the one before it could not.
+        """
+        self.publish()
+        start = self._last = time.monotonic()
+        self._iteration = iteration
+        self.monitor.flush()  # the curves that the rest of the phase continues
+        description = copy.deepcopy(self._describe())  # training goes on before it is on disk
+        description["resume"] |= {
+            "iteration": iteration,
+            "steps": dict(self.engine.optimizer.steps),
+            "loss_scale": self.engine.loss_scale,
+        }
+        self._writing = CheckpointWriting(
+            self.folder / f"iteration_{iteration:09d}", self._shapes, self._owners.__getitem__, description
+        )
+        if self._background and not now:
+            self._writing.start(_taken([(name, tensor) for name, tensor in self._tensors() if tensor is not None]))
+        else:
+            self._writing.write(self._tensors())
+        self._waited += time.monotonic() - start
+        if not self._background or now:
+            self.publish()
+
+    def publish(self) -> None:
+        """Makes the checkpoint that is being written appear, waiting for it if need be.
+
+        Raises:
+            InputError: on every rank, if it cannot be written.
+        """
+        if self._writing is None:
+            return
+        start = time.monotonic()
+        writing, self._writing = self._writing, None
+        writing.publish()
+        on_main(self._prune)
+        now = time.monotonic()
+        self._waited += now - start
+        waited = self._waited - self._waited_before
+        self._waited_before = self._waited
+        share = self._waited / (now - self._start)
+        self.monitor.checkpoint(CheckpointCost(self._iteration, waited, writing.seconds, share))
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor | None]]:
+        """All that is kept, one after the other: whole on its owner, None elsewhere."""
+        yield from self.engine.masters(self._owners.__getitem__)
+        for moment in MOMENTS:
+            for name, tensor in self.engine.moments(moment, partial(self._owner_of_moment, moment)):
+                yield f"{moment}/{name}", tensor
+
+    def _owner_of_moment(self, moment: str, name: str) -> int:
+        return self._owners[f"{moment}/{name}"]
+
+    def _is_room(self) -> bool:
+        """Whether every machine has room for its ranks' copies."""
+        mine = sum(4 * math.prod(shape) for name, shape in self._shapes.items() if self._owners[name] == rank())
+        needed: Counter[str] = Counter()
+        available: dict[str, int] = {}
+        for machine, need, there in all_gather_object((socket.gethostname(), mine, psutil.virtual_memory().available)):
+            needed[machine] += need
+            available[machine] = there
+        return all(need <= MOST_OF_MEMORY * available[machine] for machine, need in needed.items())
+
+    def _prune(self) -> None:
+        """Removes what is not to be kept, and what interrupted runs left half removed or half written."""
+        for path in sorted(self.folder.glob("iteration_*"), reverse=True)[self.section.keep_last :]:
+            path.replace(path.with_name(f".{path.name}.removed"))  # so that no half of it is taken for a checkpoint
+        for path in itertools.chain(self.folder.glob(".iteration_*"), self.folder.glob("damaged_*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _verified(path: Path) -> Checkpoint:
+    """The checkpoint, of whose tensors this rank has read its share."""
+    try:
+        checkpoint = Checkpoint(path)
+        for name in checkpoint.names[rank() :: world_size()]:
+            checkpoint.read(name)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if "resume" not in checkpoint.description:
+        raise InputError(f"{path}: only the weights are there, not the state of a phase")
+    return checkpoint
+
+
+def _put_aside(path: Path) -> None:
+    aside = path.with_name(f"damaged_{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.replace(aside)
+
+
+def _taken(tensors: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, each freed when the next one is asked for."""
+    while tensors:
+        yield tensors.pop()

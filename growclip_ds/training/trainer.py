@@ -1,0 +1,175 @@
+"""The training loop of a phase."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from growclip_ds import distributed
+from growclip_ds.architecture import Architecture
+from growclip_ds.data.batch import Batch
+from growclip_ds.data.fault_limit import FaultLimit
+from growclip_ds.data.pictures import normalise
+from growclip_ds.data.stream import TrainingStream
+from growclip_ds.monitor import Progress
+from growclip_ds.signals import Stopped, StopRequest
+from growclip_ds.training.engine import Engine
+from growclip_ds.training.health import Health
+from growclip_ds.training.iteration import Outcome, train_iteration
+from growclip_ds.training.ranks_watch import RanksWatch
+from growclip_ds.training.resume import CheckpointKeeper
+
+T = TypeVar("T")
+
+
+@dataclass
+class Trainer:
+    """Trains on a stream to its end.
+
+    Attributes:
+        engine: of the model.
+        stream: gives this rank's micro-batches, an iteration at a time.
+        limit: of broken samples.
+        health: judges what came of the iterations.
+        keeper: of checkpoints.
+        stop: whether this rank was asked to stop.
+        watch: is told how far this rank is.
+        report: gets the progress, every `report_every` iterations and at the end.
+        evaluate: called after some iterations, with how many are done; may raise Stopped, and is then called again when
+            training goes on.
+        evaluate_after: which iterations.
+        seen: pairs and their captions' tokens that this rank has trained on.
+    """
+
+    engine: Engine
+    stream: TrainingStream
+    limit: FaultLimit
+    health: Health
+    keeper: CheckpointKeeper
+    stop: StopRequest
+    watch: RanksWatch
+    report: Callable[[Progress], None]
+    report_every: int
+    evaluate: Callable[[int], None] = lambda _: None
+    evaluate_after: Collection[int] = ()
+    seen: Counter[str] = field(default_factory=Counter)
+
+    def run(
+        self, learning_rate: Callable[[int], float], subnet: Callable[[int], Architecture | None] = lambda _: None
+    ) -> None:
+        """Trains. Collective.
+
+        Args:
+            learning_rate: of an iteration, counted from 0.
+            subnet: what an iteration trains, the same on every rank; None: the whole model.
+
+        Raises:
+            InputError: on every rank, before the iteration in which too many samples are broken, or after one too many
+                without an update, or if a checkpoint cannot be written.
+            Stopped: on every rank, after an iteration and with a checkpoint, if some rank was asked to stop.
+        """
+        clock = _Clock()
+        samples, reported = 0, self.health.skipped
+        stream = self.stream
+        for iteration, batches in enumerate(clock.timed(iter(stream)), start=stream.start_iteration):
+            size = stream.order.batch_size(iteration)
+            self.watch.reached(f"iteration {iteration + 1}")
+            stopping, due = self._agree(batches, size)
+            rate = learning_rate(iteration)
+            outcome = self._iterate(iteration, batches, rate, subnet(iteration))
+            for batch in batches:
+                self.seen.update(pairs_seen=len(batch), text_tokens_seen=batch.text.ids.numel())
+            samples += size
+            done = iteration + 1
+            if done % self.report_every == 0 or done == stream.iterations:
+                seconds, waited = clock.lap()
+                progress = Progress(
+                    iteration=done,
+                    iterations=stream.iterations,
+                    loss=outcome.loss,
+                    learning_rate=rate,
+                    logit_scale=outcome.logit_scale,
+                    gradient_norm=outcome.gradient_norm,
+                    skipped=self.health.skipped - reported,
+                    samples_per_second=samples / seconds,
+                    data_wait_share=max(distributed.all_gather_object(waited / seconds)),  # others wait for that rank
+                    broken_samples={str(cause): n for cause, n in self.limit.broken.items()},
+                )
+                self.report(progress)
+                samples, reported = 0, self.health.skipped
+            if done in self.evaluate_after and not stopping:
+                self.watch.reached("")
+                with clock.stopped():
+                    try:
+                        self.evaluate(done)
+                    except Stopped:
+                        stopping = True
+            if done < stream.iterations and (stopping or due or self.keeper.is_due(done)):
+                self.keeper.write(done, now=stopping)
+                if stopping:
+                    raise Stopped
+        self.keeper.publish()
+
+    def _agree(self, batches: list[Batch], size: int) -> tuple[bool, bool]:
+        """In one all-reduce, all that the ranks have to agree on: broken samples, and whether to stop after this
+        iteration and whether a checkpoint is due then. One that all ranks have written appears now.
+        """
+        counts = self.limit.counts(self.stream.faults, usable=sum(map(len, batches)))
+        flags = [self.stop.requested, self.keeper.is_due_by_clock, self.keeper.is_written]
+        mine = torch.tensor([*counts, *map(int, flags)], dtype=torch.int64, device=self.engine.device)
+        totals = distributed.all_reduce_sum(mine).tolist()
+        self.limit.judge(totals[: len(counts)], size)
+        stopping, due, written = totals[len(counts) :]
+        if written == distributed.world_size():
+            self.keeper.publish()
+        return bool(stopping), bool(due)
+
+    def _iterate(self, iteration: int, batches: list[Batch], rate: float, architecture: Architecture | None) -> Outcome:
+        micro_batches = []
+        for batch in batches:
+            moved = batch.to(self.engine.device, non_blocking=True)
+            micro_batches.append((normalise(moved.images, self.engine.dtype), moved.text))
+
+        def attempt() -> Outcome:
+            return train_iteration(self.engine, micro_batches, rate, architecture, self.health.loss_limit)
+
+        keys = itertools.chain.from_iterable(batch.keys for batch in batches)
+        return self.health.judge(attempt(), attempt, self.engine, iteration + 1, list(keys))
+
+
+class _Clock:
+    """Time since the last lap, and how much of it went by waiting for an iterator."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+
+    def timed(self, iterator: Iterator[T]) -> Iterator[T]:
+        while True:
+            before = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - before
+            yield item
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves out the time that goes by."""
+        before = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - before
+
+    def lap(self) -> tuple[float, float]:
+        now = time.perf_counter()
+        seconds, waited = now - self._start, self._waited
+        self._start, self._waited = now, 0.0
+        return seconds, waited

@@ -1,0 +1,245 @@
+"""Whole runs on two ranks: what they leave on disk, going on where they stopped, and the same bits again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from growclip_ds import Architecture, GrowthSpace, composite_metric
+from growclip_ds.checkpoint.checkpoint import Checkpoint, load_model
+from growclip_ds.cli.program import main
+from growclip_ds.data.subsets import read_subsets
+from growclip_ds.data.tokens import load_tokenizer
+from growclip_ds.evaluation import ModelEncoder, evaluate, load_evaluation_set
+from growclip_ds.growth.phases import Phase
+from growclip_ds.monitor import read_summaries
+from growclip_ds.run.folder import RunFolder
+from tests.group import Groups, RankError
+from tests.pipeline_runs import PHASES, STEPS, SUBSET, grow, write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, group: Groups, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    group(2).run(grow, data, folder)
+    return RunFolder(folder)
+
+
+def weights(run: RunFolder, step: int, phase: Phase) -> dict[str, torch.Tensor]:
+    checkpoint = Checkpoint(run.weights(step, phase))
+    return {name: checkpoint.read(name) for name in checkpoint.names}
+
+
+def assert_same_bits(run: RunFolder, other: RunFolder) -> None:
+    for place in PHASES:
+        ours, theirs = weights(run, *place), weights(other, *place)
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), place
+
+
+def test_every_phase_leaves_its_weights_and_record(run: RunFolder) -> None:
+    records = list(run.records())
+    assert [(step, phase) for step, phase, _ in records] == PHASES
+    first = 0
+    for step, phase, record in records:
+        Checkpoint(run.weights(step, phase)).verify()
+        assert record["samples"] == SUBSET * step
+        assert record["first_iteration"] == first
+        epochs = 2 if phase is Phase.TRAIN else 1
+        assert record["iterations"] == epochs * SUBSET * step // 16
+        first += record["iterations"]
+    assert [subset.samples for subset in read_subsets(run.data_file)] == [SUBSET] * STEPS
+
+
+def test_selection_compares_all_candidates_by_equation_7(run: RunFolder, data: Path) -> None:
+    base = Checkpoint(run.weights(1, Phase.TRAIN)).architecture
+    space = GrowthSpace(base, 1, 1, 1)
+    supernet = load_model(run.weights(2, Phase.SELECTION))
+    assert supernet.architecture == space.supernet
+    record = run.record(2, Phase.SELECTION)
+    candidates = record["candidates"]
+    assert len(candidates) == 64
+    assert {Architecture(**row["architecture"]) for row in candidates} == set(space)
+    sizes = supernet.sizes
+    for row in candidates:
+        architecture = Architecture(**row["architecture"])
+        parameters = sizes.parameters_of(architecture)
+        assert row["parameters"] == parameters
+        expected = composite_metric(
+            row["accuracy"], parameters, sizes.parameters_of(space.supernet), SUBSET, 2 * SUBSET
+        )
+        assert row["metric"] == pytest.approx(expected)
+    metrics = [row["metric"] for row in candidates]
+    assert metrics == sorted(metrics, reverse=True)
+    # Two of them evaluated alone, on one process, from the weights on disk.
+    dataset = load_evaluation_set(data / "scenes/eval/scenes_selection")
+    tokenizer = load_tokenizer(run.tokenizer, sizes.context_length)
+    for row in (candidates[0], candidates[-1]):
+        alone = ModelEncoder(supernet.extract(Architecture(**row["architecture"])))
+        assert evaluate(alone, dataset, tokenizer, 32, 16)[0].accuracy == pytest.approx(row["accuracy"])
+    assert Checkpoint(run.weights(2, Phase.TRAIN)).architecture == Architecture(**candidates[0]["architecture"])
+
+
+def test_reported_accuracy_is_that_of_the_weights_on_disk(run: RunFolder, data: Path) -> None:
+    model = load_model(run.weights(2, Phase.TRAIN))
+    tokenizer = load_tokenizer(run.tokenizer, model.sizes.context_length)
+    for reported in run.record(2, Phase.TRAIN)["evaluation"]:
+        dataset = load_evaluation_set(data / "scenes/eval" / reported["dataset"])
+        assert evaluate(ModelEncoder(model), dataset, tokenizer, 32, 16)[0].to_json() == reported
+
+
+def test_summary_and_curves(run: RunFolder) -> None:
+    first, second = read_summaries(run)
+    assert second.before == first.after
+    assert set(second.after) == {"scenes_objects", "scenes_retrieval"}
+    assert second.candidates[0].architecture == second.architecture
+    files = list(run.tensorboard.rglob("events.*"))
+    steps = []
+    for file in files:
+        events = EventAccumulator(str(file)).Reload()
+        if "train/loss" in events.Tags()["scalars"]:
+            steps += [event.step for event in events.Scalars("train/loss")]
+    assert sorted(steps) == list(range(1, sum(record["iterations"] for *_, record in run.records()) + 1))
+
+
+def test_a_finished_run_is_left_alone(run: RunFolder, data: Path, group: Groups) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.path.glob("step_*/**/*")}
+    group(2).run(grow, data, run.path)
+    assert {path: path.stat().st_mtime_ns for path in run.path.glob("step_*/**/*")} == before
+
+
+def test_a_run_goes_on_with_its_first_unfinished_phase(
+    run: RunFolder, data: Path, group: Groups, tmp_path: Path
+) -> None:
+    """Stopped in the middle of a phase and started again, at the same seeds: the same weights to the bit."""
+    again = RunFolder(tmp_path / "again")
+    shutil.copytree(run.path, again.path)
+    shutil.rmtree(again.phase(2, Phase.TRAIN))
+    shutil.rmtree(again.weights(2, Phase.SELECTION))
+    (again.phase(2, Phase.SELECTION) / "phase.json").unlink()
+    stamp = (again.phase(2, Phase.FINETUNE) / "phase.json").stat().st_mtime_ns
+    group(2).run(grow, data, again.path)
+    assert (again.phase(2, Phase.FINETUNE) / "phase.json").stat().st_mtime_ns == stamp
+    assert_same_bits(run, again)
+
+
+def test_a_run_that_begins_with_an_exported_model_is_the_run_that_it_came_from(
+    run: RunFolder, data: Path, group: Groups, tmp_path: Path
+) -> None:
+    """The next growth step has the same weights, to the bit."""
+    start, again = tmp_path / "exported", RunFolder(tmp_path / "again")
+    assert main(["export", str(run.path), str(start), "--step", "1"]) == 0
+    given = {"model.start": start, "data.tokenizer.name_or_path": start, "data.tokenizer.vocab_size": "null"}
+    overrides = tuple(f"{key}={value}" for key, value in given.items())
+    group(2).run(grow, data, again.path, 2, None, overrides)
+    assert_same_bits(run, again)
+    assert [record.get("start") for *_, record in again.records()] == [str(start), None, None, None]
+    with pytest.raises(RankError, match="has been through growth step 1, but the run ends with step 1: append"):
+        group(2).run(grow, data, tmp_path / "short", 2, None, (*overrides, "growth.steps=1"))
+
+
+def test_what_is_trained_is_not_trained_again(run: RunFolder, data: Path, group: Groups, tmp_path: Path) -> None:
+    """Stopped while it evaluates: weights stay as they are, and the phase ends with the same record."""
+    again = RunFolder(tmp_path / "again")
+    shutil.copytree(run.path, again.path)
+    shutil.rmtree(again.phase(2, Phase.TRAIN))
+    (again.phase(2, Phase.SELECTION) / "phase.json").unlink()
+    stamp = (again.weights(2, Phase.SELECTION) / "weights.json").stat().st_mtime_ns
+    group(2).run(grow, data, again.path)
+    assert (again.weights(2, Phase.SELECTION) / "weights.json").stat().st_mtime_ns == stamp
+    ours, theirs = (folder.record(2, Phase.SELECTION) for folder in (run, again))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert_same_bits(run, again)
+
+
+def test_data_that_has_not_come_may_still_change(run: RunFolder, data: Path, group: Groups, tmp_path: Path) -> None:
+    """The path of a second subset, first mistyped, then right."""
+    more = RunFolder(tmp_path / "more")
+    shutil.copytree(run.path, more.path)
+    shutil.rmtree(more.path / "step_2")
+    (more.path / "data.yaml").unlink()
+    group(2).run(grow, data, more.path, 2, 1)
+    with pytest.raises(RankError, match="data subset 's2'"):
+        group(2).run(grow, data, more.path, 2, None, ("data.subsets.1.shards=nowhere",))
+    group(2).run(grow, data, more.path)
+    assert_same_bits(run, more)
+
+
+def test_growth_steps_one_at_a_time(run: RunFolder, data: Path, group: Groups, tmp_path: Path) -> None:
+    """Step by step in runs of their own gives the bits of the run in one; data of later steps need not be there."""
+    stepwise = RunFolder(tmp_path / "stepwise")
+    elsewhere = data / "scenes/train/hidden"
+    (data / "scenes/train/subset_2").rename(elsewhere)
+    try:
+        group(2).run(grow, data, stepwise.path, 2, 1)
+        with pytest.raises(RankError, match="data subset 's2'"):
+            group(2).run(grow, data, stepwise.path, 2, 2)
+    finally:
+        elsewhere.rename(data / "scenes/train/subset_2")
+    group(2).run(grow, data, stepwise.path, 2, 2)
+    assert_same_bits(run, stepwise)
+
+
+def test_steps_out_of_order_and_other_runs_are_refused(
+    run: RunFolder, data: Path, group: Groups, tmp_path: Path
+) -> None:
+    with pytest.raises(RankError, match="growth step 2 needs step 1"):
+        group(2).run(grow, data, tmp_path / "new", 2, 2)
+    with pytest.raises(RankError, match="the run has growth steps 1 to 2"):
+        group(2).run(grow, data, tmp_path / "new", 2, 3)
+    with pytest.raises(RankError, match=r"growth\.max_parameters is 1,000, but model\.base has"):
+        group(2).run(grow, data, tmp_path / "new", 2, None, ("growth.max_parameters=1000",))
+    with pytest.raises(RankError, match=r"(?s)another configuration.*training\.learning_rate: 0\.005 there, 0\.1 now"):
+        group(2).run(grow, data, run.path, 2, None, ("training.learning_rate=0.1",))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_other_stages_and_accumulation_train_the_same_model(
+    run: RunFolder, data: Path, group: Groups, tmp_path: Path, stage: int
+) -> None:
+    other = RunFolder(tmp_path / "run")
+    group(2).run(grow, data, other.path, stage, 1, ("training.micro_batch_size=4",))
+    ours, theirs = weights(run, 1, Phase.TRAIN), weights(other, 1, Phase.TRAIN)
+    for name, tensor in ours.items():
+        if not name.endswith("qkv.bias"):  # keys' biases have no gradient but rounding errors
+            assert (theirs[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+
+
+def test_frozen_dimensions_limits_and_held_out_pairs(data: Path, group: Groups, tmp_path: Path) -> None:
+    """A space of few candidates, compared on pairs held out of training, at ZeRO 3, with offloaded activations."""
+    run = RunFolder(tmp_path / "run")
+    overrides = (
+        "selection.dataset=null",
+        "selection.held_out=6",
+        "growth.frozen=[conv_layers, text_blocks, shared_blocks]",
+        "growth.max_parameters=700000",
+        "training.activation_checkpointing=offload",
+        "training.optimizer=adamw",
+        "epochs.supernet=0",
+    )
+    group(2).run(grow, data, run.path, 3, None, overrides)
+    record = run.record(2, Phase.SELECTION)
+    assert record["selection_set"] == "held-out pairs"
+    rows = [Architecture(**row["architecture"]) for row in record["candidates"]]
+    model = load_model(run.weights(2, Phase.TRAIN))
+    space = GrowthSpace(Architecture(0, 1, 1, 1, 1, 0), 1, 1, 1, ["conv_layers", "text_blocks", "shared_blocks"])
+    assert set(rows) == {c for c in space if model.sizes.parameters_of(c) <= 700_000}
+    assert 1 < len(rows) < len(space) == 8
+    assert run.record(2, Phase.FINETUNE)["iterations"] == 0
+    assert run.record(2, Phase.TRAIN)["iterations"] == 2 * 2 * (SUBSET - 6) // 16 + 1
+
+
+def test_phase_records_are_json_that_a_script_can_read(run: RunFolder) -> None:
+    for step, phase in PHASES:
+        record = json.loads((run.phase(step, phase) / "phase.json").read_text())
+        assert {"samples", "parameters", "iterations", "seconds", "broken_samples"} <= set(record)

@@ -1,0 +1,160 @@
+"""When a growth step is due: by the growth of the data, by the curve of the loss; and one watch at a time."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from growclip_ds.cli import watch as cli_watch
+from growclip_ds.cli.program import main
+from growclip_ds.config.config import load_config
+from growclip_ds.errors import InputError
+from growclip_ds.run import submissions
+from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.submissions import Submissions
+from growclip_ds.run.watch import Decision, GrowthRule, decide, fall_of_loss, training_losses
+from tests.pipeline_runs import phases, write_data
+
+FALLING = [4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5]
+FLAT = [4.0, 3.0, 2.0, 1.5, 1.01, 1.0, 1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three subsets of 48 pairs: steps 2 and 3 have 2 and 1.5 times the samples of the step before."""
+    return write_data(tmp_path_factory.mktemp("data"), steps=3)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run that has finished its first growth step, of which eight losses are recorded."""
+    folder = RunFolder(tmp_path / "a run")
+    finish(folder, 1, first=0, losses=FALLING)
+    return folder
+
+
+def finish(folder: RunFolder, step: int, first: int, losses: list[float]) -> None:
+    for phase in phases(step):
+        folder.finish(step, phase, {"first_iteration": first, "iterations": 10 * len(losses)})
+    with SummaryWriter(folder.tensorboard / "training") as writer:
+        for place, loss in enumerate(losses, start=1):
+            writer.add_scalar("train/loss", loss, first + 10 * place)
+
+
+def look(data: Path, run: RunFolder, growth: float, plateau: float | None = None, *overrides: str) -> Decision:
+    return decide(load_config(data / "config.yaml", overrides), run, GrowthRule(growth, plateau))
+
+
+def test_a_step_is_due_when_its_data_has_grown_enough(data: Path, run: RunFolder) -> None:
+    due = look(data, run, 2.0)
+    assert due == Decision(2, True, "96 samples instead of 48, 2.00 times as many")
+    assert look(data, run, 2.01) == Decision(2, False, f"waits for more data: {due.reason}, not 2.01 times")
+
+
+def test_a_step_is_due_when_the_loss_falls_no_more(data: Path, run: RunFolder) -> None:
+    assert not look(data, run, 3.0, 0.1).is_due
+    finish(run, 2, first=80, losses=FLAT)
+    due = look(data, run, 3.0, 0.01)
+    assert (due.step, due.is_due) == (3, True)
+    assert due.reason == "the loss fell by 0.5% at the end of step 2, no more than 1.0%; " + (
+        "144 samples instead of 96, 1.50 times as many"
+    )
+    assert not look(data, run, 3.0, 0.001).is_due
+    assert not look(data, run, 3.0).is_due
+
+
+def test_the_curve_is_that_of_the_steps_last_phase(run: RunFolder) -> None:
+    finish(run, 2, first=80, losses=FLAT)
+    assert training_losses(run, 1) == pytest.approx(FALLING)
+    assert training_losses(run, 2) == pytest.approx(FLAT)
+    assert fall_of_loss(FALLING) == pytest.approx(1 - 0.75 / 1.75)
+    assert fall_of_loss(FALLING[:7]) is None
+
+
+def test_without_data_or_steps_to_run_nothing_is_due(data: Path, run: RunFolder, tmp_path: Path) -> None:
+    assert look(data, RunFolder(tmp_path / "new"), 2.0) == Decision(1, True, "its data is there")
+    for step in (2, 3):
+        finish(run, step, first=80 * (step - 1), losses=FLAT)
+    assert look(data, run, 1.0, 1.0) == Decision(4, False, "waits for data: the list has 3 subsets")
+    finished = look(data, run, 1.0, 1.0, "growth.steps=3")
+    assert finished == Decision(None, False, "all 3 growth steps are finished (growth.steps)")
+
+
+def test_one_watch_at_a_time(run: RunFolder, tmp_path: Path) -> None:
+    watch = Submissions(run.path)
+    with watch.alone(), pytest.raises(InputError, match="is being watched already"), watch.alone():
+        pass
+    with watch.alone():
+        pass
+    with pytest.raises(InputError, match="cannot be written"), Submissions(Path("/sys/growclip")).alone():
+        pass
+
+
+@pytest.fixture
+def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands in for slurm/grow_run.sh; returns the file in which it lists its arguments."""
+    script = tmp_path / "grow run.sh"
+    script.write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/submitted"\necho "growth step 2: job 17"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(cli_watch, "SUBMIT", str(script))
+    return tmp_path / "submitted"
+
+
+def test_a_step_is_submitted_once(data: Path, run: RunFolder, submit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path), "--growth", "2"]
+    extra = ["--", "DEVICE=cpu", "data.workers=0", "--time=10"]
+    assert main([*command, "--dry-run", *extra]) == 0
+    assert "growth step 2 is due: 96 samples" in capsys.readouterr().out
+    assert not submit.exists()
+    for _ in range(2):
+        assert main([*command, "--once", *extra]) == 0
+    arguments = f"ONE_AT_A_TIME=1 CONFIG={data}/config.yaml RUN_DIR={run.path} DEVICE=cpu data.workers=0 --time=10\n"
+    assert submit.read_text() == arguments
+    assert capsys.readouterr().out == (
+        "growth step 2: job 17\ngrowth step 2 is submitted and not finished: growth step 2: job 17\n"
+    )
+
+
+def test_a_submission_that_fails_is_not_kept(
+    data: Path, run: RunFolder, submit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grow run.sh").write_text("#!/bin/sh\nexit 2\n")
+    command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path), "--once"]
+    assert main(command) == 2
+    assert "growth step 2 is due, but was not submitted" in capsys.readouterr().err
+    assert Submissions(run.path).read() == {}
+
+
+def test_on_a_full_disk_a_step_is_submitted_once(
+    data: Path, run: RunFolder, submit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_space(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    looks = 0
+    monkeypatch.setattr(submissions, "write_json", no_space)
+    monkeypatch.setattr(cli_watch.time, "sleep", sleep)
+    assert main(["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path)]) == 130
+    assert len(submit.read_text().splitlines()) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("error: ")
+    assert "watch.json cannot be written: No space left on device; submitted was growth step 2: job 17" in first
+    assert second == "growth step 2 is submitted and not finished: growth step 2: job 17"
+
+
+@pytest.mark.parametrize("option", [["--growth", "nan"], ["--every", "inf"], ["--every", "nan"], ["--plateau", "nan"]])
+def test_numbers_that_make_no_sense_are_refused(
+    option: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(tmp_path / "run"), "--dry-run"]
+    assert main([*arguments, *option]) == 2
+    assert option[0] in capsys.readouterr().err

@@ -1,0 +1,190 @@
+"""Going on in the middle of a phase: the same bits, the same curves on other ranks and stages, damage passed over."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from growclip_ds.checkpoint.checkpoint import Checkpoint
+from growclip_ds.growth.phases import Phase
+from growclip_ds.run.folder import RunFolder
+from tests.group import Groups, RankError
+from tests.pipeline_runs import PHASES, grow_until, write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, group: Groups, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run left alone."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    group(2).run(grow_until, data, folder, 10**6)
+    return RunFolder(folder)
+
+
+def assert_same_bits(run: RunFolder, other: RunFolder) -> None:
+    for place in PHASES:
+        ours, theirs = Checkpoint(run.weights(*place)), Checkpoint(other.weights(*place))
+        assert ours.names == theirs.names
+        assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names), place
+
+
+def losses(run: RunFolder) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run.tensorboard / "training")).Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+
+@pytest.mark.parametrize(("looks", "background"), [(4, "true"), (7, "false")])
+def test_a_run_stopped_again_and_again_ends_with_the_same_bits(
+    data: Path, whole: RunFolder, group: Groups, tmp_path: Path, looks: int, background: str
+) -> None:
+    """In every phase; one rank alone is asked. Checkpoints by number come in between."""
+    run = RunFolder(tmp_path / "run")
+    options = (f"checkpoint.background={background}", "checkpoint.every_iterations=2", "health.spike_factor=9")
+    for attempts in itertools.count(1):  # noqa: B007
+        done = group(2).run(grow_until, data, run.path, looks, 2, None, options)
+        assert done[0] == done[1]
+        if done[0]:
+            break
+    assert attempts > 5
+    assert_same_bits(whole, run)
+    for (*_, ours), (*_, theirs) in zip(whole.records(), run.records(), strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert losses(run) == losses(whole)  # every iteration once
+    assert not list(run.path.glob("step_*/*/checkpoints"))
+    assert not list(run.path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_at_other_stages_too(data: Path, group: Groups, tmp_path: Path, stage: int) -> None:
+    runs = [RunFolder(tmp_path / name) for name in ("alone", "stopped")]
+    options = ("checkpoint.every_iterations=1", "training.optimizer=adamw", "evaluation.datasets=[]")
+    group(2).run(grow_until, data, runs[0].path, 10**6, stage, 1, options)
+    assert not any(group(2).run(grow_until, data, runs[1].path, 4, stage, 1, options))
+    group(2).run(grow_until, data, runs[1].path, 10**6, stage, 1, options)
+    ours, theirs = (Checkpoint(run.weights(1, Phase.TRAIN)) for run in runs)
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
+
+
+def stopped_in_training(data: Path, group: Groups, run: Path, *more: str) -> list[str]:
+    """A first growth step of 12 iterations, stopped after 8; returns its checkpoints."""
+    options = ("epochs.first=4", "checkpoint.every_iterations=3", *more)
+    assert group(2).run(grow_until, data, run, 8, 2, 1, options) == [False, False]
+    return sorted(path.name for path in RunFolder(run).checkpoints(1, Phase.TRAIN).iterdir())
+
+
+def test_so_many_are_kept_and_appear_whole(data: Path, group: Groups, tmp_path: Path) -> None:
+    names = stopped_in_training(data, group, tmp_path / "run")
+    assert names == ["iteration_000000006", "iteration_000000008"]
+    names = stopped_in_training(data, group, tmp_path / "one", "checkpoint.keep_last=1")
+    assert names == ["iteration_000000008"]
+    checkpoint = Checkpoint(RunFolder(tmp_path / "run").checkpoints(1, Phase.TRAIN) / "iteration_000000006")
+    checkpoint.verify()
+    events = EventAccumulator(str(tmp_path / "run/tensorboard/training")).Reload()
+    assert [event.step for event in events.Scalars("checkpoint/waited_share")] == [3, 6, 8]
+    resume = checkpoint.description["resume"]
+    assert resume["iteration"] == 6
+    assert set(resume["steps"].values()) == {6}  # as it was then, though it appeared later
+    assert {name.partition("/")[0] for name in checkpoint.names} >= {"exp_avg", "exp_avg_sq", "logit_scale"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "index flipped", "index gone", "file gone"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    data: Path, group: Groups, tmp_path: Path, damage: str
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    stopped_in_training(data, group, run.path)
+    newest = run.checkpoints(1, Phase.TRAIN) / "iteration_000000008"
+    file = newest / ("weights.json" if "index" in damage else "weights-00001-of-00002.safetensors")
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(content[:-100])
+    elif "gone" in damage:
+        file.unlink()
+    else:
+        place = content.index(b'"iteration": 8') + 13 if "index" in damage else len(content) // 2
+        content[place] ^= 1
+        file.write_bytes(content)
+    output = group(2).run(grow_and_tell, data, run.path)[0]
+    assert "a damaged checkpoint is passed over" in output
+    assert "iteration_000000008" in output
+    assert "goes on after iteration 6 of 12" in output
+    left_alone = RunFolder(tmp_path / "alone")
+    group(2).run(grow_until, data, left_alone.path, 10**6, 2, 1, ("epochs.first=4",))
+    ours, theirs = (Checkpoint(folder.weights(1, Phase.TRAIN)) for folder in (run, left_alone))
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
+
+
+def grow_and_tell(data: Path, run: Path) -> str:
+    import contextlib
+    import io
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        grow_until(data, run, 10**6, 2, 1, ("epochs.first=4",))
+    return output.getvalue()
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 3), (2, 1), (4, 3)])
+def test_other_ranks_and_stages_go_on_with_the_curve(
+    data: Path, group: Groups, tmp_path: Path, ranks: int, stage: int
+) -> None:
+    options = ("epochs.first=6", "training.warmup_iterations=0")  # 18 iterations
+    alone, moved = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "moved")
+    assert not any(group(2).run(grow_until, data, alone.path, 7, 2, 1, options))
+    shutil.copytree(alone.path, moved.path)
+    group(2).run(grow_until, data, alone.path, 10**6, 2, 1, options)
+    group(ranks).run(grow_until, data, moved.path, 10**6, stage, 1, options)
+    ours, theirs = losses(alone), losses(moved)
+    assert [iteration for iteration, _ in theirs] == list(range(1, 19))
+    assert ours[:7] == theirs[:7]
+    for (_, expected), (_, found) in zip(ours[7:17], theirs[7:17], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_has_changed_under_a_run_is_noticed(data: Path, group: Groups, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stopped_in_training(data, group, run)
+    with pytest.raises(RankError, match=r"(?s)another configuration.*training\.learning_rate"):
+        group(2).run(grow_until, data, run, 9, 2, 1, ("epochs.first=4", "training.learning_rate=0.1"))
+    clipped = json.loads((data / "zero2.json").read_text()) | {"gradient_clipping": 0.5}
+    (data / "zero9.json").write_text(json.dumps(clipped))
+    (output,) = {text for text in group(2).run(grow_on_other_file, data, run) if text}
+    assert "the DeepSpeed file has changed; the run goes on with it: gradient_clipping: 0.0 before, 0.5 now" in output
+
+
+def grow_on_other_file(data: Path, run: Path) -> str:
+    import contextlib
+    import io
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        grow_until(data, run, 1, 9, 1, ("epochs.first=4",))
+    return output.getvalue()
+
+
+def test_the_loss_scale_of_fp16_goes_on(data: Path, group: Groups, tmp_path: Path) -> None:
+    """Stopped while it is still being looked for: the search goes on where it was, and stops no run."""
+    fp16 = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 3, "hysteresis": 2}
+    file = {"gradient_clipping": 0.0, "zero_optimization": {"stage": 2}, "fp16": fp16}
+    (data / "zero16.json").write_text(json.dumps(file))
+    options = ("epochs.first=4", "health.max_bad_iterations=1", "evaluation.datasets=[]")  # 12 iterations
+    runs = [RunFolder(tmp_path / name) for name in ("alone", "stopped")]
+    group(2).run(grow_until, data, runs[0].path, 10**6, 16, 1, options)
+    assert not any(group(2).run(grow_until, data, runs[1].path, 3, 16, 1, options))
+    (checkpoint,) = runs[1].checkpoints(1, Phase.TRAIN).iterdir()
+    assert Checkpoint(checkpoint).description["resume"]["loss_scale"]["cur_iter"] == 3
+    group(2).run(grow_until, data, runs[1].path, 10**6, 16, 1, options)
+    ours, theirs = (Checkpoint(run.weights(1, Phase.TRAIN)) for run in runs)
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
+    skipped = [run.record(1, Phase.TRAIN)["skipped_iterations"] for run in runs]
+    assert 3 < skipped[0] == skipped[1] < 12, skipped
