@@ -146,10 +146,12 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
     folder = options.results or subject.folder.parent / "evaluation"
     store = ResultStore(folder, subject.digest, digest_of_tokenizer(tokenizer), options.precision)
 
+    stored = on_main(lambda: [store.load(dataset) for dataset in sets])
+    if None in stored:
+        on_main(store.require_writable)
     results = []
-    for dataset in sets:
+    for dataset, result in zip(sets, stored, strict=True):
         start = time.monotonic()
-        result = on_main(partial(store.load, dataset))
         source = f"from {store.file(dataset)}"
         if result is None:
             with memory_explained(dataset.name, f"lower --batch-size (now {options.batch_size:,})"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import shutil
+import sys
 import textwrap
 from typing import Any
 
@@ -39,6 +40,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, formatter_class: Any = Help, allow_abbrev: bool = False, **options: Any) -> None:
         super().__init__(formatter_class=formatter_class, allow_abbrev=allow_abbrev, **options)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse does, which says nothing where it cannot be written."""
+        (file or sys.stderr).write(message)
 
 
 class Version(argparse.Action):

@@ -7,6 +7,7 @@ A subcommand is a function that adds its parser and one that runs it. What runs 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -47,11 +48,12 @@ Exit codes of growclip and of train.py:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code: 0, 2 where the input is at fault, or as the subcommand says."""
-    options = make_parser().parse_args(arguments)
     try:
-        code = options.run(options)
-        sys.stdout.flush()
-        return code
+        try:
+            options = make_parser().parse_args(arguments)
+            return options.run(options)
+        finally:  # of what is written later, at the end of the process, nobody would hear that it failed
+            sys.stdout.flush()
     except InputError as error:
         print(f"growclip: error: {error}", file=sys.stderr)
         return 2
@@ -59,8 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("growclip: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `growclip … | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+        _leave_unwritten()
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"growclip: error: {error.filename or 'the output'} cannot be written: {error.strerror}", file=sys.stderr)
+        _leave_unwritten()
+        return 2
+
+
+def _leave_unwritten() -> None:
+    """Drops what is in standard output's buffer: Python would try once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:

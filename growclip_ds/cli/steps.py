@@ -6,7 +6,6 @@ import argparse
 import json
 from pathlib import Path
 
-from growclip_ds.config.config import load_config
 from growclip_ds.errors import InputError
 
 
@@ -27,6 +26,8 @@ def add_steps_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _steps(options: argparse.Namespace) -> int:
+    from growclip_ds.config.config import load_config
+
     config = load_config(options.config, options.overrides)
     if options.output_dir.exists() and not options.output_dir.is_dir():
         raise InputError(f"{options.output_dir} is no folder; name that of a run (--output-dir)")

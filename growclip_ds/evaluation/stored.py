@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,25 @@ class ResultStore:
         try:
             write_json(self.file(dataset), {"of": self._key(dataset), "result": result.to_json()})
         except OSError as error:
-            raise InputError(
-                f"{self.folder} cannot be written ({error.strerror}); name another folder for results (--results)"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def require_writable(self) -> None:
+        """Finds out before an evaluation whether its result can be kept.
+
+        Raises:
+            InputError: it could not.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self.folder} cannot be written ({error.strerror}); name another folder for results (--results)"
+        )
 
     def _key(self, dataset: EvaluationSet) -> dict[str, Any]:
         return {

@@ -241,7 +241,8 @@ class RunFolder:
 def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     """Creates a run's folder, or opens that of a run to go on with. Collective.
 
-    A run that has kept neither weights nor a checkpoint may begin anew with another configuration.
+    A run that has kept neither weights, nor a checkpoint, nor the record of a phase may begin anew with another
+    configuration.
 
     Raises:
         InputError: on every rank, if the folder holds another run, or cannot be written.
@@ -249,7 +250,7 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     folder = RunFolder(Path(output_dir))
 
     def open_on_main() -> None:
-        kept = ("step_*/*/weights", "step_*/*/checkpoints/iteration_*")
+        kept = ("step_*/*/weights", "step_*/*/checkpoints/iteration_*", "step_*/*/phase.json")
         begun = any(itertools.chain.from_iterable(map(folder.path.glob, kept)))
         known = folder.config_file.exists()
         if begun and not known:

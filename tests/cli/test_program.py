@@ -154,6 +154,35 @@ def test_a_reader_that_has_read_enough_is_no_traceback(tmp_path: Path) -> None:
         assert process.wait() == 1
 
 
+@pytest.mark.parametrize("line", ["--help", "--version", "steps --config {config} --output-dir none"])
+def test_a_full_disk_behind_the_output_is_one_line_and_exit_code_2(line: str, tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full")
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {subsets: [{name: a, shards: b}], tokenizer: {vocab_size: 300}}")
+    command = [sys.executable, "-m", "growclip_ds", *line.format(config=config).split()]
+    with full.open("w") as output:
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    error = "growclip: error: the output cannot be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (2, error)
+
+
+def test_an_interrupt_while_it_is_imported_is_no_traceback() -> None:
+    lines = [
+        "import sys",
+        "from growclip_ds.__main__ import main",
+        "class Interrupt:",
+        "    def find_spec(name, path=None, target=None):",
+        "        if name == 'growclip_ds.cli.watch': raise KeyboardInterrupt",
+        "sys.meta_path.insert(0, Interrupt)",
+        "sys.exit(main())",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "growclip: interrupted\n")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_completion_knows_every_command_and_option(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0

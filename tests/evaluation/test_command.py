@@ -261,6 +261,15 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert re.search(message, output.err)
 
 
+def test_that_results_cannot_be_kept_shows_before_any_is_computed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("evaluated"))
+    (folder / "file").write_text("")
+    assert evaluate(folder, "--results", str(folder / "file" / "results")) == 2
+    assert "cannot be written (Not a directory); name another folder for results" in capsys.readouterr().err
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) -> None:
     subject = find_subject(folder / "run")
     model = subject.load()

@@ -75,6 +75,16 @@ def test_a_run_that_has_done_nothing_may_begin_anew_with_another_configuration(f
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml"]
 
 
+def test_records_are_kept_where_the_weights_are_gone(begun: RunFolder):
+    begun.weights(1, Phase.TRAIN).rmdir()
+    begun.data_file.write_text("[]")
+    open_run(begun.path, config())
+    assert begun.is_finished(1, Phase.TRAIN)
+    assert begun.data_file.exists()
+    with pytest.raises(InputError, match="another configuration"):
+        open_run(begun.path, config(seed=1))
+
+
 def test_a_run_of_an_older_configuration_is_refused(begun: RunFolder):
     begun.config_file.write_text(begun.config_file.read_text().replace("beta:", "old_beta:"))
     with pytest.raises(
