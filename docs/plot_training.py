@@ -11,8 +11,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import read_summaries
-from growclip_ds.run.folder import Phase, RunFolder
+from growclip_ds.run.folder import RunFolder
 
 COLOURS = {Phase.FINETUNE: "tab:orange", Phase.SELECTION: "tab:green", Phase.TRAIN: "tab:blue"}
 

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.run.folder import Phase, RunFolder
+from growclip_ds.growth.phases import Phase
+from growclip_ds.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
 from transformers import CLIPConfig
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
 from growclip_ds.baselines.clip import FixedCLIP, load_clip
 from growclip_ds.baselines.initial import initial_tensor, is_vector
-from growclip_ds.evaluation.encoder import CandidateEncoder, ModelEncoder
 from growclip_ds.model.checkpointing import ActivationCheckpointing, checkpoint_blocks
 from growclip_ds.model.plan import Weights
 
@@ -68,9 +66,6 @@ class CLIPPlan:
         for tower in (model.vision_model, model.text_model):
             checkpoint_blocks(tower.encoder.layers, activation_checkpointing)
         return model
-
-    def encoder(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> CandidateEncoder:
-        return ModelEncoder(model, device, dtype)
 
     def describe(self) -> dict[str, Any]:
         return {"clip": self.config.to_dict()}

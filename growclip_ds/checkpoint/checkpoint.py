@@ -18,12 +18,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.checkpoint.model_weights import ModelWeights, digest_of, plan_of
 from growclip_ds.checkpoint.weights_file import DTYPES, checksum, tensor_bytes
 from growclip_ds.checkpoint.writing import FORMAT, INDEX, VERSION, CheckpointWriting, index_checksum
 from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan, ModelWeights, digest_of, plan_of
+from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan
 
 
 def describe(architecture: Architecture, sizes: ModelSizes, end_of_text: int, **more: Any) -> dict[str, Any]:

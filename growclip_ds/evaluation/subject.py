@@ -12,11 +12,11 @@ from torch import nn
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.checkpoint.checkpoint import Checkpoint, load_model
+from growclip_ds.checkpoint.exported import ExportedModel, is_exported
 from growclip_ds.checkpoint.writing import INDEX
 from growclip_ds.data.tokens import Tokenizer, load_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
-from growclip_ds.hub.exported import ExportedModel, is_exported
 from growclip_ds.run.folder import RunFolder
 
 _SHARD = "*.safetensors"  # of a checkpoint in Hugging Face format

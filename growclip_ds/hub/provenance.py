@@ -10,12 +10,12 @@ from typing import Any
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint.checkpoint import Checkpoint
+from growclip_ds.checkpoint.exported import ExportedModel, is_exported
 from growclip_ds.data.subsets import read_subsets
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.results import result_from_json
 from growclip_ds.evaluation.subject import Subject
 from growclip_ds.growth.phases import Phase
-from growclip_ds.hub.exported import ExportedModel, is_exported
 from growclip_ds.reporting.runs import Result, read_runs
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
 from growclip_ds.checkpoint.checkpoint import Checkpoint
+from growclip_ds.checkpoint.exported import ExportedModel, is_exported
 from growclip_ds.checkpoint.writing import INDEX
 from growclip_ds.config.config import load_config
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.subject import is_hugging_face, nothing_there
 from growclip_ds.growth.phases import Phase, phase_epochs
-from growclip_ds.hub.exported import ExportedModel, is_exported
 from growclip_ds.model.plan import ModelPlan
 from growclip_ds.reporting.runs import damaged_record
 from growclip_ds.run.folder import RunFolder

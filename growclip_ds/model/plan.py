@@ -1,25 +1,19 @@
-"""Which model a phase trains, before it is built: its parameters, initial weights, and how it is evaluated.
+"""Which model a phase trains, before it is built: its parameters and their initial weights.
 
-Engines, checkpoints, evaluation and the monitor take a GrowCLIP and the baselines' fixed CLIP alike.
+Engines, checkpoints and the monitor take a GrowCLIP and the baselines' fixed CLIP alike.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
-from growclip_ds.evaluation.encoder import CandidateEncoder
-from growclip_ds.growth.selection import SupernetEncoder
 from growclip_ds.model.checkpointing import ActivationCheckpointing, checkpoint_activations
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.initial import initial_tensor, is_vector
@@ -64,74 +58,14 @@ class ModelPlan(Protocol):
         """The model, its weights unwritten."""
         ...
 
-    def encoder(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> CandidateEncoder:
-        """What evaluation takes: the model as its only candidate."""
-        ...
-
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint says of the model, as JSON; read back by `plan_of`."""
+        """What a checkpoint says of the model, as JSON; read back by `growclip_ds.checkpoint.model_weights.plan_of`."""
         ...
 
 
 def num_parameters(plan: ModelPlan) -> int:
     """Parameters of the model, without the temperature."""
     return sum(math.prod(shape) for name, shape in plan.shapes.items() if name != "logit_scale")
-
-
-class ModelWeights(ABC):
-    """A model's weights on disk, opened for reading."""
-
-    @property
-    @abstractmethod
-    def plan(self) -> ModelPlan:
-        """Of the model."""
-
-    @abstractmethod
-    def read(self, name: str) -> Tensor:
-        """A tensor on the CPU, the caller's own."""
-
-    @property
-    def architecture(self) -> Architecture:
-        return self.plan.architecture
-
-    @property
-    def sizes(self) -> ModelSizes:
-        return self.plan.sizes
-
-    @property
-    def end_of_text(self) -> int:
-        return self.plan.end_of_text
-
-    def load(self) -> nn.Module:
-        """The whole model, as training and evaluation run it, in fp32 on the CPU. Raises what `read` does."""
-        model = self.plan.build()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(self.read(name))
-        return model
-
-
-def digest_of(entries: Iterable[tuple[str, str, Sequence[int], int]]) -> str:
-    """Of tensors: their names, safetensors types, shapes and checksums, whatever files they are in."""
-    return hashlib.blake2b(json.dumps(list(entries)).encode(), digest_size=16).hexdigest()
-
-
-def plan_of(description: Mapping[str, Any]) -> ModelPlan | None:
-    """The model that a checkpoint's description is of; None if it is of no model.
-
-    Raises:
-        KeyError, TypeError, ValueError: the description is damaged.
-    """
-    if "clip" in description:
-        from transformers import CLIPConfig  # slow to import
-
-        from growclip_ds.baselines.plan import CLIPPlan
-
-        return CLIPPlan(CLIPConfig.from_dict(description["clip"]))
-    if "architecture" in description:
-        architecture, sizes = Architecture(**description["architecture"]), ModelSizes(**description["sizes"])
-        return GrowCLIPPlan(architecture, sizes, description["end_of_text"])
-    return None
 
 
 @dataclass(frozen=True)
@@ -164,9 +98,6 @@ class GrowCLIPPlan:
         sizes = asdict(self.sizes)
         model = GrowCLIP(self.architecture, **sizes, end_of_text=self.end_of_text, initialise=False)
         return checkpoint_activations(model, activation_checkpointing)
-
-    def encoder(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> CandidateEncoder:
-        return SupernetEncoder(cast(GrowCLIP, model), [self.architecture])
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -11,10 +11,9 @@ from typing import Any
 from growclip_ds.config.config import Config
 from growclip_ds.data.batch import batches_in_order
 from growclip_ds.data.stream import TrainingStream
-from growclip_ds.evaluation import ClassificationResult, RetrievalResult, evaluate, retrieve_pairs
+from growclip_ds.evaluation import ClassificationResult, ModelEncoder, RetrievalResult, evaluate, retrieve_pairs
 from growclip_ds.growth.selection import SupernetEncoder, rank_candidates
 from growclip_ds.growth.space import GrowthSpace
-from growclip_ds.model.plan import ModelPlan
 from growclip_ds.monitor import Monitor
 from growclip_ds.pipeline.prepare import RunInputs
 from growclip_ds.training.engine import Engine
@@ -33,7 +32,6 @@ class Judge:
         inputs: of the run.
         monitor: told what is found.
         step: the growth step.
-        plan: of the model.
         engine: with the model.
         record: of the phase; gets `evaluation`, points of its `curve`, `selection_set` and `candidates`.
         stop_if_asked: called before each set; raises Stopped on every rank if some rank was asked to stop.
@@ -43,7 +41,6 @@ class Judge:
     inputs: RunInputs
     monitor: Monitor
     step: int
-    plan: ModelPlan
     engine: Engine
     record: dict[str, Any]
     stop_if_asked: Callable[[], None]
@@ -96,7 +93,7 @@ class Judge:
     def _evaluate(self) -> Results:
         module = self.engine.module
         was_training = module.training
-        encoder = self.plan.encoder(module, self.engine.device, self.engine.dtype)
+        encoder = ModelEncoder(module, self.engine.device, self.engine.dtype)
         size, batch_size = self.inputs.sizes.image_size, self.config.evaluation.batch_size
         results = []
         for dataset in self.inputs.evaluation_sets:

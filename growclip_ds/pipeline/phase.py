@@ -119,7 +119,7 @@ class PhaseRun:
         if self._checkpoint is not None:
             load_engine(self.engine, self._checkpoint)
         self.judge = Judge(
-            self.config, self.inputs, self.monitor, step, plan, self.engine, self.record, self._stop_if_asked
+            self.config, self.inputs, self.monitor, step, self.engine, self.record, self._stop_if_asked
         )
 
     def train(self, epochs: int, space: GrowthSpace | None = None) -> None:

@@ -14,11 +14,11 @@ from growclip_ds.config.deepspeed import ResolvedDeepSpeed
 from growclip_ds.data.faults import in_words
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import phase_epochs
-from growclip_ds.hub.start import adopt
 from growclip_ds.monitor import open_monitor
 from growclip_ds.pipeline.phase import Run
 from growclip_ds.pipeline.prepare import list_left_out, prepare
 from growclip_ds.pipeline.recipes import RECIPES
+from growclip_ds.pipeline.start import adopt
 from growclip_ds.run.folder import open_run
 from growclip_ds.signals import StopRequest
 from growclip_ds.training.memory_errors import memory_explained

@@ -14,12 +14,13 @@ from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import FixedCLIP, clip_config
 from growclip_ds.baselines.plan import CLIPPlan
 from growclip_ds.baselines.starts import continued, shrunk_and_perturbed
+from growclip_ds.checkpoint.model_weights import plan_of
 from growclip_ds.config.config import MS_CLIP, VIT_B_16
 from growclip_ds.distributed import rank
 from growclip_ds.errors import InputError
 from growclip_ds.growth.inheritance import Momentum
 from growclip_ds.model.packed import pack
-from growclip_ds.model.plan import GrowCLIPPlan, num_parameters, plan_of
+from growclip_ds.model.plan import GrowCLIPPlan, num_parameters
 from growclip_ds.optim import Lamb
 from growclip_ds.pipeline.phase import kernels_of
 from growclip_ds.training.engine import Engine

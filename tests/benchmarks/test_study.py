@@ -11,7 +11,8 @@ from benchmarks.study.results import Results
 from benchmarks.study.runs import GROWN, MAIN, METHODS, RATES, Plan, fixed_parameters, nearest
 from benchmarks.study.tables import tables
 from growclip_ds.config.config import load_config
-from growclip_ds.run.folder import Phase, RunFolder
+from growclip_ds.growth.phases import Phase
+from growclip_ds.run.folder import RunFolder
 
 CONFIG = "configs/study.yaml"
 

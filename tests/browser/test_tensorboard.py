@@ -12,9 +12,10 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import read_summaries
 from growclip_ds.monitor.monitor import PHASE_NUMBERS
-from growclip_ds.run.folder import Phase, RunFolder
+from growclip_ds.run.folder import RunFolder
 from tests.browser.board import Board, serve
 from tests.group import Groups
 from tests.pipeline_runs import PHASES, STEPS, grow, write_data

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from growclip_ds.cli.program import main
-from growclip_ds.run.folder import Phase, RunFolder
+from growclip_ds.growth.phases import Phase
+from growclip_ds.run.folder import RunFolder
 
 
 @pytest.fixture

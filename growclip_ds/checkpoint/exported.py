@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.checkpoint.model_weights import ModelWeights, digest_of
 from growclip_ds.checkpoint.weights_file import checksum, tensor_bytes
 from growclip_ds.errors import InputError
-from growclip_ds.model.plan import GrowCLIPPlan, ModelWeights, digest_of
+from growclip_ds.model.plan import GrowCLIPPlan
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

@@ -7,10 +7,10 @@ from typing import Any
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint.checkpoint import owners, write_checkpoint
+from growclip_ds.checkpoint.exported import ExportedModel
 from growclip_ds.distributed import on_every_rank, on_main, rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
-from growclip_ds.hub.exported import ExportedModel
 from growclip_ds.pipeline.prepare import RunInputs
 from growclip_ds.run.folder import RunFolder
 

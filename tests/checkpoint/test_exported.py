@@ -12,11 +12,11 @@ from transformers import AutoModel
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint.checkpoint import Checkpoint
+from growclip_ds.checkpoint.exported import ExportedModel, is_exported
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.subject import find_subject
 from growclip_ds.growth.inheritance import Momentum, inherited_tensors
 from growclip_ds.hub.export import export
-from growclip_ds.hub.exported import ExportedModel, is_exported
 from growclip_ds.hub.provenance import read_provenance
 from tests.evaluation.models import tokenizer
 from tests.hub.models import write_recorded_run

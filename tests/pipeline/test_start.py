@@ -16,9 +16,9 @@ from growclip_ds.cli.program import main
 from growclip_ds.config.config import load_config
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
-from growclip_ds.hub.start import adopt
 from growclip_ds.monitor import read_summaries
 from growclip_ds.pipeline.prepare import RunInputs
+from growclip_ds.pipeline.start import adopt
 from growclip_ds.run.folder import RunFolder, open_run
 from tests.evaluation.models import tokenizer
 from tests.hub.models import write_recorded_run
