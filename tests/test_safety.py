@@ -240,7 +240,7 @@ def test_no_address_reaches_a_shell(scheme, monkeypatch, tmp_path):
     address = f"{scheme}://host/a';touch {tmp_path}/made;$(touch {tmp_path}/made)|'.tar"
     with pytest.raises(OSError, match="host"):
         list(remote_stream.stream_shard(address))
-    assert commands
+    assert bool(commands) == (not scheme.startswith("http"))  # those are fetched by Python
     assert all(not shell and isinstance(command, list) and address in command for command, shell in commands)
 
 

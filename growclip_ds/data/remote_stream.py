@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.error import HTTPError
 
 from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.tariterators import tarfile_samples
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from growclip_ds.data.addresses import open_address
 from growclip_ds.data.batch import BatchDecoder, LoadedBatch
@@ -21,63 +22,134 @@ from growclip_ds.data.scan import CAPTION_EXTENSION, PICTURE_EXTENSIONS, key_and
 from growclip_ds.data.shards import Progress
 from growclip_ds.errors import InputError
 
-RETRIES = 2  # of a shard whose stream breaks off
-PAUSE = 1.0  # seconds before a shard is opened again
+RETRIES = 10  # of a stream that breaks off again without having given anything new
+_OWN_RETRIES = 3  # of one that ends at the same sample each time, or is refused: it is the shard that is broken
+PAUSE = 1.0  # seconds before a shard is opened again; twice as many each time, up to the longest
+_LONGEST_PAUSE = 60.0
+PATIENCE = 300.0  # seconds without a sample; a quarter of what `health.hang_minutes` is by default
+_SAID = 4  # tries in vain after which the user is told
 _STREAMS = 16  # shards that are counted at once
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
 
-def stream_shard(url: str) -> Iterator[Sample | Fault]:
-    """A shard's samples in their order, undecoded. A stream that breaks off is opened again and goes on where it was.
 
-    Raises:
-        OSError: it broke off again and again.
+class Patience:
+    """How much longer to wait for streams that are read in turn.
+
+    When a server fails they break off one after the other: waiting for each as long as for the first would add up to
+    more than a run may hang.
     """
-    return reopening(lambda: _stream_once(url), url)
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def restore(self) -> None:
+        """A stream has given something new."""
+        self._since = None
+
+    def lasts(self, pause: float) -> bool:
+        """Whether to wait so many seconds more, a stream having broken off."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        return now + pause - self._since <= PATIENCE
 
 
-def reopening(open_stream: Callable[[], Iterator[T]], url: str) -> Iterator[T]:
-    """What a stream gives. One that breaks off is opened again and goes on where it was.
+def stream_shard(url: str, patience: Patience | None = None) -> Iterator[Sample | Fault]:
+    """A shard's samples in their order, undecoded; for arguments and errors see `reopening`."""
+    return reopening(lambda: _stream_once(url), url, patience)
+
+
+def reopening(open_stream: Callable[[], Iterator[T]], url: str, patience: Patience | None = None) -> Iterator[T]:
+    """What a stream gives. One that breaks off is opened again and goes on where it was, as often as it gets on.
 
     Args:
         open_stream: starts it from its beginning.
         url: of it, for the message.
+        patience: shared with other streams that are read in turn.
 
     Raises:
-        OSError: it broke off again and again.
+        OSError: it broke off again and again without giving anything new.
     """
-    done = 0
-    for attempt in itertools.count():
+    patience = patience or Patience()
+    done = failures = own = 0
+    while True:
+        before, seen = done, 0
         try:
-            for item in itertools.islice(open_stream(), done, None):
-                done += 1
-                yield item
+            for item in open_stream():
+                seen += 1
+                if seen > done:
+                    done = seen
+                    patience.restore()
+                    yield item
             return
         except Exception as error:  # of the tar reader, the pipe, the program that fetches: each has its own
-            if attempt == RETRIES:
+            failures = 1 if done > before else failures + 1
+            own = own + 1 if done == before and (0 < seen == done or _is_refusal(error)) else 0
+            pause = min(PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE)
+            lasts = patience.lasts(pause) or failures == 1  # once always: the others may have waited for the same
+            if failures > RETRIES or own > _OWN_RETRIES or not lasts:
                 raise OSError(f"{url}: {error}") from error
-            time.sleep(PAUSE)
+            if failures == _SAID:
+                _log.warning("%s: %s; tried again for up to %.0f minutes", url, error, PATIENCE / 60)
+        time.sleep(pause)  # here, where the error and with it the broken stream are let go
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a server has answered that there is nothing to be had; 408, 425 and 429 mean later."""
+    return isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 425, 429)
+
+
+class _ToItsEnd:
+    """A stream that knows whether it was read to its end.
+
+    tarfile takes a stream that ends within a header or between two members for a whole archive. Of a whole one it reads
+    no more than the first block that marks the archive's end: it meets the stream's end only where that is missing.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.ended = False
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.ended = not data
+        return data
 
 
 def _stream_once(url: str) -> Iterator[Sample | Fault]:
     wanted = {*PICTURE_EXTENSIONS, CAPTION_EXTENSION}
+    stream = _ToItsEnd(open_address(url))
     # Members are taken as bytes: webdataset's decoders, some of which unpickle, are not used.
-    members = tarfile_samples([{"url": url}], select_files=lambda name: key_and_extension(name)[1] in wanted)
-    for sample in members:
+    members = tar_file_expander(
+        [{"url": url, "stream": stream}], select_files=lambda name: key_and_extension(name)[1] in wanted
+    )
+    half = None
+    for sample in group_by_keys(members):
+        if half is not None:
+            yield half
+            half = None
         key = sample["__key__"]
         picture = next((sample[extension] for extension in sample if extension in PICTURE_EXTENSIONS), None)
         if picture is None or CAPTION_EXTENSION not in sample:
-            yield Fault(key, Cause.NO_PICTURE if picture is None else Cause.NO_CAPTION)
+            half = Fault(key, Cause.NO_PICTURE if picture is None else Cause.NO_CAPTION)
         else:
             yield Sample(key, picture, sample[CAPTION_EXTENSION])
+    # Archives without an end, which some programs write, cannot be told from those that are cut off between members:
+    # they are not counted. With a count from elsewhere they can be read, as nobody asks for what comes after it.
+    if stream.ended:
+        raise OSError("the stream ends before the tar does")
+    if half is not None:  # and the other half was not cut off
+        yield half
 
 
-def stream_piece(piece: Piece) -> Iterator[Sample | Fault]:
+def stream_piece(piece: Piece, patience: Patience | None = None) -> Iterator[Sample | Fault]:
     """As many samples as the piece has, whatever happens to the shard: those not to be had are faults."""
     given = 0
     try:
-        for sample in itertools.islice(stream_shard(piece.url), piece.skip, piece.skip + piece.count):
+        for sample in itertools.islice(stream_shard(piece.url, patience), piece.skip, piece.skip + piece.count):
             given += 1
             yield sample
     except OSError:
@@ -125,11 +197,7 @@ def _count(url: str) -> int:
 def _read_stats(url: str) -> bytes:
     if url.startswith("pipe:") or not url.endswith(".tar"):
         raise ValueError("no address beside it")
-    address = url.removesuffix(".tar") + "_stats.json"
-    if url.startswith("http"):
-        with urllib.request.urlopen(address, timeout=30) as answer:
-            return answer.read()
-    with open_address(address) as stream:
+    with open_address(url.removesuffix(".tar") + "_stats.json") as stream:
         return stream.read()
 
 
@@ -176,8 +244,11 @@ class RemoteLoader(IterableDataset):
 
 def _in_turn(places: Sequence[Sequence[Piece]], passed: int) -> Iterator[Sample | Fault]:
     """The samples of a lane, from its places in turn, after the first `passed`."""
+    patience = Patience()
     streams = [
-        itertools.chain.from_iterable(map(stream_piece, _after(place, -(-(passed - number) // PLACES))))
+        itertools.chain.from_iterable(
+            stream_piece(piece, patience) for piece in _after(place, -(-(passed - number) // PLACES))
+        )
         for number, place in enumerate(places)
     ]
     for turn in itertools.count(passed):

@@ -47,13 +47,20 @@ class ShardReader:
             BrokenSample: the shard is gone, cannot be read, or no longer has at this place what it had.
         """
         shard = self.index.shard_of(position)
-        picture_block, picture_bytes, caption_block, caption_bytes = self.index.places[position].tolist()
         try:
-            file = self._open(shard)
-            name, picture = _read_member(file, picture_block, picture_bytes)
-            _, caption = _read_member(file, caption_block, caption_bytes)
+            try:
+                return self._read(shard, position)
+            except OSError:  # a handle of NFS that is stale stays so
+                self._files.pop(shard, None)
+                return self._read(shard, position)
         except (OSError, tarfile.TarError) as error:
             raise BrokenSample(Cause.UNREADABLE_SHARD, f"{shard}: {error}") from error
+
+    def _read(self, shard: str, position: int) -> Sample:
+        picture_block, picture_bytes, caption_block, caption_bytes = self.index.places[position].tolist()
+        file = self._open(shard)
+        name, picture = _read_member(file, picture_block, picture_bytes)
+        _, caption = _read_member(file, caption_block, caption_bytes)
         return Sample(key_and_extension(name)[0] or name, picture, caption)
 
     def _open(self, shard: str) -> Any:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -72,19 +72,24 @@ def open_shards(shards: Sequence[str | os.PathLike[str]], progress: Progress | N
     Where the ranks' machines do not see the same files, each machine builds what it lacks.
 
     Args:
-        shards: the tars.
+        shards: the tars; their paths may differ between machines, where some have copies.
         progress: told of this rank's part.
     """
     paths = [str(Path(shard).absolute()) for shard in shards]
     mine = on_every_rank(lambda: _find_or_build(paths[rank() :: world_size()], progress))
     parts = all_gather_object(mine)
     opened = [parts[i % world_size()][i // world_size()] for i in range(len(paths))]
-    absent = [i for i, shard in enumerate(opened) if shard.file is not None and not shard.file.exists()]
+    absent = [
+        i
+        for i, shard in enumerate(opened)
+        if shard.path != paths[i] or (shard.file is not None and not shard.file.exists())
+    ]
     if any(all_gather_object(bool(absent))):  # another machine's files
         local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         on_every_rank(lambda: _find_or_build([paths[i] for i in absent[local_rank::local_world_size]], None))
-        for i in absent:
-            opened[i] = on_this_machine(opened[i])
+        own = on_every_rank(lambda: [on_this_machine(replace(opened[i], path=paths[i])) for i in absent])
+        for i, shard in zip(absent, own, strict=True):
+            opened[i] = shard
     return opened
 
 

@@ -6,14 +6,19 @@ takes the copy if there is one: lists of data and what runs record of it stay as
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from growclip_ds.data.index_file import candidates
+from growclip_ds.data.index_file import FOLDER, candidates
 from growclip_ds.data.shards import Progress
 from growclip_ds.errors import InputError
+
+_QUIET = 60.0  # seconds in which a copy that is being made is written to
 
 
 def staged_path(shard: str, folder: Path | str) -> Path:
@@ -40,6 +45,8 @@ def stage_shards(shards: Sequence[str], folder: Path | str, progress: Progress |
         absent = [shard for shard in shards if not _is_copy(staged_path(shard, folder), Path(shard))]
         needed = sum(Path(shard).stat().st_size for shard in absent)
         Path(folder).mkdir(parents=True, exist_ok=True)
+        for parent in {staged_path(shard, folder).parent for shard in shards}:
+            _remove_partial(parent)
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise InputError(
@@ -77,3 +84,24 @@ def _copy(source: Path, copy: Path) -> None:
         partial.replace(copy)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_partial(folder: Path) -> None:
+    """Removes the copies that stagings which were killed had begun."""
+    for partial in [*folder.glob(".*.partial"), *(folder / FOLDER).glob(".*.partial")]:
+        name = re.fullmatch(r"\..+\.(?:tar|idx)\.(\d+)\.partial", partial.name)
+        # A process of another container, or of another machine that shares the folder, seems dead but writes.
+        if name and not _is_alive(int(name[1])):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - partial.stat().st_mtime > _QUIET:
+                    partial.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

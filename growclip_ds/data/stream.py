@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +24,13 @@ from growclip_ds.data.remote import Deal, RemoteOrder, RemoteShards
 from growclip_ds.data.remote_stream import RemoteLoader
 from growclip_ds.data.shards import ShardIndex
 from growclip_ds.data.tokens import Tokenizer
-from growclip_ds.data.worker_processes import WorkerContext
+from growclip_ds.data.worker_processes import Flag, WorkerContext
 from growclip_ds.errors import InputError
 from growclip_ds.signals import kept_from_children
 
 _PREFETCHED = 2  # micro-batches a worker works ahead
+_LOOK = 1.0  # seconds from one look of a worker whether it is to end, to the next
+_GRACE = 3.0  # seconds that it then has to end by itself; torch waits for 5
 
 _log = logging.getLogger(__name__)
 
@@ -148,10 +152,14 @@ class TrainingStream:
         _log.warning("rank %d: %s at iteration %d; it is replaced", self.rank, error, iteration + 1)
 
     def _data_loader(self, iteration: int) -> DataLoader:
-        options = {}
+        options: dict[str, Any] = {}
         if self.workers:
             context = WorkerContext(preload=["__main__", __name__])
-            options = {"multiprocessing_context": context, "prefetch_factor": _PREFETCHED}
+            options = {
+                "multiprocessing_context": context,
+                "prefetch_factor": _PREFETCHED,
+                "worker_init_fn": functools.partial(_prepare_worker, context.end),
+            }
         if isinstance(self.order, TrainingOrder):
             dataset, sampler = self._loader, self._shares(iteration)
         else:
@@ -162,7 +170,6 @@ class TrainingStream:
             sampler=sampler,
             num_workers=self.workers,
             pin_memory=self.pin_memory,
-            worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # its seeds for workers, which use none, are not to come from the global one
             **options,
         )
@@ -180,12 +187,16 @@ def _is_death(error: Exception) -> bool:
     return " in DataLoader worker process " not in str(error)  # a batch could not be fetched from its worker
 
 
-def _prepare_worker(worker: int) -> None:
+def _prepare_worker(end: Flag, worker: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Torch's watchdog waits for the death of the fork server, which itself waits for that of the workers.
-    threading.Thread(target=_end_with_trainer, daemon=True).start()
+    threading.Thread(target=_end_with_trainer, args=(end,), daemon=True).start()
 
 
-def _end_with_trainer() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _end_with_trainer(end: Flag) -> None:
+    """Ends this worker when its trainer is gone, or wants it to end and it waits for a shard: the trainer would too."""
+    trainer = multiprocessing.parent_process()
+    while trainer.is_alive() and not end.is_set():
+        trainer.join(_LOOK)
+    trainer.join(_GRACE)
+    os._exit(0 if end.is_set() else 1)

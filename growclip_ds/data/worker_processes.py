@@ -29,11 +29,15 @@ class WorkerContext(ForkServerContext):
 
     Args:
         preload: modules that the server imports, once for all workers.
+
+    Attributes:
+        end: that event.
     """
 
     def __init__(self, preload: list[str]) -> None:
         super().__init__()
+        self.end = Flag()
         multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
 
     def Event(self) -> Flag:  # type: ignore[override]
-        return Flag()
+        return self.end

@@ -5,11 +5,13 @@ The paper grows by quarters of a data set that is there; data that keeps arrivin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from growclip_ds.config.config import Config
-from growclip_ds.data.subsets import Subset, count_subsets
+from growclip_ds.data.remote import is_remote
+from growclip_ds.data.subsets import Subset, continue_subsets, count_subsets, read_subsets
 from growclip_ds.run.folder import Phase, RunFolder
 
 _FEWEST_POINTS = 8  # of a curve that is judged
@@ -58,8 +60,9 @@ def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
         return Decision(step, False, f"waits for data: the list has {listed} subsets")
     if step == 1:
         return Decision(step, True, "its data is there")
-    counted = count_subsets([Subset(**dict(subset)) for subset in config.data.subsets[:step]])
-    samples = [subset.samples or 0 for subset in counted]
+    configured = [Subset(**dict(subset)) for subset in config.data.subsets]
+    recorded = read_subsets(folder.data_file) if folder.data_file.exists() else []
+    samples = [_samples(subset) for subset in continue_subsets(recorded, configured)[:step]]
     now, before = sum(samples), sum(samples[:-1])
     arrived = f"{now:,} samples instead of {before:,}, {now / before:.2f} times as many"
     if now >= rule.growth * before:
@@ -73,6 +76,20 @@ def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
     if fall <= rule.plateau:
         return Decision(step, True, f"{learns}, no more than {rule.plateau:.1%}; {arrived}")
     return Decision(step, False, f"waits for more data: {arrived}, not {rule.growth:g} times; {learns}")
+
+
+def _samples(subset: Subset) -> int:
+    if subset.samples:
+        return subset.samples
+    # Local shards have an index, which is cheap to look at and notices changes.
+    return _streamed_samples(subset) if is_remote(subset.shards) else _counted(subset)
+
+
+def _counted(subset: Subset) -> int:
+    return count_subsets([subset])[0].samples or 0
+
+
+_streamed_samples = functools.cache(_counted)  # all of the shards may have to be fetched, and a watch looks often
 
 
 def training_losses(folder: RunFolder, step: int) -> list[float]:

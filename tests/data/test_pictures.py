@@ -14,7 +14,7 @@ from PIL import Image
 from growclip_ds.data.faults import BrokenSample, Cause
 from growclip_ds.data.jpeg import MARGIN, decode_scaled, scale_for
 from growclip_ds.data.orientation import orientation
-from growclip_ds.data.pictures import MAX_PIXELS, decode_picture, normalise
+from growclip_ds.data.pictures import MAX_PIXELS, MEAN, STD, decode_picture, normalise
 
 SIZE = 32
 MODES = pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
@@ -343,6 +343,8 @@ def test_normalise_gives_the_mean_picture_zero_mean_and_scales_by_the_deviation(
         for value in (0, 100, 255):
             assert out[1, channel, value, 5].item() == pytest.approx((value / 255 - mean) / std, abs=1e-6)
     assert normalise(images[:0]).shape == (0, 3, 256, 256)
+    mean, std = (torch.tensor(values).mul(255).view(3, 1, 1) for values in (MEAN, STD))
+    assert torch.equal(normalise(images), (images - mean) / std)
 
 
 def test_normalise_rounds_once_to_a_lower_precision() -> None:

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import tarfile
 import threading
+import urllib.error
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from growclip_ds.data import remote_stream
 from growclip_ds.data.faults import Cause, Fault
 from growclip_ds.data.remote import Deal, Piece, RemoteShards
-from growclip_ds.data.remote_stream import captions, count_samples, stream_piece, stream_shard
+from growclip_ds.data.remote_stream import captions, count_samples, reopening, stream_piece, stream_shard
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.data.subsets import Subset, open_subsets, read_subsets
 from growclip_ds.data.tokens import Tokenizer
@@ -136,6 +137,110 @@ def test_a_stream_that_breaks_off_is_opened_again(folder: Path, tmp_path: Path) 
     whole, once = folder / "00001.tar", tmp_path / "opened"
     command = f"if test -e {once}; then cat {whole}; else touch {once}; head -c 9000 {whole}; fi"
     assert [sample.key for sample in stream_shard(f"pipe:{command}")] == [f"1-{n:06d}" for n in range(11)]
+
+
+class Clock:
+    """Stands in for `time`: nobody waits."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    def monotonic(self) -> float:
+        return sum(self.pauses)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(remote_stream, "time", clock)
+    monkeypatch.setattr(remote_stream, "PAUSE", 1.0)
+    return clock
+
+
+def broken(items: int, error: Exception | None = None) -> Iterator[int]:
+    yield from range(items)
+    raise error or ConnectionResetError("reset by peer")
+
+
+def test_a_stream_that_breaks_often_and_gets_on_is_read_to_its_end(clock: Clock) -> None:
+    streams = [broken(items) for items in range(2, 60, 2)] + [iter(range(60))]
+    assert list(reopening(lambda: streams.pop(0), "x")) == list(range(60))
+    assert clock.pauses == [1.0] * 29
+
+
+def test_a_stream_that_is_away_for_minutes_is_waited_for(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    streams = [broken(5)]
+
+    def opened() -> Iterator[int]:
+        if streams:
+            return streams.pop()
+        return broken(0) if clock.monotonic() < 200 else iter(range(9))
+
+    assert list(reopening(opened, "x")) == list(range(9))
+    assert clock.pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert caplog.messages == ["x: reset by peer; tried again for up to 5 minutes"]
+
+
+def refusal(code: int) -> Exception:
+    return urllib.error.HTTPError("http://x", code, "", None, None)
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "pauses"),
+    [
+        (0, None, [1, 2, 4, 8, 16, 32, 60, 60, 60]),
+        (0, refusal(503), [1, 2, 4, 8, 16, 32, 60, 60, 60]),
+        (0, refusal(429), [1, 2, 4, 8, 16, 32, 60, 60, 60]),
+        (0, refusal(404), [1, 2, 4]),  # a wrong address is soon told
+        (7, None, [1, 2, 4, 8]),  # always at the same sample
+    ],
+)
+def test_waiting_comes_to_an_end(clock: Clock, items: int, error: Exception | None, pauses: list[float]) -> None:
+    given = []
+    with pytest.raises(OSError, match=r"^x: "):
+        given.extend(reopening(lambda: broken(items, error), "x"))
+    assert clock.pauses == pauses
+
+
+def test_streams_that_are_read_in_turn_are_not_waited_for_one_after_the_other(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_stream, "_stream_once", lambda url: broken(0))
+    found = list(remote_stream._in_turn([[Piece(str(place), 0, 3)] for place in range(4)], 0))
+    assert len(found) == 12
+    assert clock.monotonic() < remote_stream.PATIENCE + 10 < 20 * 60 / 2  # `health.hang_minutes`
+
+
+def member(path: Path, number: int) -> tarfile.TarInfo:
+    with tarfile.open(path) as tar:
+        return tar.getmembers()[number]
+
+
+@pytest.mark.parametrize(("number", "where"), [(6, 0), (6, 100), (7, 0), (7, 100), (7, 515)])
+def test_a_stream_that_is_cut_off_anywhere_is_opened_again(
+    folder: Path, tmp_path: Path, number: int, where: int
+) -> None:
+    """Between two samples, in a header, between a picture and its caption; in a pipe, which hides it."""
+    whole, once = folder / "00001.tar", tmp_path / "opened"
+    cut = member(whole, number).offset + where
+    url = f"pipe:if test -e {once}; then cat {whole}; else touch {once}; head -c {cut} {whole}; fi | cat"
+    assert count_samples([url]) == (11,)
+    once.unlink()
+    found = list(stream_piece(Piece(url, 2, 9)))
+    assert [getattr(sample, "cause", None) for sample in found] == [None] * 9
+    assert [sample.key for sample in found] == [f"1-{n:06d}" for n in range(2, 11)]
+
+
+def test_a_tar_without_an_end_is_read_but_not_counted(folder: Path, tmp_path: Path) -> None:
+    whole, endless = folder / "00001.tar", tmp_path / "0.tar"
+    last = member(whole, 21)
+    endless.write_bytes(whole.read_bytes()[: last.offset_data + -(-last.size // 512) * 512])
+    assert all(not isinstance(sample, Fault) for sample in stream_piece(Piece(f"pipe:cat {endless}", 0, 11)))
+    with pytest.raises(InputError, match=r"0\.tar: the stream ends before the tar does"):
+        count_samples([f"pipe:cat {endless}"])
 
 
 def test_pairs_that_are_none(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import shutil
 import tarfile
@@ -198,6 +200,33 @@ def test_a_shard_that_changes_after_it_was_indexed(tmp_path: Path) -> None:
             reader.read(position)
         assert error.value.cause is Cause.UNREADABLE_SHARD
     assert reader.read(6).picture == picture(6)
+
+
+def test_a_handle_that_is_stale_is_opened_anew(tmp_path: Path) -> None:
+    index = index_shards([write_shard(tmp_path / "0.tar", map(pair, range(3)))])
+    reader = ShardReader(index)
+    with (tmp_path / "stale").open("wb") as stale:  # reading it fails, as of a file that was replaced on a server
+        reader._files[index.shards[0]] = stale
+        assert [reader.read(position).key for position in range(3)] == [f"{n:06d}" for n in range(3)]
+
+
+def test_an_error_in_reading_is_forgiven_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = ShardReader(index_shards([write_shard(tmp_path / "0.tar", map(pair, range(3)))]))
+    read, errors = os.pread, 1
+
+    def pread(*arguments: int) -> bytes:
+        nonlocal errors
+        errors -= 1
+        if errors >= 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert reader.read(1).key == "000001"
+    errors = 2
+    with pytest.raises(BrokenSample, match="Input/output error"):
+        reader.read(1)
+    assert reader.read(1).key == "000001"
 
 
 def index_on_a_rank(folder: str) -> tuple[list[str], dict[Cause, int]] | str:

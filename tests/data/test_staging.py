@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from growclip_ds.cli.program import main
 from growclip_ds.data.index_file import FOLDER
+from growclip_ds.data.samples import ShardReader
 from growclip_ds.data.staging import stage_shards, staged_path
 from growclip_ds.data.subsets import Subset, find_shards, open_subsets
+from growclip_ds.distributed import rank
 from growclip_ds.errors import InputError
+from tests.data.corpus import write_shards
+from tests.group import Groups
 from tests.pipeline_runs import SUBSET, write_data
 
 
@@ -40,6 +45,48 @@ def test_copies_are_read_in_place_of_the_shards(data: Path, tmp_path: Path) -> N
     assert Path(copy).read_bytes() == Path(shard).read_bytes()
     index = Path(copy).parent / FOLDER / f"{Path(copy).name}.idx"
     assert index.read_bytes() == (Path(shard).parent / FOLDER / index.name).read_bytes()
+
+
+def opened_on_a_rank(data: str, staged: list[str]) -> tuple[list[str], list[str]] | str:
+    try:
+        found = open_subsets([Subset("s", str(Path(data)))], staged=staged[rank()])
+    except InputError as error:
+        return str(error)
+    reader = ShardReader(found.train)
+    return list(found.train.shards), [reader.read(position).key for position in range(len(found.train))]
+
+
+def test_a_machine_without_copies_reads_the_shards_themselves(tmp_path: Path, group: Groups) -> None:
+    """Each rank has a folder of its own, as if it were another machine."""
+    shards = find_shards(str(write_shards(tmp_path / "data", samples=25)))
+    full, empty = str(tmp_path / "full"), str(tmp_path / "empty")
+    stage_shards(shards, full)
+    copies = [str(staged_path(shard, full)) for shard in shards]
+    keys = [f"{n:06d}" for n in range(25)]
+    for folders in ([full, empty], [empty, full]):
+        expected = [(copies if folder == full else shards, keys) for folder in folders]
+        assert group(2).run(opened_on_a_rank, str(tmp_path / "data"), folders) == expected
+    with Path(copies[1]).open("r+b") as copy:  # which was changed since
+        copy.write(b"other")
+    first, second = group(2).run(opened_on_a_rank, str(tmp_path / "data"), [empty, full])
+    assert first == second == f"{shards[1]} is not the same on all machines; copy it anew"
+
+
+def test_what_killed_stagings_have_left_is_removed(tmp_path: Path) -> None:
+    shards = find_shards(str(write_shards(tmp_path / "data", samples=20)))
+    folder = staged_path(shards[0], tmp_path / "disk").parent
+    (folder / FOLDER).mkdir(parents=True)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead = [folder / f".00001.tar.{gone.pid}.partial", folder / FOLDER / f".00001.tar.idx.{gone.pid}.partial"]
+    alive = folder / f".00001.tar.{os.getpid()}.partial"  # as if another thread wrote it
+    new = folder / f".00000.tar.{gone.pid}.partial"  # seems dead, but is written: in another container
+    for partial in (*dead, alive, new):
+        partial.write_bytes(b"half of it")
+        if partial != new:
+            os.utime(partial, (0, 0))
+    stage_shards(shards[:1], tmp_path / "disk")
+    assert [partial.exists() for partial in (*dead, alive, new)] == [False, False, True, True]
 
 
 def test_what_is_there_stays_and_what_has_changed_is_copied_anew(data: Path, tmp_path: Path) -> None:

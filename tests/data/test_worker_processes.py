@@ -10,7 +10,9 @@ import time
 
 import pytest
 
+from growclip_ds.data.stream import _prepare_worker
 from growclip_ds.data.worker_processes import Flag, WorkerContext
+from growclip_ds.signals import kept_from_children
 
 
 def look_on(flag: Flag, pipe: multiprocessing.connection.Connection) -> None:
@@ -36,6 +38,26 @@ def test_a_flag_is_seen_by_processes(context: WorkerContext) -> None:
     assert ours.poll(20)
     assert ours.recv() == "seen"
     process.join()
+
+
+def wait_for_a_shard(end: Flag, pipe: multiprocessing.connection.Connection) -> None:
+    _prepare_worker(end, 0)
+    pipe.send("waiting")
+    time.sleep(300)
+
+
+def test_a_worker_that_waits_for_a_shard_ends_when_its_trainer_does(context: WorkerContext) -> None:
+    """Which would wait for it: the signal that ends other processes is kept from workers."""
+    ours, theirs = context.Pipe()
+    with kept_from_children():
+        process = context.Process(target=wait_for_a_shard, args=(context.end, theirs), daemon=True)
+        process.start()
+    assert ours.recv() == "waiting"
+    context.Event().set()
+    process.join(20)
+    code = process.exitcode
+    process.kill()
+    assert code == 0
 
 
 def test_a_process_that_is_killed_while_it_looks_locks_nobody_out(context: WorkerContext) -> None:

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from growclip_ds.cli import watch as cli_watch
 from growclip_ds.cli.program import main
 from growclip_ds.config.config import load_config
+from growclip_ds.data.subsets import Subset, write_subsets
 from growclip_ds.errors import InputError
 from growclip_ds.run import submissions
 from growclip_ds.run.folder import RunFolder
@@ -66,6 +67,19 @@ def test_a_step_is_due_when_the_loss_falls_no_more(data: Path, run: RunFolder) -
     assert not look(data, run, 3.0).is_due
 
 
+def test_only_data_that_is_not_counted_yet_is_streamed_and_that_once(data: Path, run: RunFolder) -> None:
+    said = run.path / "streamed"
+    tars = [next((data / f"scenes/train/subset_{step}").glob("*.tar")) for step in (1, 2)]
+    addresses = [f"pipe:echo {step} >> '{said}'; cat {tar}" for step, tar in enumerate(tars, start=1)]
+    overrides = [f"data.subsets.{place}.shards={address}" for place, address in enumerate(addresses)]
+    write_subsets([Subset("s1", addresses[0], 48, (48,))], run.data_file)
+    for _ in range(3):
+        assert look(data, run, 2.0, None, *overrides).reason == "96 samples instead of 48, 2.00 times as many"
+    assert said.read_text() == "2\n"
+    write_subsets([Subset("s1", addresses[0], 60, (60,))], run.data_file)
+    assert look(data, run, 2.0, None, *overrides).reason.startswith("waits for more data: 108 samples instead of 60")
+
+
 def test_the_curve_is_that_of_the_steps_last_phase(run: RunFolder) -> None:
     finish(run, 2, first=80, losses=FLAT)
     assert training_losses(run, 1) == pytest.approx(FALLING)
@@ -90,6 +104,16 @@ def test_one_watch_at_a_time(run: RunFolder, tmp_path: Path) -> None:
     with watch.alone():
         pass
     with pytest.raises(InputError, match="cannot be written"), Submissions(Path("/sys/growclip")).alone():
+        pass
+
+
+def test_a_disk_without_locks(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(submissions.fcntl, "flock", flock)
+    message = r"watch.lock cannot be locked \(Function not implemented\): mount the file system with locks"
+    with pytest.raises(InputError, match=message), Submissions(run.path).alone():
         pass
 
 
