@@ -27,6 +27,10 @@ from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan
 
 
+class DamagedError(InputError):
+    """What is on the disk is not what was written: proof, not a failure to read it."""
+
+
 def describe(architecture: Architecture, sizes: ModelSizes, end_of_text: int, **more: Any) -> dict[str, Any]:
     """Of a GrowCLIP's checkpoint: what it takes to build the model, and whatever else is worth keeping (as JSON)."""
     return {**GrowCLIPPlan(architecture, sizes, end_of_text).describe(), **more}
@@ -79,8 +83,9 @@ class Checkpoint(ModelWeights):
         description: as it was written.
 
     Raises:
-        InputError: there is none, its index is damaged or of an unknown version, a file is missing or of another
-            size, or the weights are not those of the architecture that the description names.
+        DamagedError: there is none, its index is damaged, or a file is missing or of another size.
+        InputError: it cannot be read, its index is of an unknown version, or the weights are not those of the
+            architecture that the description names.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -91,10 +96,10 @@ class Checkpoint(ModelWeights):
         self._open: dict[str, Any] = {}
         for name, size in index["files"].items():
             file = self.folder / name
-            found = file.stat().st_size if file.exists() else None
+            found = _size(file)
             if found != size:
                 problem = "no such file" if found is None else f"{found} bytes instead of {size}"
-                raise InputError(f"{file}: {problem}; the checkpoint is incomplete, copy it again or use another")
+                raise DamagedError(f"{file}: {problem}; the checkpoint is incomplete, copy it again or use another")
         try:
             self._plan = plan_of(self.description)
         except (KeyError, TypeError, ValueError) as error:
@@ -135,22 +140,26 @@ class Checkpoint(ModelWeights):
         """The tensor on the CPU, the caller's own.
 
         Raises:
-            InputError: there is no such tensor, or it is damaged.
+            DamagedError: it is damaged.
+            InputError: there is no such tensor, or it cannot be read.
         """
         entry = self._entry(name)
         file = self.folder / entry["file"]
         try:
             if entry["file"] not in self._open:
+                file.open("rb").close()  # says why it cannot: safetensors calls any such file missing
                 self._open[entry["file"]] = safe_open(file, framework="pt")
             # A copy: what safetensors returns lies in the mapped file.
             tensor = self._open[entry["file"]].get_tensor(name).clone()
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: {name} cannot be read ({error}); copy the checkpoint again") from error
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        except SafetensorError as error:
+            raise DamagedError(f"{file}: {name} cannot be read ({error}); copy the checkpoint again") from error
         if (DTYPES[tensor.dtype], list(tensor.shape)) != (entry["dtype"], entry["shape"]):
             found = f"{DTYPES[tensor.dtype]} {list(tensor.shape)}"
-            raise InputError(f"{file}: {name} is {found}, but {INDEX} says {entry['dtype']} {entry['shape']}")
+            raise DamagedError(f"{file}: {name} is {found}, but {INDEX} says {entry['dtype']} {entry['shape']}")
         if checksum(tensor_bytes(tensor)) != entry["crc32"]:
-            raise InputError(f"{file}: {name} is damaged (its checksum differs); copy the checkpoint again")
+            raise DamagedError(f"{file}: {name} is damaged (its checksum differs); copy the checkpoint again")
         return tensor
 
     def verify(self) -> None:
@@ -196,20 +205,37 @@ def load_model(folder: Path | str) -> nn.Module:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX
-    if not file.exists():
-        raise InputError(f"{folder}: no checkpoint there ({INDEX} is missing)")
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         kind, version = index["format"], index["version"]
         _ = index["description"], index["files"], index["tensors"]
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise InputError(
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedError(f"{folder}: no checkpoint there ({INDEX} is missing)") from None
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedError(
             f"{file}: damaged or not a checkpoint's index ({error!r}); copy the checkpoint again"
         ) from error
-    if (kind, version) != (FORMAT, VERSION):
+    if (kind, version) != (FORMAT, VERSION):  # before its checksum, which another version may compute otherwise
         raise InputError(
             f"{file}: format {kind!r} version {version!r}; this program reads {FORMAT!r} version {VERSION}"
         )
     if "crc32" in index and index_checksum(index) != index["crc32"]:  # the first checkpoints had none
-        raise InputError(f"{file}: damaged (its checksum differs); copy the checkpoint again")
+        raise DamagedError(f"{file}: damaged (its checksum differs); copy the checkpoint again")
     return index
+
+
+def _size(file: Path) -> int | None:
+    """In bytes; None where there is no such file."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> InputError:
+    """Says nothing about what was written."""
+    return InputError(f"{file} cannot be read: {error.strerror or error}; see whether its disk is well, then try again")

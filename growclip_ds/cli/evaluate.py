@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from growclip_ds.evaluation.report import Result
     from growclip_ds.evaluation.subject import Subject
 
-_LAUNCHED = ("RANK", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # one of them is set in each of many ranks
+# One of them is set in each of many ranks.
+_LAUNCHED = ("RANK", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def add_evaluate_command(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from growclip_ds.pipeline.prepare import list_left_out, prepare
 from growclip_ds.pipeline.recipes import RECIPES
 from growclip_ds.pipeline.start import adopt
 from growclip_ds.run.folder import open_run
+from growclip_ds.run.lock import RunLock
 from growclip_ds.signals import StopRequest
 from growclip_ds.training.memory_errors import memory_explained
 from growclip_ds.training.ranks_watch import RanksWatch
@@ -51,6 +52,7 @@ def prepare_growth(
         if growth_step not in steps:
             raise InputError(f"--growth-step {growth_step}: the run has growth steps 1 to {len(steps)}")
         steps = range(growth_step, growth_step + 1)
+    lock = RunLock(output_dir)  # before anything in the folder is looked at
     folder = open_run(output_dir, config)
     if config.model.start is None:
         folder.require_step_before(steps.start)
@@ -79,7 +81,7 @@ def prepare_growth(
     if changes := folder.keep_numerics(deepspeed.numerics):
         monitor.note(f"the DeepSpeed file has changed; the run goes on with it: {'; '.join(changes)}")
     run = Run(config, deepspeed, folder, inputs, monitor, stop or StopRequest(), watch or RanksWatch())
-    return GrowthPipeline(run, steps)
+    return GrowthPipeline(run, steps, lock)
 
 
 class GrowthPipeline:
@@ -88,9 +90,11 @@ class GrowthPipeline:
     Args:
         run: that they belong to.
         steps: the growth steps to run.
+        lock: on the run's folder, released at their end.
     """
 
-    def __init__(self, run: Run, steps: range) -> None:
+    def __init__(self, run: Run, steps: range, lock: RunLock) -> None:
+        self._lock = lock
         self.folder, self.monitor = run.folder, run.monitor
         self.recipe = RECIPES[run.config.method](run)
         self._less_memory = (
@@ -108,7 +112,7 @@ class GrowthPipeline:
             Stopped: on every rank, if some rank was asked to stop; started again, the run goes on.
         """
         try:
-            with contextlib.closing(self.monitor):
+            with contextlib.closing(self._lock), contextlib.closing(self.monitor):
                 self._run_phases()
                 self.monitor.finish()
         except OSError as error:  # perhaps of the curves, which other threads write

@@ -7,6 +7,7 @@
     tensorboard/
     bad_iterations/           iterations without an update: the tensor that was not finite, and the samples
     deepspeed.json            of the DeepSpeed file, what bears on the weights
+    train.lock                locked while the run goes on; says by whom
     step_1/train/             weights/, written when trained, and, written last, phase.json: what the phase did;
                               until then checkpoints/ to go on from
     step_2/finetune/          phase 1, the supernet
@@ -241,17 +242,16 @@ class RunFolder:
 def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     """Creates a run's folder, or opens that of a run to go on with. Collective.
 
-    A run that has kept neither weights, nor a checkpoint, nor the record of a phase may begin anew with another
-    configuration.
+    A run that has kept neither weights, nor a checkpoint, even a damaged one, nor the record of a phase may begin anew
+    with another configuration.
 
     Raises:
-        InputError: on every rank, if the folder holds another run, or cannot be written.
+        InputError: on every rank, if the folder holds another run, or cannot be read or written.
     """
     folder = RunFolder(Path(output_dir))
 
     def open_on_main() -> None:
-        kept = ("step_*/*/weights", "step_*/*/checkpoints/iteration_*", "step_*/*/phase.json")
-        begun = any(itertools.chain.from_iterable(map(folder.path.glob, kept)))
+        begun = _has_begun(folder.path)
         known = folder.config_file.exists()
         if begun and not known:
             raise InputError(
@@ -273,6 +273,28 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
 
     on_main(open_on_main)
     return folder
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether a run has kept anything. Not by `glob`, which takes errors for empty folders: what is left of a run that
+    has not begun is removed.
+    """
+    try:
+        phases = [phase for step in _inside(path) if step.name.startswith("step_") for phase in _inside(step)]
+        kept = {found.name for phase in phases for found in _inside(phase)}
+        checkpoints = [found.name for phase in phases for found in _inside(phase / "checkpoints")]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; see whether its disk is well") from error
+    return bool(kept & {"weights", "phase.json"}) or any(
+        name.startswith(("iteration_", "damaged_")) for name in checkpoints
+    )
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _check_same_run(folder: RunFolder, config: Config) -> None:

@@ -28,6 +28,7 @@ from growclip_ds.architecture import Shape
 from growclip_ds.errors import InputError
 from growclip_ds.optim import SubnetOptimizer
 from growclip_ds.optim.zero_shards import FlatShard, gather, refresh_weights, scatter
+from growclip_ds.training.joining import wait_for_all_ranks
 
 COLLECTIVE_HOURS = 2  # that ranks wait for each other at most: one may count shards or train a tokenizer for all
 
@@ -40,10 +41,11 @@ def init_distributed() -> None:
     A process that was started alone makes a group of its own.
 
     Raises:
-        InputError: it is one of several, but the launcher did not say which.
+        InputError: it is one of several, but the launcher did not say which, or others do not come.
     """
     if "RANK" not in os.environ:
-        for variable in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        # Not SLURM_NTASKS: what a job may start is told to the one process of its script too.
+        for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
             if int(os.environ.get(variable, "1")) > 1:
                 raise InputError(
                     f"{variable} says that this is one of {os.environ[variable]} processes, but RANK and WORLD_SIZE "
@@ -58,7 +60,8 @@ def init_distributed() -> None:
     # Before any collective: NCCL takes the current device, which would be the first GPU on every rank.
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     hours = datetime.timedelta(hours=COLLECTIVE_HOURS)
-    deepspeed.init_distributed(verbose=False, **({} if "DEEPSPEED_TIMEOUT" in os.environ else {"timeout": hours}))
+    with wait_for_all_ranks():  # not for hours
+        deepspeed.init_distributed(verbose=False, **({} if "DEEPSPEED_TIMEOUT" in os.environ else {"timeout": hours}))
 
 
 def leave_distributed() -> None:
@@ -82,6 +85,7 @@ class Engine:
         optimizer: the optimiser inside ZeRO's.
         device: where batches have to be.
         dtype: of the working copies.
+        loss_scale_before: fp16's `loss_scale` before the last step, which changes it.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Engine:
         self.module: nn.Module = module
         self.device = torch.device(self._deepspeed.device)
         self.dtype = parameters[0][1].dtype
+        self.loss_scale_before = self.loss_scale
 
     def __call__(self, *inputs: Any) -> Any:
         """The module's forward pass."""
@@ -137,6 +142,7 @@ class Engine:
         self.optimizer.set_active(active)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        self.loss_scale_before = self.loss_scale
         self._deepspeed.step()
         if hasattr(self._zero, "grad_partitions_flat_buffer"):
             # Stage 3 writes gradients over last iteration's, so what a parameter without a gradient had stays, and

@@ -82,6 +82,8 @@ class Health:
         limit = self.loss_limit
         if math.isfinite(outcome.loss):
             if outcome.loss >= limit:
+                if engine.loss_scale_before is not None:
+                    engine.loss_scale = engine.loss_scale_before  # the gradients did not overflow, they were made NaN
                 return self._skip_spike(outcome, limit, iteration, keys)
             if engine.searches_loss_scale:
                 self.skipped += 1

@@ -10,6 +10,7 @@ import datetime
 import faulthandler
 import json
 import os
+import secrets
 import sys
 import threading
 import time
@@ -53,13 +54,16 @@ class StoreWatch(RanksWatch):
     def __init__(self, hang_seconds: float) -> None:
         self._hang_seconds = hang_seconds
         # A connection of its own: a call that waits would hold up the other thread's.
-        self._store = dist.TCPStore(
+        store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
             timeout=datetime.timedelta(seconds=2 * SILENCE),
         )
+        # torchrun's agent keeps the store when it starts the ranks again: the last start's failure is none of this
+        # one's. (Not by TORCHELASTIC_RESTART_COUNT: the agents of several machines may count differently.)
+        self._store = dist.PrefixStore(distributed.broadcast_object(secrets.token_hex(8)), store)
         self._rank, self._world_size = distributed.rank(), distributed.world_size()
         self._beats = self._moves = 0
         self._place = ""

@@ -8,7 +8,6 @@ the order of the data follow from the configuration and the iteration; no random
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import shutil
 import socket
@@ -19,11 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from growclip_ds.architecture import Shape
-from growclip_ds.checkpoint.checkpoint import Checkpoint, owners
+from growclip_ds.checkpoint.checkpoint import Checkpoint, DamagedError, owners
 from growclip_ds.checkpoint.writing import CheckpointWriting
 from growclip_ds.config.config import CheckpointSection
 from growclip_ds.distributed import all_gather_object, is_main, on_every_rank, on_main, rank, world_size
@@ -31,21 +29,34 @@ from growclip_ds.errors import InputError
 from growclip_ds.monitor import CheckpointCost, Monitor
 from growclip_ds.optim.subnet import MOMENTS
 from growclip_ds.training.engine import Engine
+from growclip_ds.training.free_memory import available_memory
 
 MOST_OF_MEMORY = 0.5  # of what is available, for the copies that are written in the background
+SECOND_TRY = 2.0  # seconds after which a checkpoint that could not be read is read once more
 
 
 def newest_good(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint of a phase of which every byte is as it was written. Collective.
+    """The newest checkpoint of a phase of which every byte is as it was written; None if it has none. Collective.
 
-    Damaged ones are noted and put aside, as `damaged_…`.
+    Those that are proven to be damaged are noted and put aside, as `damaged_…`.
+
+    Raises:
+        InputError: on every rank, if one cannot be read or is of another version of this program, which is no damage,
+            or if all are damaged. Nothing is removed.
     """
-    for path in on_main(lambda: sorted(folder.glob("iteration_*"), reverse=True)):
-        try:
-            return on_every_rank(partial(_verified, path))
-        except InputError as error:
-            note(f"a damaged checkpoint is passed over: {error}")
-            on_main(partial(_put_aside, path))
+    for path in on_main(lambda: _listed(folder, "iteration_")):
+        checkpoint, damage = on_every_rank(partial(_verified, path))
+        damages = [found for found in all_gather_object(damage) if found is not None]
+        if not damages:
+            return checkpoint
+        note(f"a damaged checkpoint is passed over: {damages[0]}")
+        on_main(partial(_put_aside, path))
+    if damaged := on_main(lambda: _listed(folder, "damaged_")):
+        raise InputError(
+            f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in damaged)}), and the phase would "
+            "begin again with nothing done; put back one that is whole as iteration_…, or remove this folder, or move "
+            "it out of the run, to begin the phase again"
+        )
     return None
 
 
@@ -177,29 +188,55 @@ class CheckpointKeeper:
         mine = sum(4 * math.prod(shape) for name, shape in self._shapes.items() if self._owners[name] == rank())
         needed: Counter[str] = Counter()
         available: dict[str, int] = {}
-        for machine, need, there in all_gather_object((socket.gethostname(), mine, psutil.virtual_memory().available)):
+        for machine, need, there in all_gather_object((socket.gethostname(), mine, available_memory())):
             needed[machine] += need
             available[machine] = there
         return all(need <= MOST_OF_MEMORY * available[machine] for machine, need in needed.items())
 
     def _prune(self) -> None:
-        """Removes what is not to be kept, and what interrupted runs left half removed or half written."""
-        for path in sorted(self.folder.glob("iteration_*"), reverse=True)[self.section.keep_last :]:
+        """Removes what is not to be kept, and what interrupted runs left half removed or half written.
+
+        Damaged ones are kept until as many good ones are there as are to be kept.
+        """
+        good = sorted(self.folder.glob("iteration_*"), reverse=True)
+        for path in good[self.section.keep_last :]:
             path.replace(path.with_name(f".{path.name}.removed"))  # so that no half of it is taken for a checkpoint
-        for path in itertools.chain(self.folder.glob(".iteration_*"), self.folder.glob("damaged_*")):
-            shutil.rmtree(path, ignore_errors=True)
+        for pattern in (".iteration_*", *["damaged_*"] * (len(good) >= self.section.keep_last)):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def _verified(path: Path) -> Checkpoint:
-    """The checkpoint, of whose tensors this rank has read its share."""
+def _listed(folder: Path, prefix: str) -> list[Path]:
+    """The folder's entries of such names, the last one first. Not by `glob`, which takes errors for an empty folder."""
     try:
-        checkpoint = Checkpoint(path)
-        for name in checkpoint.names[rank() :: world_size()]:
-            checkpoint.read(name)
+        found = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        raise InputError(f"{folder} cannot be read: {error.strerror}; see whether its disk is well") from error
+    return sorted((path for path in found if path.name.startswith(prefix)), reverse=True)
+
+
+def _verified(path: Path) -> tuple[Checkpoint | None, str | None]:
+    """The checkpoint, of whose tensors this rank has read its share, and what of it is damaged, if anything."""
+    try:
+        try:
+            return _read_share(path), None
+        except InputError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+        time.sleep(SECOND_TRY)  # a file handle that has become stale is a new one then
+        return _read_share(path), None
+    except DamagedError as error:
+        return None, str(error)
+
+
+def _read_share(path: Path) -> Checkpoint:
+    checkpoint = Checkpoint(path)
+    for name in checkpoint.names[rank() :: world_size()]:
+        checkpoint.read(name)
     if "resume" not in checkpoint.description:
-        raise InputError(f"{path}: only the weights are there, not the state of a phase")
+        raise InputError(f"{path}: only the weights are there, not the state of a phase; move it elsewhere")
     return checkpoint
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import resource
@@ -11,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.checkpoint.checkpoint import Checkpoint, describe, load_model, owners, save_model, write_checkpoint
+from growclip_ds.checkpoint.checkpoint import (
+    Checkpoint,
+    DamagedError,
+    describe,
+    load_model,
+    owners,
+    save_model,
+    write_checkpoint,
+)
 from growclip_ds.checkpoint.writing import index_checksum
 from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
@@ -298,14 +308,35 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_found_and_named(tmp_path: Path, damage: Callable, message: str) -> None:
-    folder = tmp_path / "state"
+NO_DAMAGE = ("another version", "another architecture", "more layers", "no architecture")  # as it was written
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_found_and_named(tmp_path: Path, name: str) -> None:
+    folder, (damage, message) = tmp_path / "state", DAMAGES[name]
     save_model(make_model(), folder)
     Checkpoint(folder).verify()
     damage(folder)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         Checkpoint(folder).verify()
+    assert isinstance(caught.value, DamagedError) == (name not in NO_DAMAGE)
+
+
+@pytest.mark.parametrize("method", ["read_text", "stat", "open"])
+def test_a_failure_to_read_is_no_damage(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the index, and of a tensors' file before it is opened and as it is."""
+    write(tmp_path / "state", some_tensors())
+    original = getattr(Path, method)
+
+    def fail(path: Path, *args: Any, **more: Any) -> Any:
+        if method == "read_text" or path.suffix == ".safetensors":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return original(path, *args, **more)
+
+    monkeypatch.setattr(Path, method, fail)
+    with pytest.raises(InputError, match="cannot be read: Stale file handle") as caught:
+        Checkpoint(tmp_path / "state").verify()
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_a_bf16_model_is_kept_in_fp32(tmp_path: Path) -> None:

@@ -129,6 +129,23 @@ def test_asked_to_stop(data: Path, whole: tuple[RunFolder, float], tmp_path: Pat
     assert_first_step_ends_the_same(data, run, tmp_path / "log", whole[0])
 
 
+def wait_for_no_lock(rank: int) -> None:
+    mock.patch("growclip_ds.run.lock.WAIT", 0.0).start()
+
+
+def test_started_twice(data: Path, whole: tuple[RunFolder, float], tmp_path: Path) -> None:
+    """The second start is refused, the first one goes on as if there had been none."""
+    run = RunFolder(tmp_path / "run")
+    first = Ranks(arguments(data, run.path, *FIRST), tmp_path / "log")
+    first.wait_for("step 1/3 train: model")
+    second = Ranks(arguments(data, run.path, *FIRST), tmp_path / "second", wait_for_no_lock)
+    assert second.wait(60) == [2, 2], second.output
+    assert f"pid {first.processes[0].pid}); end that one first" in second.output.splitlines()[-1]
+    assert "Traceback" not in second.output
+    assert first.wait() == [0, 0], first.output
+    assert_same_bits(whole[0], run, PHASES[:1])
+
+
 def fail_in_iteration(rank: int, fail: Callable[[], object]) -> None:
     """Has rank 1 do something in its eighth iteration."""
     from growclip_ds.training import iteration, trainer

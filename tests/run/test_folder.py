@@ -133,6 +133,27 @@ def test_a_run_with_a_checkpoint_has_begun(folder: RunFolder):
     open_run(folder.path, config(seed=1))
 
 
+@pytest.mark.parametrize("prefix", ["iteration", "damaged_iteration"])
+def test_nothing_is_removed_of_a_run_with_a_checkpoint(folder: RunFolder, prefix: str):
+    checkpoint = folder.checkpoints(1, Phase.TRAIN) / f"{prefix}_000000002"
+    checkpoint.mkdir(parents=True)
+    with pytest.raises(InputError, match="another configuration"):
+        open_run(folder.path, config(seed=1))
+    open_run(folder.path, config())
+    assert checkpoint.exists()
+
+
+def test_nothing_is_removed_of_a_run_that_cannot_be_read(begun: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.listdir", fail)
+    monkeypatch.setattr("os.scandir", fail)
+    with pytest.raises(InputError, match="cannot be read: Input/output error"):
+        open_run(begun.path, config())
+    assert begun.weights(1, Phase.TRAIN).exists()
+
+
 def test_what_of_the_deepspeed_file_bears_on_the_weights_is_told_when_it_changes(folder: RunFolder):
     assert folder.keep_numerics({"precision": "bf16", "gradient_clipping": 0.0}) == []
     assert folder.keep_numerics({"precision": "bf16", "gradient_clipping": 0.0}) == []

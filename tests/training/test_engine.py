@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
+from growclip_ds.errors import InputError
 from growclip_ds.growth.selection import SupernetEncoder
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import pack
 from growclip_ds.optim import Lamb
-from growclip_ds.training.engine import Engine
+from growclip_ds.training import engine as training_engine
+from growclip_ds.training.engine import Engine, init_distributed
 from growclip_ds.training.iteration import train_iteration
 from tests.fed_gradients import (
     SHAPES,
@@ -69,6 +72,18 @@ def test_what_does_not_fit_is_refused_by_name(group: Groups) -> None:
         assert "layers.9.weight" in subnet
 
 
+def test_one_of_many_has_to_know_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What srun starts is; the one process of a job that may start many is not."""
+    joined = []
+    monkeypatch.setattr(training_engine.deepspeed, "init_distributed", lambda **_: joined.append(dict(os.environ)))
+    monkeypatch.setattr(os, "environ", {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"})
+    with pytest.raises(InputError, match="SLURM_STEP_NUM_TASKS says that this is one of 8 processes"):
+        init_distributed()
+    monkeypatch.setattr(os, "environ", {"SLURM_NTASKS": "8"})
+    init_distributed()
+    assert [environment["WORLD_SIZE"] for environment in joined] == ["1"]
+
+
 def skip_and_go_on(scenario: Scenario, bad: float) -> tuple[Any, ...]:
     """A step whose gradients are not finite on the last rank, between two good ones."""
     engine = build(scenario)
@@ -108,17 +123,18 @@ def test_gradients_that_are_not_finite_change_nothing(group: Groups) -> None:
                     assert not any(torch.equal(after[n], last[n]) for n in SHAPES if n != "logit_scale")
 
 
-def search_loss_scale(stages: list[int]) -> list[tuple[list[bool], list[float], float, float]]:
+def search_loss_scale(stages: list[int]) -> list[tuple[list[bool], list[float], list[float], float, float]]:
     """Gradients that fit into fp16 but not times its loss scale of 256, three times, and in fp32 what is left of them.
 
-    Gives, by stage, what was skipped, gradient norms, the fp32 norm, and how far the weights are from those of fp32.
+    Gives, by stage, what was skipped, gradient norms, the loss scale before each step and after the last one, the fp32
+    norm, and how far the weights are from those of fp32.
     """
     scaling = {"fp16": {"enabled": True, "initial_scale_power": 8, "hysteresis": 1}}
     found = []
     for stage in stages:
         fed = Scenario(stage, dtype="fp16").gradients(0, dist.get_rank())
         fed["layers.2.weight"][3, 2] = 320
-        states, skipped, norms = [], [], []
+        states, skipped, norms, scales = [], [], [], []
         for scenario, times in ((Scenario(stage, dtype="fp16", config=scaling), 3), (Scenario(stage), 2)):
             engine = build(scenario)
             for _ in range(times):
@@ -126,19 +142,23 @@ def search_loss_scale(stages: list[int]) -> list[tuple[list[bool], list[float], 
                 engine.step(learning_rate(0))
                 skipped.append(engine.skipped)
                 norms.append(engine.gradient_norm)
+                if engine.loss_scale_before is not None:
+                    scales.append(engine.loss_scale_before["cur_scale"])
+            scales += [] if engine.loss_scale is None else [engine.loss_scale["cur_scale"]]
             states.append(collect(engine))
             engine.destroy()
         in_fp16, in_fp32 = states
         error = relative_error(in_fp16.weights, in_fp32.weights) if dist.get_rank() == 0 else 0.0
-        found.append((skipped[:3], norms[:3], norms[3], error))
+        found.append((skipped[:3], norms[:3], scales, norms[3], error))
     return found
 
 
 @pytest.mark.skipif(not FP16, reason="this CPU has no fp16 in PyTorch")
 def test_a_loss_scale_too_large_costs_an_update_and_falls(group: Groups) -> None:
     for results in group(2).run(search_loss_scale, [1, 2, 3]):
-        for skipped, norms, expected, error in results:
+        for skipped, norms, scales, expected, error in results:
             assert skipped == [True, False, False]
+            assert scales == [256, 128, 128, 128]
             assert norms[1:] == pytest.approx([expected, expected], rel=1e-5)  # without the scale
             assert error < 1e-5
 

@@ -30,7 +30,9 @@ def health(folder: Path, notes: list[str] | None = None, **section: Any) -> Heal
 
 
 def engine(searches: bool = False) -> Any:
-    return SimpleNamespace(searches_loss_scale=searches, loss_scale=None, module=torch.nn.Linear(2, 2))
+    return SimpleNamespace(
+        searches_loss_scale=searches, loss_scale=None, loss_scale_before=None, module=torch.nn.Linear(2, 2)
+    )
 
 
 def judge(judged: Health, outcome: Outcome, repeated: Outcome | None = None, searches: bool = False) -> Outcome:
@@ -98,6 +100,19 @@ def test_spikes_are_measured_by_the_median(tmp_path: Path) -> None:
         judge(stopping, Outcome(3.5, math.inf, 14.0, True))
 
 
+@pytest.mark.parametrize("searches", [False, True])
+def test_a_spike_leaves_the_loss_scale_as_it_was(tmp_path: Path, searches: bool) -> None:
+    """DeepSpeed takes the NaN by which the update is left out for an overflow, and lowers the scale."""
+    judged = health(tmp_path, spike_factor=2.0)
+    judged.state = {"skipped": 0, "in_a_row": 0, "losses": [1.0] * FEWEST_LOSSES}
+    scaled = engine(searches)
+    scaled.loss_scale, scaled.loss_scale_before = {"cur_scale": 512.0}, {"cur_scale": 1024.0}
+    spike = Outcome(3.5, math.inf, 14.0, True)
+    judged.judge(spike, lambda: spike, scaled, 1, [])
+    assert scaled.loss_scale == {"cur_scale": 1024.0}
+    assert judged.skipped == 1
+
+
 def poison(data: Path, run: Path, first: int, last: int, options: tuple[str, ...], stage: int, spike: bool) -> str:
     """Grows a step in which, in some iterations, one block's output is infinite on rank 1, or the loss is huge."""
     import contextlib
@@ -111,8 +126,11 @@ def poison(data: Path, run: Path, first: int, last: int, options: tuple[str, ...
         if not first <= count <= last:
             return iterations.train_iteration(engine, *args, **more)
         if spike:
-            large = mock.patch.object(iterations, "contrastive_loss", lambda *features: 50 * iterations_loss(*features))
-            with large:
+
+            def large(*features: Any, **more: Any) -> Any:
+                return 50 * iterations_loss(*features, **more)
+
+            with mock.patch.object(iterations, "contrastive_loss", large):
                 return iterations.train_iteration(engine, *args, **more)
         block = dict(engine.module.named_modules())["text.blocks.0"]
         hook = block.register_forward_hook(

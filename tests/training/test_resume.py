@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from growclip_ds.checkpoint.checkpoint import Checkpoint
+from growclip_ds.checkpoint.checkpoint import Checkpoint, write_checkpoint
+from growclip_ds.checkpoint.writing import index_checksum
+from growclip_ds.config.config import CheckpointSection
+from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.training import resume
+from growclip_ds.training.resume import CheckpointKeeper, newest_good
 from tests.group import Groups, RankError
 from tests.pipeline_runs import PHASES, grow_until, write_data
 
@@ -122,6 +131,101 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     group(2).run(grow_until, data, left_alone.path, 10**6, 2, 1, ("epochs.first=4",))
     ours, theirs = (Checkpoint(folder.weights(1, Phase.TRAIN)) for folder in (run, left_alone))
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A phase's checkpoints, after 2 and 4 iterations."""
+    monkeypatch.setattr(resume, "SECOND_TRY", 0.0)
+    for iteration in (2, 4):
+        folder = tmp_path / "checkpoints" / f"iteration_{iteration:09d}"
+        write_checkpoint(folder, [("a", torch.ones(3))], {"a": (3,)}, lambda _: 0, {"resume": {"iteration": iteration}})
+    return tmp_path / "checkpoints"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def cut(checkpoint: Path) -> None:
+    (file,) = checkpoint.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def never(note: str) -> None:
+    raise AssertionError(note)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_a_failure_to_read_stops_the_run_and_touches_nothing(kept: Path, suffix: str, times: int) -> None:
+    """What fails once is read when it is tried again."""
+    failures, original = iter(range(times)), Path.open
+
+    def fail(path: Path, *args: Any, **more: Any) -> Any:
+        if path.suffix == f".{suffix}" and next(failures, None) is not None:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return original(path, *args, **more)
+
+    before = names(kept)
+    with mock.patch.object(Path, "open", fail):
+        if times == 1:
+            found = newest_good(kept, never)
+            assert found is not None
+            assert found.folder.name == "iteration_000000004"
+        else:
+            with pytest.raises(InputError, match="cannot be read: Stale file handle"):
+                newest_good(kept, never)
+    assert names(kept) == before
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(kept: Path) -> None:
+    failing = mock.Mock(side_effect=OSError(errno.EIO, "Input/output error"))
+    with (
+        mock.patch("os.listdir", failing),
+        mock.patch("os.scandir", failing),
+        pytest.raises(InputError, match="Input/output error"),
+    ):
+        newest_good(kept, never)
+    assert newest_good(kept / "none", never) is None
+
+
+def test_checkpoints_of_another_version_stop_the_run_and_stay(kept: Path) -> None:
+    for file in kept.glob("*/weights.json"):
+        index = json.loads(file.read_text()) | {"version": 2}
+        file.write_text(json.dumps(index | {"crc32": index_checksum(index)}))
+    before = names(kept)
+    with pytest.raises(InputError, match=r"iteration_000000004.* version 2; this program reads .* version 1"):
+        newest_good(kept, never)
+    assert names(kept) == before
+
+
+def test_a_phase_of_which_all_checkpoints_are_damaged_does_not_begin_again_unasked(kept: Path) -> None:
+    for checkpoint in kept.iterdir():
+        cut(checkpoint)
+    notes: list[str] = []
+    for _ in range(2):  # neither at once nor started again
+        with pytest.raises(InputError, match=r"all checkpoints are damaged .*remove this folder, or move it out of"):
+            newest_good(kept, notes.append)
+    assert names(kept) == ["damaged_iteration_000000002", "damaged_iteration_000000004"]
+    assert len(notes) == 2
+    shutil.rmtree(kept)
+    assert newest_good(kept, notes.append) is None
+
+
+@pytest.mark.parametrize("keep_last", [1, 2, 3])
+def test_damaged_checkpoints_are_kept_until_there_are_enough_good_ones(kept: Path, keep_last: int) -> None:
+    cut(kept / "iteration_000000004")
+    assert newest_good(kept, lambda _: None) is not None
+    engine = SimpleNamespace(
+        optimizer=SimpleNamespace(steps={}), loss_scale=None, masters=lambda owner: [], moments=lambda kind, owner: []
+    )
+    section = CheckpointSection(keep_last=keep_last, background=False)
+    keeper: Any = CheckpointKeeper(kept, section, engine, {}, lambda: {"resume": {}}, mock.Mock())
+    keeper.write(6)
+    assert ("damaged_iteration_000000004" in names(kept)) == (keep_last == 3)
+    keeper.write(8)
+    assert names(kept) == [f"iteration_{number:09d}" for number in (2, 6, 8)[-keep_last:]]
 
 
 def grow_and_tell(data: Path, run: Path) -> str:
