@@ -13,6 +13,19 @@ tell() {
   scontrol update "JobId=$SLURM_JOB_ID" "Comment=$*" 2> /dev/null
 }
 
+# Forgets the allocation in which a script was started, if it was in one: what Slurm says of that one would count for the
+# jobs that are submitted from there, whose srun then fails. What says where Slurm is, and who asks, stays.
+leave_allocation() {
+  [[ -n ${SLURM_JOB_ID:-} ]] || return 0
+  local name
+  for name in "${!SLURM_@}"; do
+    case $name in
+      SLURM_CONF | SLURM_CONF_SERVER | SLURM_CLUSTERS | SLURM_JWT | SLURM_SACK_*) ;;
+      *) unset "$name" ;;
+    esac
+  done
+}
+
 # Sorts arguments: NAME=value sets a variable, if it is one of VARIABLES; all else goes to REST.
 read_arguments() {
   REST=()
@@ -122,8 +135,11 @@ plan_ranks() {
     RANKS_PER_NODE=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
   fi
   [[ $RANKS_PER_NODE =~ ^[1-9][0-9]*$ ]] || fail "the job has no GPUs (RANKS_PER_NODE is $RANKS_PER_NODE): ask for some (--gpus-per-node=8), or set DEVICE=cpu"
-  CPUS_PER_TASK=$((${SLURM_CPUS_ON_NODE:-1} / RANKS_PER_NODE))
-  ((CPUS_PER_TASK > 0)) || fail "a node has ${SLURM_CPUS_ON_NODE:-1} processors for $RANKS_PER_NODE ranks: ask for more (--cpus-per-task), or set RANKS_PER_NODE"
+  # Whole nodes may differ, and srun wants the same of each; Slurm lists their processors as in 128(x2),96.
+  local cpus
+  cpus=$(tr , '\n' <<< "${SLURM_CPUS_ON_NODE:-1}${SLURM_JOB_CPUS_PER_NODE:+,$SLURM_JOB_CPUS_PER_NODE}" | sed 's/(.*//' | sort -n | head -n 1)
+  CPUS_PER_TASK=$((cpus / RANKS_PER_NODE))
+  ((CPUS_PER_TASK > 0)) || fail "a node has $cpus processors for $RANKS_PER_NODE ranks: ask for more (--cpus-per-task), or set RANKS_PER_NODE"
   MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
   # Below the ports that systems hand out by themselves, and another one for another job on the node.
   MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
@@ -133,8 +149,11 @@ plan_ranks() {
 # Runs a command as every rank: `run_ranks COMMAND...`.
 run_ranks() {
   # A rank that ends early ends the others, but leaves them the time to end by themselves, with their own exit code.
-  # All of the node's GPUs are seen by each of its ranks, as NCCL wants it.
-  srun --export=ALL --mpi=none --input=none --kill-on-bad-exit=0 --wait=60 --nodes="$SLURM_JOB_NUM_NODES" \
+  # All of the job's GPUs on a node are seen by each of its ranks there, as NCCL and LOCAL_RANK want it, however the job
+  # asked for them. (With --gpu-bind=none a rank would not be told which of a shared node's GPUs are the job's.)
+  env -u SLURM_GPU_BIND -u SLURM_TRES_BIND -u SLURM_GPUS_PER_TASK -u SLURM_TRES_PER_TASK \
+    srun --export=ALL --mpi=none --input=none --kill-on-bad-exit=0 --wait=60 --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks=$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) --ntasks-per-node="$RANKS_PER_NODE" \
-    --cpus-per-task="$CPUS_PER_TASK" bash slurm/rank.sh "$@"
+    --cpus-per-task="$CPUS_PER_TASK" ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"} \
+    bash slurm/rank.sh "$@"
 }

@@ -12,6 +12,7 @@ GROWCLIP_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # shellcheck source=slurm/common.sh
 source "$GROWCLIP_HOME/slurm/common.sh"
 
+leave_allocation
 read_arguments "$@"
 options=() overrides=()
 for word in "${REST[@]}"; do
@@ -24,7 +25,12 @@ require_run_files
 open_run_dir
 
 exec 9> "$RUN_DIR/slurm/.lock" || fail "$RUN_DIR/slurm/.lock cannot be written"
-flock --nonblock 9 || fail "another $SCRIPT is submitting jobs for $RUN_DIR; wait for it to end"
+said=$(flock --nonblock --conflict-exit-code=75 9 2>&1)
+case $? in
+  0) ;;
+  75) fail "another $SCRIPT is submitting jobs for $RUN_DIR; wait for it to end" ;;
+  *) fail "$RUN_DIR/slurm/.lock cannot be locked (${said##*: }): mount the file system with locks (Lustre: -o flock), or set RUN_DIR to a folder on another" ;;
+esac
 steps=$(unfinished_steps "${overrides[@]}") || exit 2
 [[ -n $steps ]] || { echo "all growth steps of $RUN_DIR are finished"; exit 0; }
 

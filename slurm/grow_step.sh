@@ -26,18 +26,27 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
   exit 2
 fi
 # Asks all ranks to stop, again and again until they do. Ranks agree on the iteration after which they all stop.
+# A request that fails is no reason to end: Slurm may be busy.
 # shellcheck disable=SC2329  # the trap calls it
 stop_ranks() {
   [[ -n ${asker:-} ]] && return
-  while scancel --signal=USR1 "$SLURM_JOB_ID" 2> /dev/null; do sleep "$RESEND"; done &
+  while kill -0 $$; do
+    scancel --signal=USR1 "$SLURM_JOB_ID"
+    sleep "$RESEND"
+  done 2> /dev/null &
   asker=$!
+}
+
+stop_asking() {
+  [[ -z ${asker:-} ]] || kill "$asker" 2> /dev/null
+  asker=
 }
 
 stopping=0 ended=0
 # By --signal before the time limit, or by hand: scancel --batch --signal=USR1 JOB.
 trap 'signalled=1 stopping=1; stop_ranks' USR1
 trap 'signalled=1 ended=1' TERM   # Slurm ends the job; the ranks have it too, and are waited for
-trap '[[ -n ${asker:-} ]] && kill "$asker" 2> /dev/null' EXIT
+trap stop_asking EXIT
 
 common=${GROWCLIP_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}/slurm/common.sh
 if [[ ! -f $common ]]; then
@@ -52,6 +61,44 @@ end_with_reason() {
   shift
   tell "$* (exit code $code)"
   exit "$code"
+}
+
+# How far the step has come: how many of its phases are finished, and the newest checkpoint of the others. What is further
+# comes later in the alphabet.
+progress() {
+  local phase checkpoint finished=0 newest=000000000
+  for phase in "$RUN_DIR/step_$STEP"/*/; do
+    if [[ -f ${phase}phase.json ]]; then
+      ((finished += 1))
+      continue
+    fi
+    for checkpoint in "${phase}checkpoints"/iteration_*; do
+      [[ -d $checkpoint ]] && newest=${checkpoint##*_}
+    done
+  done
+  echo "$finished $newest"
+}
+
+# Counts a restart in `idle`, unless the step has come further than ever before (`reached`).
+count_restart() {
+  local now
+  now=$(progress)
+  if [[ $now > $reached ]]; then
+    idle=0 reached=$now
+  else
+    ((idle += 1))
+  fi
+}
+
+# Ends the job and has Slurm queue it again: `queue_again WHY`.
+queue_again() {
+  stop_asking
+  count_restart
+  ((idle <= MAX_RESTARTS)) || end_with_reason "$STOPPED" "$1, and has not come further in $((idle - 1)) restarts (MAX_RESTARTS=$MAX_RESTARTS); submit it again to go on"
+  tell "$1, and is queued again"
+  scontrol requeue "$SLURM_JOB_ID" || end_with_reason "$STOPPED" "$1, but Slurm would not queue it again; submit it again to go on"
+  sleep 60   # Slurm ends the job
+  exit "$STOPPED"
 }
 
 # Runs a command to its end, whatever signals come meanwhile. Sets code.
@@ -100,9 +147,14 @@ log=$RUN_DIR/slurm/$name-$SLURM_JOB_ID.log
 print_to "$log"
 begin=$(wc -l < "$log")
 
-restarts=${SLURM_RESTART_COUNT:-0}
-tell "growth step $STEP of $RUN_DIR: $((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) ranks on $SLURM_JOB_NODELIST, restart $restarts of at most $MAX_RESTARTS"
-((restarts <= MAX_RESTARTS)) || end_with_reason "$STOPPED" "growth step $STEP was restarted $restarts times, more than MAX_RESTARTS=$MAX_RESTARTS; submit it again to go on"
+# Restarts since the step has come further, and how far that was.
+counted=$RUN_DIR/slurm/job_$SLURM_JOB_ID.restarts
+restarts=${SLURM_RESTART_COUNT:-0} idle=0 reached=
+((restarts == 0)) || [[ ! -f $counted ]] || read -r idle reached < "$counted"
+count_restart
+echo "$idle $reached" > "$counted"
+tell "growth step $STEP of $RUN_DIR: $((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) ranks on $SLURM_JOB_NODELIST, restart $restarts, $idle since the step has come further, of at most $MAX_RESTARTS"
+((idle <= MAX_RESTARTS)) || end_with_reason "$STOPPED" "growth step $STEP has not come further in $idle restarts, more than MAX_RESTARTS=$MAX_RESTARTS; submit it again to go on"
 
 finished() {
   [[ -f $RUN_DIR/step_$STEP/train/phase.json ]]
@@ -132,19 +184,20 @@ if finished && ((code == 0 || !was_finished)); then
 fi
 # Slurm ends the ranks before it tells this script.
 state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T 2> /dev/null)
-[[ -z $state || $state == RUNNING ]] || ended=1
+if [[ -n $state && $state != RUNNING ]]; then
+  ended=1
+else
+  # Preempted with a grace time, a job stays in that state until the time is over; one that ends before is not queued again.
+  job=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null)
+  [[ $job == *" PreemptTime="* && $job != *" PreemptTime=None"* ]] && queue_again "growth step $STEP was preempted"
+fi
 if ((ended)); then   # and knows what becomes of it: cancelled, or queued again
   tell "growth step $STEP was ended by Slurm: cancelled, preempted, out of time, or a node failed"
   exit "$STOPPED"
 fi
 # Asked to stop: ranks end with $STOPPED; one that did not listen yet, by the signal.
 if ((stopping)) && { ((code == 0 || code == STOPPED)) || ((code > 128)); }; then
-  stopped="growth step $STEP stopped as it was asked to"
-  ((restarts < MAX_RESTARTS)) || end_with_reason "$STOPPED" "$stopped, and was restarted $restarts times already (MAX_RESTARTS=$MAX_RESTARTS); submit it again to go on"
-  tell "$stopped, and is queued again"
-  scontrol requeue "$SLURM_JOB_ID" || end_with_reason "$STOPPED" "$stopped, but Slurm would not queue it again; submit it again to go on"
-  sleep 60   # Slurm ends the job
-  exit "$STOPPED"
+  queue_again "growth step $STEP stopped as it was asked to"
 fi
 ((code == STOPPED)) && end_with_reason "$STOPPED" "growth step $STEP stopped as its ranks were asked to; submit it again to go on"
 reason=$(tail -n "+$begin" "$log" | grep -ahE '^(train\.py|growclip): error: ' | tail -n 1)

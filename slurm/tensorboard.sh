@@ -16,7 +16,12 @@ SCRIPT=slurm/tensorboard.sh
 VARIABLES="RUN_DIR PYTHON"
 WAIT=300   # seconds until it is left to the user to look whether the job runs
 
-GROWCLIP_HOME=${GROWCLIP_HOME:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)}}
+# Slurm runs a copy under a name of its own. That there is a job says nothing: this may be started from within another.
+is_job=0
+[[ -n ${SLURM_JOB_ID:-} && ${BASH_SOURCE[0]##*/} != tensorboard.sh ]] && is_job=1
+home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+((is_job)) && home=$SLURM_SUBMIT_DIR
+GROWCLIP_HOME=${GROWCLIP_HOME:-$home}
 if [[ ! -f $GROWCLIP_HOME/slurm/common.sh ]]; then
   echo "$SCRIPT: error: there is no $GROWCLIP_HOME/slurm/common.sh: start from the project's folder, or set GROWCLIP_HOME to it" >&2
   exit 2
@@ -24,12 +29,13 @@ fi
 # shellcheck source=slurm/common.sh
 source "$GROWCLIP_HOME/slurm/common.sh"
 
+((is_job)) || leave_allocation
 read_arguments "$@"
 [[ -n ${RUN_DIR:-} ]] || fail "RUN_DIR is not set: name the run's folder, or that of several runs"
 enter_project
 [[ -d $RUN_DIR ]] || fail "there is no folder $RUN_DIR"
 
-if [[ -z ${SLURM_JOB_ID:-} ]]; then
+if ((!is_job)); then
   command -v sbatch > /dev/null || fail "there is no sbatch here: run this where jobs are submitted"
   open_run_dir
   job=$(sbatch --parsable --output="${RUN_DIR//%/%%}/slurm/tensorboard-%j.log" "${REST[@]}" "$SCRIPT" "RUN_DIR=$RUN_DIR" \

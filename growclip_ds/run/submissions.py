@@ -55,7 +55,7 @@ class Submissions:
         """For one process at a time; the lock ends with the process, however it ends.
 
         Raises:
-            InputError: another one is watching the run, or the folder cannot be written.
+            InputError: another one is watching the run, or the folder cannot be written or locked.
         """
         lock = self.folder / "watch.lock"
         try:
@@ -68,4 +68,9 @@ class Submissions:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{self.folder.parent} is being watched already ({lock} is held)") from None
+            except OSError as error:  # Lustre without locks: ENOSYS
+                raise InputError(
+                    f"{lock} cannot be locked ({error.strerror}): mount the file system with locks (Lustre: -o flock), "
+                    "or take a run's folder on another"
+                ) from None
             yield

@@ -324,6 +324,16 @@ def test_a_list_laid_out_as_the_papers(folder: Path) -> None:
     assert (anthropology["pictures"], anthropology["captions"]) == (327, 654)
 
 
+def test_the_script_of_a_job_is_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm tells it how many tasks the job may have; only what srun starts is one of them."""
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    line = ["evaluate", str(folder / "run"), "--sets", str(folder / "pairs"), "--device", "cpu"]
+    assert main(line) == 0
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    assert main(line) == 2
+
+
 def test_ranks_leave_their_group_in_good_order(folder: Path) -> None:
     """Its threads, ended by the interpreter's end, abort one process in ten or twenty."""
     call = f"main(['evaluate', {str(folder / 'run')!r}, '--sets', {str(folder / 'pairs')!r}, '--device', 'cpu'])"

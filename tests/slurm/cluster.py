@@ -1,5 +1,7 @@
 """A real Slurm of two nodes on this machine: one controller, two slurmd, each with eight pretended GPUs.
 
+One node has more processors than the other. Jobs are preempted with a grace time, but for those in partition `abrupt`.
+
 Everything is in one folder, of which the socket's path may have 108 bytes, so it is a short one under /tmp.
 """
 
@@ -54,11 +56,12 @@ SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf
 KillWait=5
 MinJobAge=86400
 GresTypes=gpu
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=64 RealMemory=65536 Gres=gpu:8
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=96 RealMemory=65536 Gres=gpu:8
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=64 RealMemory=65536 Gres=gpu:8
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=main Nodes=n1,n2 Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
+PartitionName=main Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=60 MaxTime=INFINITE State=UP
+PartitionName=abrupt Nodes=n1,n2 PriorityTier=1 MaxTime=INFINITE State=UP
 PartitionName=urgent Nodes=n1,n2 PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED"}

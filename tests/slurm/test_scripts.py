@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ STAND_IN = """#!/usr/bin/env bash
 if [[ $1 == train.py ]]; then exec {python} "{folder}/ranks.py" "$@"; else exec {python} "$@"; fi
 """
 # With BREAK_DOWN a rank ends badly when all is done. Else it is deaf for a while, as ranks are that import torch; then
-# it waits to be told to stop.
+# it waits to be told to stop. With CHECKPOINT it has written one by then.
 RANKS = """
 import os, pathlib, signal, sys, time
 if "BREAK_DOWN" in os.environ:
@@ -37,8 +38,13 @@ if "BREAK_DOWN" in os.environ:
     phase.mkdir(parents=True, exist_ok=True)
     (phase / "phase.json").write_text("{}")
     sys.exit(134)
-time.sleep(1.5)
-signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+time.sleep(float(os.environ.get("DEAF", 1.5)))
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda *_: sys.exit(75))
+if "CHECKPOINT" in os.environ:
+    checkpoints = pathlib.Path(sys.argv[sys.argv.index("--output-dir") + 1], "step_1/train/checkpoints")
+    (checkpoints / "iteration_000000010").mkdir(parents=True, exist_ok=True)
+print("listening", flush=True)
 time.sleep(int(os.environ.get("WAIT", 60)))
 """
 
@@ -107,6 +113,23 @@ def test_sixteen_ranks_get_what_they_need(cluster: Cluster, tmp_path: Path) -> N
         assert rank["MASTER_PORT"] == str(20000 + job)
         assert rank["CUDA_VISIBLE_DEVICES"] == "0,1,2,3,4,5,6,7"  # NCCL's ranks of a node see each other's
         assert (rank["OMP_NUM_THREADS"], rank["DS_ACCELERATOR"], rank["HF_HUB_OFFLINE"]) == ("1", "cuda", "1")
+
+
+def test_ranks_see_all_gpus_of_unequal_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    """Whole nodes, of which one has fewer processors; asked for in a way that gives each task one GPU."""
+    options = ["--exclusive", "--ntasks-per-node=2", "--gpus-per-node=2", "--gpus-per-task=1", "--gpu-bind=single:1"]
+    job = cluster.sbatch(*options, STEP, f"RUN_DIR={tmp_path}/run", "DRY_RUN=1")
+    assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
+    (log,) = (tmp_path / "run/slurm").glob("*.log")
+    assert log.read_text().count(" CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7 ") == 16
+
+
+@pytest.mark.parametrize(("listed", "each"), [("128(x2),96", "12"), ("96,128(x3)", "12"), ("128(x2)", "16")])
+def test_the_smallest_node_says_how_many_processors_a_rank_has(listed: str, each: str) -> None:
+    job = {"SLURM_JOB_ID": "1", "SLURM_CPUS_ON_NODE": "128", "SLURM_JOB_CPUS_PER_NODE": listed, "MASTER_ADDR": "n1"}
+    command = 'source slurm/common.sh && plan_ranks && echo "$CPUS_PER_TASK"'
+    environment = os.environ | job | {"DEVICE": "cpu", "RANKS_PER_NODE": "8"}
+    assert subprocess.check_output(["bash", "-c", command], env=environment, cwd=ROOT, text=True) == f"{each}\n"
 
 
 def test_any_number_of_nodes_and_gpus_and_who_pays(cluster: Cluster, tmp_path: Path) -> None:
@@ -246,6 +269,29 @@ def test_two_at_once_do_not_submit(cluster: Cluster, config: Path, tmp_path: Pat
     assert result.stderr == f"{RUN}: error: another {RUN} is submitting jobs for {tmp_path}/run; wait for it to end\n"
 
 
+def test_a_disk_without_locks(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    """Such as Lustre mounted without them: nobody else is submitting."""
+    flock = tmp_path / "flock"
+    flock.write_text("#!/bin/sh\necho 'flock: 9: Function not implemented' >&2\nexit 71\n")
+    flock.chmod(0o755)
+    path = f"{tmp_path}:{cluster.environment['PATH']}"
+    result = cluster.run(RUN, f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", check=False, PATH=path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert f"{tmp_path}/run/slurm/.lock cannot be locked (Function not implemented): mount the file system with" in line
+
+
+def test_a_run_submitted_from_within_a_job(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    """What that job asked for does not count for the other."""
+    words = ["ONE_AT_A_TIME=1", "DRY_RUN=1", f"CONFIG={config}", f"RUN_DIR={tmp_path}/run"]
+    options = ["--nodes=1", "--gpus-per-node=1", "--ntasks-per-node=1"]
+    within = ["srun", "--ntasks=1", "--gpus=1", "--ntasks-per-gpu=1"]
+    (job,) = submitted(cluster.run(*within, RUN, *words, *options).stdout)
+    assert cluster.wait_for_end(job) == "COMPLETED", Path(cluster.job(job)["StdOut"]).read_text()
+    (log,) = (tmp_path / "run/slurm").glob("*.log")
+    assert log.read_text().count("WORLD_SIZE=1 LOCAL_WORLD_SIZE=1 ") == 1
+
+
 def test_a_run_is_submitted_once(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
     run = tmp_path / "the run, 100 %"
     finish(run, 1)
@@ -271,9 +317,18 @@ def test_a_run_is_submitted_once(cluster: Cluster, config: Path, tmp_path: Path,
 
 
 def test_a_step_that_stops_too_often_ends(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
-    """The request comes while ranks start up and do not hear it; the next job of the chain is not begun."""
+    """The request comes while ranks start up and do not hear it, and Slurm says that it cannot pass it on.
+
+    The next job of the chain is not begun.
+    """
+    (tmp_path / "busy").mkdir()
+    scancel, real = tmp_path / "busy/scancel", shutil.which("scancel", path=cluster.environment["PATH"])
+    scancel.write_text(f'#!/bin/bash\n{real} "$@"\n[[ -e "$0.called" ]] || {{ touch "$0.called"; exit 1; }}\n')
+    scancel.chmod(0o755)
     arguments = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "MAX_RESTARTS=0"]
-    jobs = submitted(cluster.run(RUN, *arguments, "--gpus-per-node=1", "--ntasks-per-node=1").stdout)
+    options = ["--gpus-per-node=1", "--ntasks-per-node=1"]
+    path = f"{scancel.parent}:{cluster.environment['PATH']}"
+    jobs = submitted(cluster.run(RUN, *arguments, *options, PATH=path, DEAF="3").stdout)
     cluster.wait(lambda: any("ranks.py" in words for words in cluster.processes(jobs[0]).values()), 120, "ranks")
     cluster.run("scancel", "--batch", "--signal=USR1", str(jobs[0]))
     assert cluster.wait_for_end(jobs[0]) == "FAILED"
@@ -288,16 +343,28 @@ def test_a_step_that_stops_too_often_ends(cluster: Cluster, config: Path, tmp_pa
 
 
 def test_a_preempted_step_is_queued_again(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
-    settings = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "STEP=1"]
-    job = cluster.sbatch("--gpus-per-node=1", "--ntasks-per-node=1", STEP, *settings)
-    cluster.wait(lambda: any("ranks.py" in words for words in cluster.processes(job).values()), 120, "ranks")
+    """With time to stop, and without. A restart counts if the step has not come further before it."""
+
+    def log(partition: str) -> str:
+        return "".join(file.read_text() for file in (tmp_path / partition / "slurm").glob("*.log"))
+
+    def submit(partition: str, **environment: str) -> int:
+        settings = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/{partition}", f"PYTHON={stand_in}", "STEP=1"]
+        options = [f"--partition={partition}", "--gpus-per-node=1", "--ntasks-per-node=1"]
+        return cluster.sbatch(*options, STEP, *settings, "MAX_RESTARTS=0", **environment)
+
+    graceful, abrupt = submit("main", CHECKPOINT="1"), submit("abrupt")
+    cluster.wait(lambda: all(log(one).count("listening") == 2 for one in ("main", "abrupt")), 120, "ranks")
     urgent = cluster.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
-    assert cluster.wait_for_end(urgent) == "COMPLETED"
-    assert cluster.job(job)["Restarts"] == "1"
-    (log,) = (tmp_path / "run/slurm").glob("*.log")
-    assert "growth step 1 was ended by Slurm: cancelled, preempted" in log.read_text()
-    cluster.run("scancel", str(job))
-    cluster.wait_for_end(job)
+    assert cluster.wait_for_end(urgent, 40) == "COMPLETED"  # before the grace time is over
+    assert [cluster.job(job)["Restarts"] for job in (graceful, abrupt)] == ["1", "1"]
+    assert "growth step 1 was preempted, and is queued again" in log("main")
+    assert "growth step 1 was ended by Slurm: cancelled, preempted" in log("abrupt")
+    assert cluster.wait_for_end(abrupt) == "FAILED"
+    assert "has not come further in 1 restarts, more than MAX_RESTARTS=0" in cluster.job(abrupt)["Comment"]
+    cluster.wait(lambda: "restart 1, 0 since the step has come further" in log("main"), 60, "a restart that counts not")
+    cluster.run("scancel", str(graceful))
+    cluster.wait_for_end(graceful)
 
 
 @pytest.mark.slow
@@ -324,11 +391,13 @@ def test_what_is_on_disk_counts(cluster: Cluster, config: Path, tmp_path: Path, 
 
 
 def test_tensorboard_prints_the_tunnel(cluster: Cluster, tmp_path: Path) -> None:
+    """Started within another job, which came from another folder and asked for memory in its own way."""
     run = tmp_path / "a run"
     run.mkdir()
-    output = cluster.run(TENSORBOARD, f"RUN_DIR={run}").stdout
+    within = ["srun", "--ntasks=1", "env", "SLURM_SUBMIT_DIR=/", "SLURM_MEM_PER_CPU=9", "SLURM_MEM_PER_NODE=9"]
+    output = cluster.run(*within, TENSORBOARD, f"RUN_DIR={run}").stdout
     (job, port) = re.search(
-        r"job (\d+) shows .*ssh -N -L 6006:127\.0\.0\.1:(\d+) -J \S+@\S+ \S+@n1", output, re.S
+        r"job (\d+) shows .*ssh -N -L 6006:127\.0\.0\.1:(\d+) -J \S+@\S+ \S+@n[12]", output, re.S
     ).groups()
     log = run / f"slurm/tensorboard-{job}.log"
     cluster.wait(lambda: f"http://127.0.0.1:{port}/" in log.read_text(), 120, "TensorBoard's own address")
