@@ -128,7 +128,8 @@ class Contest:
         engine.load_masters(initial.items())
 
         def step_on(text: PackedTokens) -> Step:
-            return lambda: train_iteration(engine, [(self.batch.images, text)], LEARNING_RATE).loss
+            micro_batches, counts = [(self.batch.images, text)], [self.preset.batch_size] * self.ranks
+            return lambda: train_iteration(engine, micro_batches, LEARNING_RATE, counts=counts).loss
 
         row = {"model": f"GrowCLIP, {name}", "trained_by": f"ZeRO {stage}, {optimizer.__name__}", "stage": stage}
         row |= {"architecture": str(architecture)}

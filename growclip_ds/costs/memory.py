@@ -296,9 +296,9 @@ class _Counting:
         return (2 * s.element + (FP32 if s.element != FP32 else 0)) * self.share
 
     def _inputs(self) -> float:
-        """All micro-batches' pictures, normalised, and the last one's bytes."""
+        """All micro-batches' pictures as bytes, and those of the one that runs as the model takes them."""
         pixels = 3 * self.sizes.image_size**2 * self.load.pairs
-        return pixels * (self.sharding.element * self.load.micro_batches + 1)
+        return pixels * (self.load.micro_batches + self.sharding.element)
 
     def _loss(self) -> float:
         """Features of all ranks, gradients in fp32 and as features are, a block of the scores' (see its kernels)."""

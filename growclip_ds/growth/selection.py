@@ -19,6 +19,7 @@ from growclip_ds.growth.space import Candidate
 from growclip_ds.model.encoders import Head, SharedEncoder
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import PackedTokens
+from growclip_kernels.packed_attention import Sequences
 
 
 def composite_metric(
@@ -81,9 +82,8 @@ class SupernetEncoder:
         """Pixels (n, 3, S, S) uint8 -> (n, e) fp32 for each candidate."""
         model, encoder = self.model, self.model.image
         images = normalise(pixels.to(model.logit_scale.device), model.logit_scale.dtype)
-        cu_seqlens, length = model.image_cu_seqlens(images), model.sizes.image_tokens
-        run = _through_block(cu_seqlens, length, causal=False)
-        run_shared = _through_shared_block("image", cu_seqlens, length, causal=False)
+        sequences = model.image_sequences(images)
+        run, run_shared = _through_block(sequences), _through_shared_block("image", sequences)
         features: dict[Architecture, Tensor] = {}
         trunk = encoder.stem.first(images)
         for some, x in _exits(encoder.stem.layers, trunk, self.candidates, "conv_layers", lambda f, x: x + f(x)):
@@ -98,8 +98,8 @@ class SupernetEncoder:
         """n captions -> (n, e) fp32 for each candidate."""
         model, encoder = self.model, self.model.text
         text = tokens.to(model.logit_scale.device)
-        run = _through_block(text.cu_seqlens, text.max_seqlen, causal=True)
-        run_shared = _through_shared_block("text", text.cu_seqlens, text.max_seqlen, causal=True)
+        sequences = text.sequences
+        run, run_shared = _through_block(sequences), _through_shared_block("text", sequences)
         pick = partial(model.last_tokens, text=text)
         features: dict[Architecture, Tensor] = {}
         for heads, same in _group(self.candidates, "text_heads"):
@@ -112,12 +112,12 @@ class SupernetEncoder:
 Run = Callable[[nn.Module, Tensor], Tensor]
 
 
-def _through_block(cu_seqlens: Tensor, max_seqlen: int, causal: bool) -> Run:
-    return lambda block, x: block(x, cu_seqlens, max_seqlen, causal)
+def _through_block(sequences: Sequences) -> Run:
+    return lambda block, x: block(x, sequences)
 
 
-def _through_shared_block(modality: str, cu_seqlens: Tensor, max_seqlen: int, causal: bool) -> Run:
-    return lambda block, x: block(x, {modality: x.shape[0]}, cu_seqlens, max_seqlen, causal)
+def _through_shared_block(modality: str, sequences: Sequences) -> Run:
+    return lambda block, x: block(x, {modality: x.shape[0]}, sequences)
 
 
 def _group(candidates: Iterable[Architecture], dimension: str) -> list[tuple[int, list[Architecture]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from fairscale.nn import checkpoint_wrapper
 from torch import nn
@@ -23,7 +23,14 @@ def checkpoint_activations(model: GrowCLIP, mode: ActivationCheckpointing) -> Gr
 
 
 def checkpoint_blocks(blocks: nn.ModuleList, mode: ActivationCheckpointing) -> None:
-    """The same for one encoder's blocks."""
+    """The same for one encoder's blocks.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    modes = get_args(ActivationCheckpointing)
+    if mode not in modes:
+        raise ValueError(f"activation checkpointing is one of {', '.join(modes)}, not {mode!r}")
     if mode != "off":
         for index, block in enumerate(blocks):
             blocks[index] = checkpoint_wrapper(block, offload_to_cpu=mode == "offload")

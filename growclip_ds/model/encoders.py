@@ -10,6 +10,7 @@ from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.model.layers import MLP, Attention, Block, ElasticLayerNorm, ElasticLinear, leading_slice
 from growclip_ds.model.packed import PackedTokens
 from growclip_ds.model.stem import Stem
+from growclip_kernels.packed_attention import Sequences
 
 
 class ImageEmbedding(nn.Module):
@@ -55,11 +56,11 @@ class ImageEncoder(nn.Module):
         self.embedding = ImageEmbedding(sizes.image_tokens, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(architecture.image_blocks))
 
-    def forward(self, images: Tensor, cu_seqlens: Tensor, max_seqlen: int, architecture: Architecture) -> Tensor:
+    def forward(self, images: Tensor, sequences: Sequences, architecture: Architecture) -> Tensor:
         """(n, 3, S, S) -> (n · tokens, image width)."""
         x = self.embedding(self.stem(images, architecture.conv_layers, architecture.image_width))
         for block in self.blocks[: architecture.image_blocks]:
-            x = block(x, cu_seqlens, max_seqlen, False)
+            x = block(x, sequences)
         return x
 
 
@@ -74,9 +75,9 @@ class TextEncoder(nn.Module):
 
     def forward(self, text: PackedTokens, architecture: Architecture) -> Tensor:
         """T ids -> (T, text width)."""
-        x = self.embedding(text, architecture.text_width)
+        sequences, x = text.sequences, self.embedding(text, architecture.text_width)
         for block in self.blocks[: architecture.text_blocks]:
-            x = block(x, text.cu_seqlens, text.max_seqlen, True)
+            x = block(x, sequences)
         return x
 
 
@@ -105,11 +106,9 @@ class SharedBlock(nn.Module):
         self.mlp = MLP(width)
         self.mlp_norm = ModalityNorm(width)
 
-    def forward(
-        self, x: Tensor, modalities: dict[str, int], cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, modalities: dict[str, int], sequences: Sequences) -> Tensor:
         """(T, d) -> (T, d)."""
-        x = x + self.attention(self.attention_norm(x, modalities), cu_seqlens, max_seqlen, causal)
+        x = x + self.attention(self.attention_norm(x, modalities), sequences)
         return x + self.mlp(self.mlp_norm(x, modalities))
 
 
@@ -121,17 +120,11 @@ class SharedEncoder(nn.Module):
         self.blocks = nn.ModuleList(SharedBlock(architecture.shared_width) for _ in range(architecture.shared_blocks))
 
     def forward(
-        self,
-        x: Tensor,
-        modalities: dict[str, int],
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        causal: bool | Tensor,
-        architecture: Architecture,
+        self, x: Tensor, modalities: dict[str, int], sequences: Sequences, architecture: Architecture
     ) -> Tensor:
         """(T, shared width) -> (T, shared width)."""
         for block in self.blocks[: architecture.shared_blocks]:
-            x = block(x, modalities, cu_seqlens, max_seqlen, causal)
+            x = block(x, modalities, sequences)
         return x
 
 

@@ -14,6 +14,7 @@ from growclip_ds.model.encoders import Head, ImageEncoder, SharedEncoder, TextEn
 from growclip_ds.model.initial import initial_tensor
 from growclip_ds.model.layers import leading_slice
 from growclip_ds.model.packed import PackedTokens, pack_padded
+from growclip_kernels.packed_attention import Run, Sequences
 
 
 class GrowCLIP(nn.Module):
@@ -76,18 +77,14 @@ class GrowCLIP(nn.Module):
         """
         architecture = architecture or self.architecture
         text = self._packed(input_ids)
-        image_lengths = self.image_cu_seqlens(images)
-        image_stream = self.image(images, image_lengths, self.sizes.image_tokens, architecture)
+        image_sequences = self.image_sequences(images)
+        image_stream = self.image(images, image_sequences, architecture)
         text_stream = self.text(text, architecture)
         if architecture.shared_blocks:
             stream = torch.cat([self.enter_shared(s, architecture) for s in (image_stream, text_stream)])
-            image_tokens, text_tokens = image_stream.shape[0], text_stream.shape[0]
-            cu_seqlens = torch.cat([image_lengths, text.cu_seqlens[1:] + image_tokens])
-            causal = torch.arange(cu_seqlens.numel() - 1, device=cu_seqlens.device) >= images.shape[0]
-            max_seqlen = max(self.sizes.image_tokens, text.max_seqlen)
-            modalities = {"image": image_tokens, "text": text_tokens}
-            stream = self.shared(stream, modalities, cu_seqlens, max_seqlen, causal, architecture)
-            image_stream, text_stream = stream.split([image_tokens, text_tokens])
+            modalities = {"image": image_stream.shape[0], "text": text_stream.shape[0]}
+            stream = self.shared(stream, modalities, image_sequences.followed_by(text.sequences), architecture)
+            image_stream, text_stream = stream.split(list(modalities.values()))
         image_features = self.image_head(self.class_tokens(image_stream))
         text_features = self.text_head(self.last_tokens(text_stream, text))
         at_least_fp32 = torch.promote_types(self.logit_scale.dtype, torch.float32)  # bf16 is coarse at a scale of 100
@@ -96,11 +93,11 @@ class GrowCLIP(nn.Module):
     def encode_image(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
         """(n, 3, S, S) -> (n, e), L2-normalised."""
         architecture = architecture or self.architecture
-        cu_seqlens, tokens = self.image_cu_seqlens(images), self.sizes.image_tokens
-        stream = self.image(images, cu_seqlens, tokens, architecture)
+        sequences = self.image_sequences(images)
+        stream = self.image(images, sequences, architecture)
         if architecture.shared_blocks:
             stream = self.enter_shared(stream, architecture)
-            stream = self.shared(stream, {"image": stream.shape[0]}, cu_seqlens, tokens, False, architecture)
+            stream = self.shared(stream, {"image": stream.shape[0]}, sequences, architecture)
         return self.image_head(self.class_tokens(stream))
 
     def encode_text(self, input_ids: PackedTokens | Tensor, architecture: Architecture | None = None) -> Tensor:
@@ -110,8 +107,7 @@ class GrowCLIP(nn.Module):
         stream = self.text(text, architecture)
         if architecture.shared_blocks:
             stream = self.enter_shared(stream, architecture)
-            tokens = {"text": stream.shape[0]}
-            stream = self.shared(stream, tokens, text.cu_seqlens, text.max_seqlen, True, architecture)
+            stream = self.shared(stream, {"text": stream.shape[0]}, text.sequences, architecture)
         return self.text_head(self.last_tokens(stream, text))
 
     def extract(self, architecture: Architecture) -> GrowCLIP:
@@ -132,9 +128,11 @@ class GrowCLIP(nn.Module):
         """A model of another architecture for the same input, its weights not yet written."""
         return GrowCLIP(architecture, **asdict(self.sizes), end_of_text=self.end_of_text, initialise=False)
 
-    def image_cu_seqlens(self, images: Tensor) -> Tensor:
-        """Where the tokens of each picture begin and end, (n + 1,)."""
-        return torch.arange(images.shape[0] + 1, dtype=torch.int32, device=images.device) * self.sizes.image_tokens
+    def image_sequences(self, images: Tensor) -> Sequences:
+        """The pictures (n, 3, S, S) as attention takes them."""
+        n, length = images.shape[0], self.sizes.image_tokens
+        cu_seqlens = torch.arange(n + 1, dtype=torch.int32, device=images.device) * length
+        return Sequences(cu_seqlens, (Run(n, n * length, length, causal=False),))
 
     @staticmethod
     def enter_shared(stream: Tensor, architecture: Architecture) -> Tensor:

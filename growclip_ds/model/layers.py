@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growclip_ds.architecture import HEAD_WIDTH, MLP_RATIO, Shape
-from growclip_kernels import attention
+from growclip_kernels.packed_attention import Sequences, attend
 
 
 def leading_slice(tensor: Tensor, shape: Shape) -> Tensor:
@@ -57,11 +57,11 @@ class Attention(nn.Module):
         self.qkv = ElasticLinear(width, 3 * width)
         self.out = ElasticLinear(width, width)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """(T, d) -> (T, d)."""
         tokens, width = x.shape
         qkv = self.qkv(x, 3 * width).view(tokens, width // HEAD_WIDTH, 3, HEAD_WIDTH)
-        out = attention(qkv, cu_seqlens, max_seqlen, causal)  # (T, H, 64)
+        out = attend(qkv, sequences)  # (T, H, 64)
         return self.out(out.reshape(tokens, width), width)
 
 
@@ -86,7 +86,7 @@ class Block(nn.Module):
         self.mlp = MLP(width)
         self.mlp_norm = ElasticLayerNorm(width)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """(T, d) -> (T, d)."""
-        x = x + self.attention(self.attention_norm(x), cu_seqlens, max_seqlen, causal)
+        x = x + self.attention(self.attention_norm(x), sequences)
         return x + self.mlp(self.mlp_norm(x))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from growclip_kernels.packed_attention import Run, Sequences, check_boundaries
+
 
 class PackedTokens(NamedTuple):
     """Token ids of several captions, one after the other.
@@ -22,12 +24,28 @@ class PackedTokens(NamedTuple):
     max_seqlen: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedTokens:
+        self._check()
         ids = self.ids.to(device, non_blocking=non_blocking)
         return PackedTokens(ids, self.cu_seqlens.to(device, non_blocking=non_blocking), self.max_seqlen)
 
     @property
     def num_captions(self) -> int:
         return self.cu_seqlens.numel() - 1
+
+    @property
+    def sequences(self) -> Sequences:
+        """The captions as attention takes them.
+
+        Raises:
+            ValueError: `cu_seqlens` is on the CPU and wrong.
+        """
+        self._check()
+        return Sequences(self.cu_seqlens, (Run(self.num_captions, self.ids.numel(), self.max_seqlen, causal=True),))
+
+    def _check(self) -> None:
+        """On the CPU, before captions go elsewhere: a GPU would have to be waited for."""
+        if self.cu_seqlens.is_cpu and not torch.compiler.is_compiling():
+            check_boundaries(self.cu_seqlens, self.ids.numel(), self.max_seqlen)
 
 
 def pack(captions: list[list[int]]) -> PackedTokens:

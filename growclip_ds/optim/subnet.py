@@ -15,7 +15,7 @@ from growclip_ds.optim.zero_shards import FlatShard, flat_shards
 from growclip_kernels.optimizer import Buffers, Region, Regions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-REMEMBERED = 256  # subnets whose layout is kept: the same candidates come up again and again
+REMEMBERED = 256  # subnets whose layout is kept, of each shard: the same candidates come up again and again
 
 
 class ActiveTensors(NamedTuple):
@@ -125,7 +125,7 @@ class SubnetOptimizer(torch.optim.Optimizer, ABC):
     def _active_tensors(self, shard: FlatShard) -> ActiveTensors:
         key = shard, None if self._active is None else tuple(self._active.items())
         if key not in self._known:
-            if len(self._known) >= REMEMBERED:
+            if len(self._known) >= REMEMBERED * len(self.shards):
                 del self._known[next(iter(self._known))]
             self._known[key] = self._find_active(shard)
         return self._known[key]

@@ -16,7 +16,6 @@ from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
 from growclip_ds.data.batch import Batch
 from growclip_ds.data.fault_limit import FaultLimit
-from growclip_ds.data.pictures import normalise
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.monitor import Progress
 from growclip_ds.signals import Stopped, StopRequest
@@ -81,9 +80,9 @@ class Trainer:
         for iteration, batches in enumerate(clock.timed(iter(stream)), start=stream.start_iteration):
             size = stream.order.batch_size(iteration)
             self.watch.reached(f"iteration {iteration + 1}")
-            stopping, due = self._agree(batches, size)
+            stopping, due, counts = self._agree(batches, size)
             rate = learning_rate(iteration)
-            outcome = self._iterate(iteration, batches, rate, subnet(iteration))
+            outcome = self._iterate(iteration, batches, rate, subnet(iteration), counts)
             for batch in batches:
                 self.seen.update(pairs_seen=len(batch), text_tokens_seen=batch.text.ids.numel())
             samples += size
@@ -117,28 +116,31 @@ class Trainer:
                     raise Stopped
         self.keeper.publish()
 
-    def _agree(self, batches: list[Batch], size: int) -> tuple[bool, bool]:
-        """In one all-reduce, all that the ranks have to agree on: broken samples, and whether to stop after this
-        iteration and whether a checkpoint is due then. One that all ranks have written appears now.
+    def _agree(self, batches: list[Batch], size: int) -> tuple[bool, bool, list[int]]:
+        """In one all-reduce, all that the ranks have to agree on: broken samples, whether to stop after this iteration
+        and whether a checkpoint is due then, and how many pairs each rank has. A checkpoint that all have written
+        appears now. The host waits for the answer here, where the device has nothing else to do.
         """
-        counts = self.limit.counts(self.stream.faults, usable=sum(map(len, batches)))
+        pairs = sum(map(len, batches))
+        counts = self.limit.counts(self.stream.faults, usable=pairs)
         flags = [self.stop.requested, self.keeper.is_due_by_clock, self.keeper.is_written]
-        mine = torch.tensor([*counts, *map(int, flags)], dtype=torch.int64, device=self.engine.device)
+        pairs_of = [pairs if rank == distributed.rank() else 0 for rank in range(distributed.world_size())]
+        mine = torch.tensor([*counts, *map(int, flags), *pairs_of], dtype=torch.int64, device=self.engine.device)
         totals = distributed.all_reduce_sum(mine).tolist()
         self.limit.judge(totals[: len(counts)], size)
-        stopping, due, written = totals[len(counts) :]
+        stopping, due, written, *pairs_of = totals[len(counts) :]
         if written == distributed.world_size():
             self.keeper.publish()
-        return bool(stopping), bool(due)
+        return bool(stopping), bool(due), pairs_of
 
-    def _iterate(self, iteration: int, batches: list[Batch], rate: float, architecture: Architecture | None) -> Outcome:
-        micro_batches = []
-        for batch in batches:
-            moved = batch.to(self.engine.device, non_blocking=True)
-            micro_batches.append((normalise(moved.images, self.engine.dtype), moved.text))
+    def _iterate(
+        self, iteration: int, batches: list[Batch], rate: float, architecture: Architecture | None, counts: list[int]
+    ) -> Outcome:
+        moved = [batch.to(self.engine.device, non_blocking=True) for batch in batches]
+        micro_batches = [(batch.images, batch.text) for batch in moved]
 
         def attempt() -> Outcome:
-            return train_iteration(self.engine, micro_batches, rate, architecture, self.health.loss_limit)
+            return train_iteration(self.engine, micro_batches, rate, architecture, self.health.loss_limit, counts)
 
         keys = itertools.chain.from_iterable(batch.keys for batch in batches)
         return self.health.judge(attempt(), attempt, self.engine, iteration + 1, list(keys))

@@ -168,7 +168,7 @@ def _measure(case: Case) -> Measured:
         engine.load_masters((n, torch.randn(shape, generator=generator) / 20) for n, shape in shapes.items())
         memory.restart()
         states = memory.live
-        batches = micro_batches(case, engine.dtype)
+        batches = micro_batches(case)
         inputs = memory.live - states
         peaks = []
         for _ in range(3):
@@ -182,7 +182,8 @@ def _measure(case: Case) -> Measured:
     return measured
 
 
-def micro_batches(case: Case, dtype: torch.dtype) -> list[MicroBatch]:
+def micro_batches(case: Case) -> list[MicroBatch]:
     size = case.sizes.image_size
     text = pack([[*range(1, case.captions), case.sizes.vocab_size - 1]] * case.pairs)
-    return [(torch.randn(case.pairs, 3, size, size).to(dtype), text) for _ in range(case.micro_batches)]
+    pixels = (case.pairs, 3, size, size)
+    return [(torch.randint(256, pixels, dtype=torch.uint8), text) for _ in range(case.micro_batches)]

@@ -42,12 +42,11 @@ def check(cases: list[Case], of_ranks: list[list[Measured]]) -> None:
     for case, *found in zip(cases, *of_ranks, strict=True):
         foretold = predicted(case, ranks)
         sent = communication(case.architecture, case.sizes, Sharding.of(case.deepspeed, ranks), case.load(ranks))
-        # On the CPU main memory is the device's, and pictures come as they are trained on, not as bytes.
-        pixels = 3 * case.sizes.image_size**2 * case.pairs
+        # On the CPU main memory is the device's.
         peaks = [one.peaks[-1] for one in found]
         errors = {
             "at rest": (foretold.at_rest + foretold.host) / found[0].states - 1,
-            "peak": (foretold.peak + foretold.host - pixels) / max(peaks) - 1,
+            "peak": (foretold.peak + foretold.host) / max(peaks) - 1,
         }
         if ranks > 1:
             errors["sent"] = sent.total / sent_by_rings(found[0].communicated, ranks) - 1

@@ -64,7 +64,7 @@ def train(kernels: str, stage: int, checkpointing: str) -> tuple[list[float], di
 
 
 @runs_kernels_on_ranks
-@pytest.mark.parametrize(("stage", "checkpointing"), [(3, "blocks"), pytest.param(2, "off", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("stage", "checkpointing"), [(3, "on"), pytest.param(2, "off", marks=pytest.mark.slow)])
 def test_as_with_pytorch(group, stage, checkpointing):
     expected, expected_weights, none = group(2).run(train, "torch", stage, checkpointing)[0]
     losses, weights, launches = group(2).run(train, "triton", stage, checkpointing)[0]

@@ -30,6 +30,11 @@ def gradients(mode: str, architecture: Architecture) -> tuple[dict, int]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}, calls
 
 
+def test_other_modes_are_refused():
+    with pytest.raises(ValueError, match="one of off, on, offload, not 'blocks'"):
+        gradients("blocks", ARCHITECTURE)
+
+
 @pytest.mark.parametrize("mode", ["on", "offload"])
 @pytest.mark.parametrize("architecture", [ARCHITECTURE, SUBNET], ids=["whole", "subnet"])
 def test_the_gradients_are_the_same_and_the_blocks_run_twice(mode, architecture):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
+from growclip_ds.data.pictures import normalise
 from growclip_ds.growth.space import GrowthSpace
 from growclip_ds.model.checkpointing import checkpoint_activations
 from growclip_ds.model.growclip import GrowCLIP
@@ -162,6 +165,11 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
     return result
 
 
+def moved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How far training has moved them."""
+    return {name: weights[name].double() - start.detach() for name, start in model().named_parameters()}
+
+
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 DIVISIONS = {
     1: [
@@ -231,7 +239,10 @@ def check_low_precision(group: Groups, divisions: list[Division], dtype: torch.d
         assert [o.loss for o in found_outcomes] == pytest.approx([o.loss for o in outcomes], rel=5e-3), division
         assert found_norms == pytest.approx(norms, rel=0.1), division
         assert not any(o.skipped for o in found_outcomes)
-        assert max(errors(found, weights).values()) < 0.1, division
+        # Where rounding decides a gradient's sign, Adam's update of a vector goes the other way: a share p of such
+        # elements is an error of 2 √p of how far it moves. 0.3 is 2 %; weights that stay where they are have 1.
+        wrong = {name: error for name, error in errors(moved(found), moved(weights)).items() if not error < 0.3}
+        assert not wrong, (division, wrong)
         assert any(not torch.equal(tensor, tensor.to(dtype).float()) for tensor in found.values())
 
 
@@ -243,6 +254,43 @@ def test_bf16_follows(group: Groups) -> None:
 def test_fp16_follows_where_the_device_has_it(group: Groups) -> None:
     stages = (1, 2, 3) if torch.float16 in get_accelerator().supported_dtypes() else ()
     check_low_precision(group, [Division(stage, ((4, 4), (4, 0)), dtype="fp16") for stage in stages], torch.float16)
+
+
+def train_on_bytes(normalised: bool) -> tuple[Outcome, int]:
+    """Of an iteration with three micro-batches of bytes, and the most of them that were normalised at a time."""
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 3,
+        "zero_optimization": {"stage": 1},
+    }
+    engine = Engine(model, lambda names: Lamb([p for _, p in names]), config)
+    engine.load_masters((name, p.detach()) for name, p in model().named_parameters())
+    pixels = torch.randint(256, (BATCH, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(SEED))
+    captions = global_batch(0)[1]
+    made: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def watched(images: Tensor, dtype: torch.dtype) -> Tensor:
+        nonlocal most
+        result = normalise(images, dtype)
+        made.append(weakref.ref(result))
+        most = max(most, sum(reference() is not None for reference in made))
+        return result
+
+    batches = []
+    for start in range(0, BATCH, 4):
+        part = pixels[start : start + 4]
+        batches.append((normalise(part) if normalised else part, pack(captions[start : start + 4])))
+    with mock.patch("growclip_ds.training.iteration.normalise", watched):
+        outcome = train_iteration(engine, batches, LEARNING_RATE)
+    engine.destroy()
+    return outcome, most
+
+
+def test_bytes_are_normalised_one_micro_batch_at_a_time(group: Groups) -> None:
+    (expected, none), (found, most) = (group(1).run(train_on_bytes, normalised)[0] for normalised in (True, False))
+    assert found == expected
+    assert (none, most) == (0, 1)
 
 
 def test_runs_are_reproducible_to_the_bit(group: Groups) -> None:

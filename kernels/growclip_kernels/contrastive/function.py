@@ -9,6 +9,7 @@ Memory is O(n · d).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +26,11 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def contrastive_loss(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, group: dist.ProcessGroup | None = None
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    group: dist.ProcessGroup | None = None,
+    counts: Sequence[int] | None = None,
 ) -> Tensor:
     """The contrastive loss of the global batch (the paper's Eq. 3 and 4, with CLIP's temperature).
 
@@ -38,16 +43,18 @@ def contrastive_loss(
         text_features: (n_local, d), L2-normalised; the i-th belongs to the i-th picture.
         logit_scale: one element, what similarities are multiplied by.
         group: the ranks whose batches make the global batch; the default group if None and one is initialised.
+        counts: n_local of every rank of the group. If None, several ranks tell each other, for which the host waits
+            until the features are there.
 
     Returns:
         () in fp32, or float64 for float64 features; everything is accumulated in that type.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, or no sample on any rank.
+        ValueError: shapes, types, devices or counts that do not fit, or no sample on any rank.
     """
     _check(image_features, text_features, logit_scale=logit_scale)
     with torch.autocast(image_features.device.type, enabled=False):  # it would round what must not be
-        return _SoftmaxLoss.apply(image_features, text_features, logit_scale, group)
+        return _SoftmaxLoss.apply(image_features, text_features, logit_scale, group, counts)
 
 
 def sigmoid_loss(
@@ -84,8 +91,15 @@ def sigmoid_loss(
 
 class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ranks, factor = _ranks(images, group), _accumulated(scale, images)
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        group: dist.ProcessGroup | None,
+        counts: Sequence[int] | None,
+    ) -> Tensor:
+        ranks, factor = _ranks(images, group, counts), _accumulated(scale, images)
         all_texts = ranks.gather(texts)
         row_lse, column_lse, diagonal = _path(images).log_sum_exp(images, all_texts, factor, ranks.offset)
         column_lse = ranks.combine_lse(column_lse)
@@ -108,6 +122,7 @@ class _SoftmaxLoss(torch.autograd.Function):
             d_images.mul_(step).to(images.dtype),
             ranks.sum_scatter(d_texts).mul_(step).to(images.dtype),
             (d_factor * step).to(scale.dtype).reshape(scale.shape),
+            None,
             None,
         )
 
@@ -167,8 +182,8 @@ def _check(images: Tensor, texts: Tensor, **scalars: Tensor) -> None:
             raise ValueError(f"{name} is on {scalar.device}, the features on {images.device}: move it there")
 
 
-def _ranks(images: Tensor, group: dist.ProcessGroup | None) -> Ranks:
-    ranks = Ranks(images.shape[0], images.device, group)
+def _ranks(images: Tensor, group: dist.ProcessGroup | None, counts: Sequence[int] | None = None) -> Ranks:
+    ranks = Ranks(images.shape[0], images.device, group, counts)
     if ranks.total == 0:
         raise ValueError("no sample on any rank: the loss of an empty batch is not defined")
     return ranks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -14,25 +16,40 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 class Ranks:
     """The global batch.
 
+    Args:
+        local: samples of this rank.
+        device: of its features.
+        group: the ranks.
+        counts: samples of every rank; None has the ranks tell each other, which waits for the device.
+
     Attributes:
         counts: samples of every rank.
         offset: index of this rank's first sample in the global batch.
         total: n, samples of all ranks.
+
+    Raises:
+        ValueError: counts that are not one a rank, or say something else of this one.
     """
 
-    def __init__(self, local: int, device: torch.device, group: dist.ProcessGroup | None) -> None:
-        self.group = group
+    def __init__(
+        self, local: int, device: torch.device, group: dist.ProcessGroup | None, counts: Sequence[int] | None = None
+    ) -> None:
+        self.group, self.local = group, local
         self.size = dist.get_world_size(group) if dist.is_initialized() else 1
-        if self.size == 1:
-            self.counts, self.offset = [local], 0
-        else:
-            counts = torch.zeros(self.size, dtype=torch.int64, device=device)
-            counts[dist.get_rank(group)] = local
-            dist.all_reduce(counts, group=group)
-            self.counts = counts.tolist()
-            self.offset = sum(self.counts[: dist.get_rank(group)])
-        self.local = local
+        rank = dist.get_rank(group) if self.size > 1 else 0
+        self.counts = self._gather_counts(rank, device) if counts is None else list(counts)
+        if len(self.counts) != self.size or self.counts[rank] != local:
+            raise ValueError(f"counts must be of {self.size} ranks and {local} for rank {rank}, not {self.counts}")
+        self.offset = sum(self.counts[:rank])
         self.total = sum(self.counts)
+
+    def _gather_counts(self, rank: int, device: torch.device) -> list[int]:
+        if self.size == 1:
+            return [self.local]
+        counts = torch.zeros(self.size, dtype=torch.int64, device=device)
+        counts[rank] = self.local
+        dist.all_reduce(counts, group=self.group)
+        return counts.tolist()
 
     def gather(self, local: Tensor) -> Tensor:
         """(n_r, d) of every rank -> (n, d)."""

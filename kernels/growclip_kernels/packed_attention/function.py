@@ -1,4 +1,4 @@
-"""`attention`: checks what comes in and hands it to the path that runs on its device."""
+"""`attention` and `attend`: check what comes in and hand it to the path that runs on its device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from growclip_kernels.dispatch import uses_triton
+from growclip_kernels.packed_attention.sequences import Run, Sequences, runs_of
 from growclip_kernels.packed_attention.torch_path import HEAD_WIDTH, attention_torch
 
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -17,6 +18,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | T
 
     `cu_seqlens` is looked at once for each tensor object, which on a GPU waits for it, and not at all under
     torch.compile, while a CUDA graph is captured, and where a backward pass computes anew what was looked at before.
+    The PyTorch path waits for flags each time. `attend` never waits.
 
     Args:
         qkv: (T, H, 3, 64), the tokens of all sequences end to end; queries, keys and values of a head side by side.
@@ -33,12 +35,41 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | T
     """
     _check(qkv, cu_seqlens, causal)
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:  # -1: in no backward pass
-        _check_boundaries(cu_seqlens, qkv.shape[0], max_seqlen)
-    if qkv.dtype in TRITON_DTYPES and uses_triton(qkv.device):
+        check_boundaries(cu_seqlens, qkv.shape[0], max_seqlen)
+    if _is_for_triton(qkv):
         from growclip_kernels.packed_attention.operators import attention_triton
 
         return attention_triton(qkv, cu_seqlens, max_seqlen, causal)
-    return attention_torch(qkv, cu_seqlens, max_seqlen, causal)
+    if isinstance(causal, Tensor):
+        return attention_torch(qkv, cu_seqlens, runs_of(cu_seqlens, causal))
+    return attention_torch(qkv, cu_seqlens, (Run(cu_seqlens.numel() - 1, qkv.shape[0], max_seqlen, causal),))
+
+
+def attend(qkv: Tensor, sequences: Sequences) -> Tensor:
+    """`attention` within sequences whose boundaries are known to be right: the host never waits for the device.
+
+    Args:
+        qkv: (T, H, 3, 64), as for `attention`.
+        sequences: of T tokens, on the same device.
+
+    Returns:
+        (T, H, 64).
+
+    Raises:
+        ValueError: a shape, type or device that is not the above, or another number of tokens.
+    """
+    _check(qkv, sequences.cu_seqlens, sequences.causal)
+    if sequences.tokens != qkv.shape[0]:
+        raise ValueError(f"qkv has {qkv.shape[0]} tokens, but the sequences {sequences.tokens}")
+    if _is_for_triton(qkv):
+        from growclip_kernels.packed_attention.operators import attention_triton
+
+        return attention_triton(qkv, sequences.cu_seqlens, sequences.max_seqlen, sequences.causal)
+    return attention_torch(qkv, sequences.cu_seqlens, sequences.runs)
+
+
+def _is_for_triton(qkv: Tensor) -> bool:
+    return qkv.dtype in TRITON_DTYPES and uses_triton(qkv.device)
 
 
 def _check(qkv: Tensor, cu_seqlens: Tensor, causal: bool | Tensor) -> None:
@@ -66,7 +97,12 @@ def _check(qkv: Tensor, cu_seqlens: Tensor, causal: bool | Tensor) -> None:
 _checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _check_boundaries(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
+def check_boundaries(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
+    """Refuses boundaries that `attention` would, which on a GPU waits for them: once a tensor object.
+
+    Raises:
+        ValueError: they do not begin with 0 or end with `tokens`, decrease, or are further apart than `max_seqlen`.
+    """
     version = 0 if cu_seqlens.is_inference() else cu_seqlens._version
     known = _checked.get(cu_seqlens)
     if known is None or known[:2] != (version, tokens):

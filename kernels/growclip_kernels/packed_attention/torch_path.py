@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growclip_kernels.packed_attention.sequences import Run
+
 HEAD_WIDTH = 64
 
 
-def attention_torch(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor = False) -> Tensor:
+def attention_torch(qkv: Tensor, cu_seqlens: Tensor, runs: Sequence[Run]) -> Tensor:
     """The PyTorch path of `attention`, of its arguments checked: (T, H, 3, 64) -> (T, H, 64)."""
-    if not isinstance(causal, Tensor):
-        return _attend(qkv, cu_seqlens, max_seqlen, causal)
-    flags, runs = torch.unique_consecutive(causal, return_counts=True)
-    ends = runs.cumsum(0).tolist()
-    starts = [0, *ends][:-1]
-    outputs = []
-    for flag, start, end in zip(flags.tolist(), starts, ends, strict=True):
-        run = cu_seqlens[start : end + 1]
-        first, last = int(run[0]), int(run[-1])
-        longest = int(run.diff().max())  # pictures and captions differ: pad each run to its own longest
-        outputs.append(_attend(qkv[first:last], run - run[0], longest, flag))
+    outputs, sequence, token = [], 0, 0
+    for run in runs:  # pictures and captions differ: pad each run to its own longest
+        boundaries = cu_seqlens[sequence : sequence + run.sequences + 1]
+        part = qkv[token : token + run.tokens]
+        outputs.append(_attend(part, boundaries - token if token else boundaries, run.max_seqlen, run.causal))
+        sequence, token = sequence + run.sequences, token + run.tokens
+    if len(outputs) == 1:
+        return outputs[0]
     return torch.cat(outputs) if outputs else qkv[:, :, 0]
 
 

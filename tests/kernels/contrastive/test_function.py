@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest import mock
 
 import pytest
 import torch
@@ -106,6 +107,30 @@ def test_ranks_with_unequal_batches(group, name, counts, kernels):
     ours = [torch.cat(part).double() for part in of_ranks[:2]] + [sum(part).double() for part in of_ranks[2:]]
     for our, their in zip(ours, gradients, strict=True):  # the ranks' shares of scale and bias add up
         torch.testing.assert_close(our, their, **tolerance)
+
+
+def with_counts(counts: list[int], stated: list[int]) -> tuple[float, float, int] | str:
+    """The loss when ranks have to ask each other, when they are told, and how often they then still read a tensor."""
+    images, texts, scale = (value.detach() for value in inputs(random(sum(counts), 16), 30.0, None))
+    start = sum(counts[: dist.get_rank()])
+    own = slice(start, start + counts[dist.get_rank()])
+    try:
+        with mock.patch.object(Tensor, "tolist", mock.Mock()) as read:
+            told = contrastive_loss(images[own], texts[own], scale, counts=stated)
+    except ValueError as error:
+        return str(error)
+    return float(contrastive_loss(images[own], texts[own], scale)), float(told), read.call_count
+
+
+def test_ranks_that_are_told_the_counts_need_not_ask(group):
+    for asked, told, reads in group(3).run(with_counts, [2, 0, 7], [2, 0, 7]):
+        assert asked == told
+        assert reads == 0
+
+
+@pytest.mark.parametrize("stated", [[3, 2], [2], [2, 3, 0]])
+def test_counts_that_are_wrong_are_refused(group, stated):
+    assert "counts must be of 2 ranks" in group(2).run(with_counts, [2, 3], stated)[1]
 
 
 def fault_on_ranks() -> str:
