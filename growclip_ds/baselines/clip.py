@@ -80,7 +80,9 @@ class FixedCLIP(nn.Module):
         lengths = text.cu_seqlens.diff()
         rows = text.ids.new_full((max(text.num_captions, 1), max(text.max_seqlen, 1)), self.end_of_text)
         if text.num_captions:
-            rows[torch.arange(text.max_seqlen, device=rows.device) < lengths[:, None]] = text.ids
+            # Not `rows[inside] = …`, which asks the device how many places there are.
+            inside = torch.arange(text.max_seqlen, device=rows.device) < lengths[:, None]
+            rows.masked_scatter_(inside, text.ids)
         return rows
 
 

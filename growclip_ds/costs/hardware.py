@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from growclip_ds.config.config import Section
 from growclip_ds.config.deepspeed import Precision
 from growclip_ds.config.errors import explain
+from growclip_ds.config.sections import Section
 from growclip_ds.errors import InputError
 from growclip_ds.yaml_files import read_yaml
 

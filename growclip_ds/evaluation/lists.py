@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from growclip_ds.config.config import Section
 from growclip_ds.config.errors import explain
+from growclip_ds.config.sections import Section
 from growclip_ds.data.remote import is_remote
 from growclip_ds.errors import InputError
 from growclip_ds.yaml_files import read_yaml

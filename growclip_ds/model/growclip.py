@@ -87,7 +87,8 @@ class GrowCLIP(nn.Module):
             image_stream, text_stream = stream.split(list(modalities.values()))
         image_features = self.image_head(self.class_tokens(image_stream))
         text_features = self.text_head(self.last_tokens(text_stream, text))
-        at_least_fp32 = torch.promote_types(self.logit_scale.dtype, torch.float32)  # bf16 is coarse at a scale of 100
+        # In bf16 the parameter itself has steps of 1.6 %; its exponential would have another rounding on top.
+        at_least_fp32 = torch.promote_types(self.logit_scale.dtype, torch.float32)
         return image_features, text_features, self.logit_scale.to(at_least_fp32).exp()
 
     def encode_image(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from growclip_ds.checkpoint.checkpoint import Checkpoint, owners, write_checkpoi
 from growclip_ds.config.config import Config
 from growclip_ds.config.deepspeed import ResolvedDeepSpeed
 from growclip_ds.data.fault_limit import FaultLimit
-from growclip_ds.data.faults import Cause, FaultList, in_words
+from growclip_ds.data.faults import FaultList, in_words
 from growclip_ds.data.remote import Deal
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.distributed import on_every_rank
@@ -30,6 +29,7 @@ from growclip_ds.model.initial import MAX_LOGIT_SCALE
 from growclip_ds.model.plan import ModelPlan, num_parameters
 from growclip_ds.monitor import Monitor
 from growclip_ds.optim import AdamW, Lamb, SubnetOptimizer
+from growclip_ds.pipeline.counts import PhaseCounts
 from growclip_ds.pipeline.judging import Judge
 from growclip_ds.pipeline.prepare import RunInputs
 from growclip_ds.run.folder import RunFolder
@@ -118,9 +118,7 @@ class PhaseRun:
         self.engine.load_masters(weights)
         if self._checkpoint is not None:
             load_engine(self.engine, self._checkpoint)
-        self.judge = Judge(
-            self.config, self.inputs, self.monitor, step, self.engine, self.record, self._stop_if_asked
-        )
+        self.judge = Judge(self.config, self.inputs, self.monitor, step, self.engine, self.record, self._stop_if_asked)
 
     def train(self, epochs: int, space: GrowthSpace | None = None) -> None:
         """Trains on the step's data: the whole model, or in each iteration a subnet sampled from the space.
@@ -138,7 +136,7 @@ class PhaseRun:
         health = Health(self.config.health, self.folder.bad_iterations(self.step, self.phase), self.monitor.note)
         if resume:
             health.state = resume["health"]
-        before = {key: self.record.get(key, 0) for key in ("pairs_seen", "text_tokens_seen", "dead_workers")}
+        counts = PhaseCounts(self.record, stream, health)
         peak, warmup = self.config.training.learning_rate, self.config.training.warmup_iterations
         rate = partial(learning_rate, iterations=stream.iterations, peak=peak, warmup_iterations=warmup)
         done = stream.start_iteration
@@ -155,19 +153,10 @@ class PhaseRun:
                 return None
             return space.sample(torch.Generator().manual_seed(self._seed(f"subnet {iteration}")))
 
-        def count() -> None:
-            """Brings the record up to date. Collective."""
-            broken = sum(distributed.all_gather_object(stream.faults), Counter())
-            mine = Counter(trainer.seen, dead_workers=stream.dead_workers)
-            counted = sum(distributed.all_gather_object(mine), Counter())
-            self.record |= {key: before[key] + counted[key] for key in before}
-            self.record["broken_samples"] = {str(cause): n for cause, n in broken.items()}
-            self.record["skipped_iterations"] = health.skipped
-            self._count_seconds()
-
         def describe() -> dict[str, Any]:
             self.folder.require_there()
-            count()
+            counts.update()
+            self._count_seconds()
             state = {
                 "iterations": stream.iterations,
                 "samples_read": limit.read,
@@ -190,13 +179,15 @@ class PhaseRun:
             report_every=self.config.monitoring.log_every,
             evaluate=self.judge.evaluate_in_between,
             evaluate_after=self.judge.iterations(stream),
+            seen=counts.seen,
         )
         if done in trainer.evaluate_after:
             self.judge.evaluate_in_between(done)  # stopped before that
         trainer.run(rate, subnet)
         self.watch.reached("")
         self.record["iterations"] = stream.iterations
-        count()
+        counts.update()
+        self._count_seconds()
         if limit.broken:
             self.monitor.note(f"broken samples: {in_words(limit.broken)}; {self.folder.faults('rank_*')} list them")
         if self.record["dead_workers"]:
@@ -250,8 +241,6 @@ class PhaseRun:
                 f"{resume['iterations']} when it was interrupted: its data have changed; bring them back, or remove "
                 f"{self.folder.checkpoints(self.step, self.phase)} to run the phase anew"
             )
-        if distributed.is_main():  # for all ranks, whichever they were
-            stream.faults.update({Cause(cause): n for cause, n in self.record.get("broken_samples", {}).items()})
         return stream
 
     def _description(self, **more: Any) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from growclip_ds.config.config import Config
 from growclip_ds.data.remote import is_remote
 from growclip_ds.data.subsets import Subset, continue_subsets, count_subsets, read_subsets
-from growclip_ds.run.folder import Phase, RunFolder
+from growclip_ds.growth.phases import Phase
+from growclip_ds.run.folder import RunFolder
 
 _FEWEST_POINTS = 8  # of a curve that is judged
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from growclip_ds import distributed
-from growclip_ds.config.config import HealthSection
+from growclip_ds.config.sections import HealthSection
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_json
 from growclip_ds.training.engine import Engine

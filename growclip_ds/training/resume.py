@@ -23,7 +23,7 @@ from torch import Tensor
 from growclip_ds.architecture import Shape
 from growclip_ds.checkpoint.checkpoint import Checkpoint, DamagedError, owners
 from growclip_ds.checkpoint.writing import CheckpointWriting
-from growclip_ds.config.config import CheckpointSection
+from growclip_ds.config.sections import CheckpointSection
 from growclip_ds.distributed import all_gather_object, is_main, on_every_rank, on_main, rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.monitor import CheckpointCost, Monitor

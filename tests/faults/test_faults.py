@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from growclip_ds.checkpoint.checkpoint import Checkpoint
-from growclip_ds.run.folder import Phase, RunFolder
+from growclip_ds.growth.phases import Phase
+from growclip_ds.run.folder import RunFolder
 from tests.faults.ranks import Ranks
 from tests.pipeline_runs import phases, write_data
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from growclip_ds.checkpoint.checkpoint import Checkpoint
-from growclip_ds.run.folder import Phase, RunFolder
+from growclip_ds.growth.phases import Phase
+from growclip_ds.run.folder import RunFolder
 from tests.group import Groups
 from tests.pipeline_runs import PHASES, grow, write_data
 from tests.slurm.cluster import Cluster

@@ -12,10 +12,11 @@ from unittest import mock
 import pytest
 import torch
 
-from growclip_ds.config.config import HealthSection
+from growclip_ds.config.sections import HealthSection
 from growclip_ds.distributed import rank
 from growclip_ds.errors import InputError
-from growclip_ds.run.folder import Phase, RunFolder
+from growclip_ds.growth.phases import Phase
+from growclip_ds.run.folder import RunFolder
 from growclip_ds.training import iteration as iterations
 from growclip_ds.training.health import FEWEST_LOSSES, Health
 from growclip_ds.training.iteration import Outcome
