@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from growclip_ds import distributed
 from growclip_ds.data.faults import BrokenSample, Fault
@@ -88,7 +89,7 @@ class BatchDecoder:
         return LoadedBatch(Batch(images, self.tokenizer(captions), keys), faults)
 
 
-class BatchLoader:
+class BatchLoader(Dataset[LoadedBatch]):
     """Reads, decodes and tokenizes samples: `loader[positions]` is the batch of these positions of the index.
 
     A dataset of torch's kind: goes to worker processes, which each open the shards on their own.

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import multiprocessing
 import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from growclip_ds import distributed
-from growclip_ds.data.batch import Batch, BatchDecoder, BatchLoader
+from growclip_ds.data.batch import Batch, BatchDecoder, BatchLoader, LoadedBatch
 from growclip_ds.data.faults import Cause, FaultList
 from growclip_ds.data.order import TrainingOrder, shares
 from growclip_ds.data.remote import Deal, RemoteOrder, RemoteShards
@@ -33,6 +34,8 @@ _LOOK = 1.0  # seconds from one look of a worker whether it is to end, to the ne
 _GRACE = 3.0  # seconds that it then has to end by itself; torch waits for 5
 
 _log = logging.getLogger(__name__)
+
+_Source = tuple[Dataset[LoadedBatch], Iterable[np.ndarray] | None]  # with what to ask it for, one after the other
 
 
 class TrainingStream:
@@ -99,11 +102,14 @@ class TrainingStream:
                 f"{micro_batches} micro-batches each; choose a multiple of {pieces}"
             )
         self.deals = [*deals, Deal(start_iteration, self.world_size, micro_batches, max(1, workers))]
-        self.order = (
-            TrainingOrder(len(data), global_batch_size, epochs, seed)
-            if isinstance(data, ShardIndex)
-            else RemoteOrder(data, global_batch_size, epochs, seed, self.deals)
-        )
+        decoder = BatchDecoder(tokenizer, image_size, exact)
+        self.order: TrainingOrder | RemoteOrder
+        if isinstance(data, ShardIndex):
+            self.order = TrainingOrder(len(data), global_batch_size, epochs, seed)
+            self._source = partial(self._from_shards, self.order, BatchLoader(data, decoder))
+        else:
+            self.order = RemoteOrder(data, global_batch_size, epochs, seed, self.deals)
+            self._source = partial(self._from_afar, self.order, decoder)
         self.samples = len(data)
         self.iterations = self.order.iterations
         self.start_iteration = start_iteration
@@ -113,8 +119,6 @@ class TrainingStream:
         self.faults: Counter[Cause] = Counter()
         self.dead_workers = 0
         self._fault_list = fault_list
-        self._decoder = BatchDecoder(tokenizer, image_size, exact)
-        self._loader = BatchLoader(data, self._decoder) if isinstance(data, ShardIndex) else None
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """This rank's micro-batches, an iteration at a time; the workers end with the iterator.
@@ -158,12 +162,9 @@ class TrainingStream:
             options = {
                 "multiprocessing_context": context,
                 "prefetch_factor": _PREFETCHED,
-                "worker_init_fn": functools.partial(_prepare_worker, context.end),
+                "worker_init_fn": partial(_prepare_worker, context.end),
             }
-        if isinstance(self.order, TrainingOrder):
-            dataset, sampler = self._loader, self._shares(iteration)
-        else:
-            dataset, sampler = RemoteLoader(self.order, self._decoder, self.rank, iteration), None
+        dataset, sampler = self._source(iteration)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -174,9 +175,14 @@ class TrainingStream:
             **options,
         )
 
-    def _shares(self, start: int) -> Iterator[np.ndarray]:
-        for iteration in range(start, self.iterations):
-            yield from shares(self.order.batch(iteration), self.rank, self.world_size, self.micro_batches)
+    def _from_shards(self, order: TrainingOrder, loader: BatchLoader, start: int) -> _Source:
+        batches = map(order.batch, range(start, self.iterations))
+        return loader, chain.from_iterable(
+            shares(batch, self.rank, self.world_size, self.micro_batches) for batch in batches
+        )
+
+    def _from_afar(self, order: RemoteOrder, decoder: BatchDecoder, start: int) -> _Source:
+        return RemoteLoader(order, decoder, self.rank, start), None
 
 
 def _is_death(error: Exception) -> bool:
@@ -196,6 +202,7 @@ def _prepare_worker(end: Flag, worker: int) -> None:
 def _end_with_trainer(end: Flag) -> None:
     """Ends this worker when its trainer is gone, or wants it to end and it waits for a shard: the trainer would too."""
     trainer = multiprocessing.parent_process()
+    assert trainer is not None  # this is a worker
     while trainer.is_alive() and not end.is_set():
         trainer.join(_LOOK)
     trainer.join(_GRACE)

@@ -99,8 +99,14 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True  # "<|endoftext|>" written in a caption is ordinary text
-        self.start_of_text, self.end_of_text = map(self._backend.token_to_id, self._special_tokens)
+        self.start_of_text, self.end_of_text = map(self._id, self._special_tokens)
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def _id(self, token: str) -> int:
+        number = self._backend.token_to_id(token)
+        if number is None:
+            raise ValueError(f"the tokenizer has no {token!r}")
+        return number
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], context_length: int) -> Tokenizer:
@@ -114,7 +120,8 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], context_length: int) ->
     Raises:
         InputError: it is neither, cannot be fetched, or has no start-of-text and end-of-text tokens.
     """
-    from transformers import AutoTokenizer, CLIPTokenizerFast  # slow to import, and workers do without
+    # Slow to import, and workers do without.
+    from transformers import AutoTokenizer, CLIPTokenizerFast  # type: ignore[attr-defined]
 
     folder = Path(name_or_path)
     is_bare_clip = (folder / "vocab.json").is_file() and not (folder / "tokenizer_config.json").is_file()
