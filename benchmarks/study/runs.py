@@ -77,6 +77,7 @@ class Plan:
         yield from self._tuned("growclip", MAIN, SEEDS[:1])
         for method in REPEATED[1:]:
             yield from self._fixed(method, MAIN, SEEDS[:1])
+        yield from self._grown_from_scratch()
         yield from self._ablations(SEEDS[:1])
         yield from self._tuned("growclip", MAIN, SEEDS[1:])
         for method in REPEATED[1:]:
@@ -88,7 +89,6 @@ class Plan:
         yield from self._other_optimizer()
         yield from self._ablations(SEEDS[1:])
         yield from self._one_dimension()
-        yield from self._grown_from_scratch()
 
     def best_rate(self, method: str, optimizer: str) -> float | None:
         """The learning rate with the highest accuracy on the tuning sets, once all have been tried."""
