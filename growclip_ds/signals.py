@@ -35,7 +35,7 @@ class StopRequest:
 def kept_from_children() -> Iterator[None]:
     """Processes started inside never see the signals: schedulers and launchers send them to all processes there are.
 
-    What comes meanwhile for this process is delivered at the end.
+    What comes meanwhile for this process is delivered at the end, or to another of its threads.
     """
     resource_tracker.ensure_running()  # if it started inside, it would let SIGTERM through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
