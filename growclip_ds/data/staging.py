@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from growclip_ds.data.index_file import FOLDER, candidates
 from growclip_ds.data.shards import Progress
 from growclip_ds.errors import InputError
@@ -91,17 +93,7 @@ def _remove_partial(folder: Path) -> None:
     for partial in [*folder.glob(".*.partial"), *(folder / FOLDER).glob(".*.partial")]:
         name = re.fullmatch(r"\..+\.(?:tar|idx)\.(\d+)\.partial", partial.name)
         # A process of another container, or of another machine that shares the folder, seems dead but writes.
-        if name and not _is_alive(int(name[1])):
+        if name and not psutil.pid_exists(int(name[1])):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - partial.stat().st_mtime > _QUIET:
                     partial.unlink()
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
