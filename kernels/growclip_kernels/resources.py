@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -22,11 +23,30 @@ from triton.compiler import ASTSource
 
 from growclip_kernels.configuration import Configuration
 
-# By compute capability: bytes of shared memory a program can have, and a multiprocessor has (CUDA C++ Programming
-# Guide, table of technical specifications; of a multiprocessor's, each program takes 1 KiB more).
-SHARED_MEMORY = {(8, 0): (163 << 10, 164 << 10), (9, 0): (227 << 10, 228 << 10)}
 REGISTERS = 65536  # of a multiprocessor; a warp takes them in units of 256
-WARPS = 64  # of a multiprocessor
+
+
+class Limits(NamedTuple):
+    """Of a device.
+
+    Attributes:
+        program: bytes of shared memory a program can have.
+        multiprocessor: bytes of shared memory a multiprocessor has, of which each program takes 1 KiB more.
+        warps: of a multiprocessor.
+    """
+
+    program: int
+    multiprocessor: int
+    warps: int
+
+
+# By compute capability (CUDA C++ Programming Guide, table of technical specifications).
+DEVICES = {
+    (8, 0): Limits(163 << 10, 164 << 10, 64),
+    (8, 9): Limits(99 << 10, 100 << 10, 48),
+    (9, 0): Limits(227 << 10, 228 << 10, 64),
+    (12, 0): Limits(99 << 10, 100 << 10, 48),
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,7 @@ def compile_for(configuration: Configuration, capability: tuple[int, int]) -> Re
 
 def defects(used: Resources, capability: tuple[int, int]) -> list[str]:
     """What must not be, in words."""
-    most = SHARED_MEMORY[capability][0]
+    most = DEVICES[capability].program
     return [
         *([f"spills {used.spilled} bytes a thread"] if used.spilled else []),
         *([f"wants {used.shared} bytes of shared memory, of {most}"] if used.shared > most else []),
@@ -120,18 +140,27 @@ def _assemble(ptx: str, capability: tuple[int, int]) -> tuple[int, int]:
 
 def _programs(registers: int, shared: int, warps: int, capability: tuple[int, int]) -> int:
     a_warp = -(-registers * 32 // 256) * 256
-    of_shared = SHARED_MEMORY[capability][1] // (shared + 1024)
-    return min(REGISTERS // (a_warp * warps), of_shared, WARPS // warps, 32)
+    device = DEVICES[capability]
+    return min(REGISTERS // (a_warp * warps), device.multiprocessor // (shared + 1024), device.warps // warps, 32)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table; returns 1 if there are defects."""
     parser = argparse.ArgumentParser(prog="python -m growclip_kernels.resources", description=__doc__)
     parser.add_argument("--match", default="", metavar="TEXT", help="only configurations with this in their name")
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        type=lambda text: tuple(map(int, text.split("."))),
+        default=list(DEVICES),
+        choices=list(DEVICES),
+        metavar="N.N",
+        help="compute capabilities to compile for (default: 8.0 8.9 9.0 12.0)",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="compilations at a time")
     options = parser.parse_args(arguments)
     found = []
-    for capability in SHARED_MEMORY:
+    for capability in options.devices:
         chosen = [item for item in configurations(capability) if options.match in item.name]
         architecture = f"sm_{capability[0]}{capability[1]}"
         print(f"{architecture}: {len(chosen)} configurations")

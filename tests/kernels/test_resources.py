@@ -1,4 +1,4 @@
-"""What dispatch can choose compiles for sm_80 and sm_90, without spills and within the device's shared memory.
+"""What dispatch can choose compiles for each kind of device, without spills and within its shared memory.
 
 In processes of their own: here the kernels are for the interpreter.
 """
@@ -39,7 +39,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def table() -> subprocess.CompletedProcess[str]:
-    return run("-m", "growclip_kernels.resources")
+    return run("-m", "growclip_kernels.resources", "--devices", "8.0", "9.0")
 
 
 def defects(table: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
@@ -70,6 +70,16 @@ def test_nothing_is_spilled(table: subprocess.CompletedProcess[str], architectur
     if architecture == "sm_80" and TRITON in SPILLING:
         pytest.skip(f"Triton {triton.__version__} spills a few bytes on sm_80 (docs/performance.md)")
     assert [defect for defect in defects(table) if defect[1:] == (architecture, "spills")] == []
+
+
+@pytest.mark.slow
+def test_desktop_and_inference_cards():
+    """They take the tiles for little shared memory."""
+    table = run("-m", "growclip_kernels.resources", "--devices", "8.9", "12.0")
+    found = [defect for defect in defects(table) if defect[2] == "wants" or TRITON not in SPILLING]
+    assert found == [], table.stdout
+    counts = dict(re.findall(r"(sm_\d+): (\d+) configurations", table.stdout))
+    assert counts == {"sm_89": "34", "sm_120": "34"}
 
 
 def test_a_spill_is_found():

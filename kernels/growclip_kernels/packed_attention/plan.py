@@ -67,6 +67,11 @@ AMPERE = (
     OnChip(Tile(64, 128, warps=4, stages=2), Tile(128, 32, warps=4, stages=1), transposed=False),
     OnChip(Tile(32, 256, warps=4, stages=2), Tile(256, 16, warps=8, stages=2), transposed=True),
 )
+# For programs that have 99 KiB of shared memory, too little to hold 256 keys or queries.
+SMALL = (
+    *AMPERE[:2],
+    OnChip(Tile(64, 128, warps=4, stages=2), Tile(128, 16, warps=4, stages=1), transposed=False),
+)
 LOOPING = Looping(
     forward=Tile(128, 64, warps=8, stages=2),
     backward_queries=Tile(64, 64, warps=4, stages=2),
@@ -90,8 +95,13 @@ class Launch:
 
 
 def on_chip_tiles(capability: tuple[int, int]) -> tuple[OnChip, ...]:
-    """Tiles of a device, the smallest first. The interpreter takes Hopper's."""
-    return HOPPER if capability >= (9, 0) else AMPERE
+    """Tiles of a device, the smallest first. The interpreter takes Hopper's.
+
+    Desktop and inference cards (8.6, 8.9, 12.x), and what is not known here, take those for little shared memory.
+    """
+    if capability[0] in (9, 10):
+        return HOPPER
+    return AMPERE if capability in ((8, 0), (8, 7)) else SMALL
 
 
 def plan(tokens: int, sequences: int, max_seqlen: int, dtype: torch.dtype, capability: tuple[int, int]) -> list[Launch]:

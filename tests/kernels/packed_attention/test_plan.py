@@ -7,7 +7,7 @@ import torch
 
 from growclip_kernels.packed_attention.plan import Looping, OnChip, on_chip_tiles, plan
 
-CAPABILITIES = [(8, 0), (8, 9), (9, 0), (10, 0)]
+CAPABILITIES = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)]
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -36,3 +36,9 @@ def test_tiles_hold_all_keys_forwards_and_all_queries_backwards(capability):
     tiles = on_chip_tiles(capability)
     assert [t.longest for t in tiles] == sorted(t.longest for t in tiles)
     assert all(t.forward.keys == t.backward.queries == t.longest for t in tiles)
+
+
+@pytest.mark.parametrize(("capability", "longest"), [((8, 0), 256), ((9, 0), 256), ((8, 6), 128), ((12, 1), 128)])
+def test_devices_with_little_shared_memory_hold_shorter_sequences_whole(capability, longest):
+    assert on_chip_tiles(capability)[-1].longest == longest
+    assert isinstance(plan(5 * 197, 5, 197, torch.bfloat16, capability)[0].tiles, OnChip) == (longest > 197)
