@@ -19,9 +19,12 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.constants import default_pg_timeout
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from deepspeed.utils import groups
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from torch.nn import functional
 
 from growclip_ds.architecture import Shape
@@ -59,9 +62,14 @@ def init_distributed() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Before any collective: NCCL takes the current device, which would be the first GPU on every rank.
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    hours = datetime.timedelta(hours=COLLECTIVE_HOURS)
     with wait_for_all_ranks():  # not for hours
-        deepspeed.init_distributed(verbose=False, **({} if "DEEPSPEED_TIMEOUT" in os.environ else {"timeout": hours}))
+        deepspeed.init_distributed(verbose=False, timeout=_collective_limit())
+
+
+def _collective_limit() -> datetime.timedelta:
+    if "DEEPSPEED_TIMEOUT" in os.environ:
+        return default_pg_timeout
+    return datetime.timedelta(hours=COLLECTIVE_HOURS)
 
 
 def leave_distributed() -> None:
@@ -104,6 +112,8 @@ class Engine:
         parameters = list(module.named_parameters())
         self.optimizer = make_optimizer(parameters)
         self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
+        # The group that DeepSpeed makes for itself has not the default group's limit, but torch's: 10 minutes of NCCL.
+        distributed_c10d._set_pg_timeout(_collective_limit(), groups._get_data_parallel_group())
         self._zero = self._deepspeed.optimizer
         # DeepSpeed's BF16_Optimizer has none.
         self._loss_scaler = getattr(self._zero, "loss_scaler", None)

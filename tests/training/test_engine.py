@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import gc
 import os
 from pathlib import Path
@@ -82,6 +83,20 @@ def test_one_of_many_has_to_know_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"SLURM_NTASKS": "8"})
     init_distributed()
     assert [environment["WORLD_SIZE"] for environment in joined] == ["1"]
+
+
+def limits_of_waiting(stage: int) -> set[datetime.timedelta]:
+    engine = build(Scenario(stage))
+    groups = {shard.group for shard in engine.optimizer.shards} - {dist.group.WORLD}
+    engine.destroy()
+    return {group._get_backend(torch.device("cpu")).options._timeout for group in groups}
+
+
+@pytest.mark.parametrize(("stage", "hours"), [(1, {2}), (2, {2}), (3, set())])
+def test_ranks_wait_as_long_for_each_other_in_deepspeeds_group(group: Groups, stage: int, hours: set[int]) -> None:
+    """Which it makes, for stages 1 and 2, with the limit that torch has for a backend: with NCCL 10 minutes."""
+    limits = {datetime.timedelta(hours=number) for number in hours}
+    assert group(2).run(limits_of_waiting, stage) == [limits] * 2
 
 
 def skip_and_go_on(scenario: Scenario, bad: float) -> tuple[Any, ...]:
