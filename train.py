@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train a GrowCLIP through its growth steps; started again, a run goes on with what is unfinished.",
         epilog="Rank and world size come from the environment, as the deepspeed launcher and torchrun set it. "
-        "SIGTERM and SIGUSR1 end the run after the iteration, with a checkpoint and exit code 75.",
+        "SIGTERM, SIGUSR1 and Ctrl-C end the run after the iteration, with a checkpoint and exit code 75.",
     )
     parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="ZeRO stage, precision, offloading")
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")

@@ -1,15 +1,20 @@
-"""Being asked to stop: by a scheduler that wants the machines back, or by hand (`kill -USR1`)."""
+"""Being asked to stop: by a scheduler that wants the machines back, or by hand (`kill -USR1`, Ctrl-C)."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED = 75  # exit code, sysexits.h's EX_TEMPFAIL: started again, the run goes on
+
+
+_AT_ONCE = 1.0  # seconds in which a further SIGINT is the same Ctrl-C, which launchers pass on to all ranks once more
 
 
 class Stopped(Exception):
@@ -17,18 +22,29 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether this process was asked to stop. Further signals change nothing."""
+    """Whether this process was asked to stop. Further signals change nothing, but a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._interrupted: float | None = None
 
     def install(self) -> None:
-        """Takes SIGTERM and SIGUSR1 as requests; called in the main thread, by a program and never by a library."""
+        """Takes SIGTERM, SIGUSR1 and SIGINT as requests; for a program's main thread, never for a library."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True  # and nothing else: the interrupted code may be anywhere
+        self.requested = True  # and little else: the interrupted code may be anywhere
+        if number != signal.SIGINT:
+            return
+        now = time.monotonic()
+        if self._interrupted is None:
+            self._interrupted = now
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, b"\nStops after this iteration, with a checkpoint; Ctrl-C once more ends it at once.\n")
+        elif now - self._interrupted > _AT_ONCE:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

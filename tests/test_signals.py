@@ -47,3 +47,26 @@ assert request.requested  # what came meanwhile
 assert subprocess.run(child, capture_output=True, check=False).returncode == -signal.SIGTERM
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_second_interrupt_ends_the_process() -> None:
+    """Not one that a launcher passes on at once, nor a second request of another kind."""
+    script = """
+import os, signal, time
+from growclip_ds import signals
+
+request = signals.StopRequest()
+request.install()
+for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+    os.kill(os.getpid(), number)
+print(request.requested, flush=True)
+signals._AT_ONCE = 0.0
+time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGTERM)
+print("goes on", flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+print("is not reached", flush=True)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (-signal.SIGINT, "True\ngoes on\n")
+    assert result.stderr.count("Stops after this iteration, with a checkpoint") == 1

@@ -42,7 +42,7 @@ Exit codes of growclip and of train.py:
   1    what was checked is not as it should be, or an error that is none of yours
   2    the command line or a file is at fault, with one line that says what
   75   stopped as asked (train.py): the same command goes on
-  130  interrupted with Ctrl-C
+  130  interrupted with Ctrl-C; train.py by the second, as the first asks it to stop
 """
 
 

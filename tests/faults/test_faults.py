@@ -115,7 +115,7 @@ def test_killed_fifty_times(data: Path, whole: tuple[RunFolder, float], tmp_path
     assert len(told) == 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_asked_to_stop(data: Path, whole: tuple[RunFolder, float], tmp_path: Path, number: int) -> None:
     """One rank alone gets the signal, and gets it again while it writes."""
     run = RunFolder(tmp_path / "run")
