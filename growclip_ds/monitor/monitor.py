@@ -159,6 +159,8 @@ class RunMonitor(Monitor):
                 "train/learning_rate": progress.learning_rate,
                 "train/logit_scale": progress.logit_scale,
                 "train/gradient_norm": progress.gradient_norm,
+                "train/skipped": progress.skipped,
+                **({} if progress.loss_scale is None else {"train/loss_scale": progress.loss_scale}),
                 "speed/samples_per_second": progress.samples_per_second,
                 "speed/data_wait_share": progress.data_wait_share,
                 "phase/growth_step": self._step,

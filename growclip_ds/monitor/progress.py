@@ -96,9 +96,9 @@ class PhaseProgress:
         """Shows where the phase stands; at its end, what it came to."""
         now = self.output.clock()
         if progress.skipped:
+            scale = f"; fp16's loss scale is {progress.loss_scale:,g} now" if progress.loss_scale is not None else ""
             self.output.line(
-                f"{self.name}: no update in {progress.skipped} of the iterations up to {progress.iteration}: "
-                "gradients were not finite"
+                f"{self.name}: no update in {progress.skipped} of the iterations up to {progress.iteration}{scale}"
             )
         if progress.iteration == progress.iterations:
             self.output.line(

@@ -18,7 +18,8 @@ class Progress:
         learning_rate: of the iteration.
         logit_scale: what similarities were multiplied by.
         gradient_norm: before clipping.
-        skipped: iterations since the last report without an update, gradients not being finite.
+        skipped: iterations since the last report without an update.
+        loss_scale: what fp16's losses are multiplied by; None where it does not change by itself.
         samples_per_second: over all ranks, since the last report.
         data_wait_share: share of the time since the last report that the rank that waited most waited for data, 0 to 1.
         broken_samples: of the phase so far, over all ranks, by what is wrong with them.
@@ -31,6 +32,7 @@ class Progress:
     logit_scale: float
     gradient_norm: float
     skipped: int
+    loss_scale: float | None
     samples_per_second: float
     data_wait_share: float
     broken_samples: Mapping[str, int] = field(default_factory=dict)

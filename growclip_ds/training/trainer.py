@@ -89,6 +89,7 @@ class Trainer:
             done = iteration + 1
             if done % self.report_every == 0 or done == stream.iterations:
                 seconds, waited = clock.lap()
+                loss_scale = self.engine.loss_scale
                 progress = Progress(
                     iteration=done,
                     iterations=stream.iterations,
@@ -97,6 +98,7 @@ class Trainer:
                     logit_scale=outcome.logit_scale,
                     gradient_norm=outcome.gradient_norm,
                     skipped=self.health.skipped - reported,
+                    loss_scale=None if loss_scale is None else loss_scale["cur_scale"],
                     samples_per_second=samples / seconds,
                     data_wait_share=max(distributed.all_gather_object(waited / seconds)),  # others wait for that rank
                     broken_samples={str(cause): n for cause, n in self.limit.broken.items()},

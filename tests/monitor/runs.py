@@ -31,6 +31,7 @@ class Progress:
     logit_scale: float = 14.3
     gradient_norm: float = 1.5
     skipped: int = 0
+    loss_scale: float | None = None
     samples_per_second: float = 512.3
     data_wait_share: float = 0.02
     broken_samples: dict[str, int] = field(default_factory=dict)

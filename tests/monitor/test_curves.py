@@ -35,6 +35,7 @@ def test_curves_are_continuous_and_not_doubled(grown_run):
         "train/learning_rate",
         "train/logit_scale",
         "train/gradient_norm",
+        "train/skipped",
         "speed/samples_per_second",
         "speed/data_wait_share",
         "memory/resident_gib",

@@ -68,7 +68,9 @@ def test_waiting_for_data_shows_where_it_matters():
 
 def test_updates_left_out_are_told():
     shown = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, skipped=2)
-    assert "step 2/3 selection: no update in 2 of the iterations up to 10: gradients were not finite" in shown
+    assert "step 2/3 selection: no update in 2 of the iterations up to 10\n" in shown
+    fp16 = progress_lines(io.StringIO(), Clock(), iterations=20, seconds=1.0, skipped=1, loss_scale=65536.0)
+    assert "no update in 1 of the iterations up to 10; fp16's loss scale is 65,536 now\n" in fp16
 
 
 def test_the_first_report_does_not_count_for_long():

@@ -52,7 +52,7 @@ def train_on(stream_type: type[TrainingStream], folder: str) -> list[Progress]:
 def trainer_on(stream_type: type[TrainingStream], folder: str, reports: list[Progress]) -> SlowTrainer:
     index = index_shards(sorted(Path(folder).glob("*.tar")))
     return SlowTrainer(
-        engine=SimpleNamespace(device=torch.device("cpu")),
+        engine=SimpleNamespace(device=torch.device("cpu"), loss_scale=None),
         stream=stream_type(index, small_tokenizer(), image_size=16, global_batch_size=2, epochs=1, seed=0),
         limit=FaultLimit(len(index), 0.0),
         health=SimpleNamespace(skipped=0),
