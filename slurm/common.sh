@@ -104,6 +104,13 @@ job_name() {
   printf '%s-%s-step%d\n' "$base" "$(printf %s "$RUN_DIR" | cksum | cut -d ' ' -f 1)" "$1"
 }
 
+# The number of the job that runs a growth step or is to run it; nothing if there is none.
+job_of_step() {
+  local jobs
+  jobs=$(squeue --noheader --me --name="$(job_name "$1")" --format=%A) || return
+  printf '%s\n' "${jobs%%$'\n'*}"
+}
+
 # The numbers of the growth steps that are not finished.
 unfinished_steps() {
   "${RUN_PYTHON[@]}" -m growclip_ds steps --config "$CONFIG" --output-dir "$RUN_DIR" --unfinished "$@"

@@ -44,8 +44,7 @@ before=
 for step in $steps; do
   name=$(job_name "$step")
   # By its name a job is known, so that nothing is submitted twice.
-  job=$(squeue --noheader --me --name="$name" --format=%A) || fail "squeue does not answer; try again later"
-  job=${job%%$'\n'*}
+  job=$(job_of_step "$step") || fail "squeue does not answer; try again later"
   if [[ -n $job ]]; then
     echo "growth step $step: job $job, submitted before"
   else

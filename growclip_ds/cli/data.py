@@ -34,16 +34,18 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
 def _add_data_add(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "add",
-        help="append a subset to a run's list of data",
+        help="append a subset to a run's list of data, or extend one",
         description="Indexes and counts the shards of a new data subset and appends it to LIST, which is made if it "
         "is not there. A run whose configuration says `data: {subsets: LIST}` trains on its first t subsets in growth "
-        "step t. Shards that are in LIST already, under whatever path, are refused.",
+        "step t. Shards that are in LIST already, under whatever path, are refused. --extend puts more shards into the "
+        "subset NAME that LIST has, which is for one that no run has used yet.",
         epilog="Examples:\n\n"
         "  growclip data add data/mine.yaml first /data/first/*.tar\n"
-        "  growclip data add data/mine.yaml second 's3://bucket/second/{00000..00310}.tar'",
+        "  growclip data add data/mine.yaml second 's3://bucket/second/{00000..00310}.tar'\n"
+        "  growclip data add data/mine.yaml second 's3://bucket/week2/{00000..00031}.tar' --extend",
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="the list, a YAML file")
-    parser.add_argument("name", metavar="NAME", help="of the new subset")
+    parser.add_argument("name", metavar="NAME", help="of the new subset, or with --extend of one in LIST")
     parser.add_argument(
         "shards",
         nargs="+",
@@ -51,15 +53,17 @@ def _add_data_add(commands: Subparsers) -> None:
         help="a folder, tars, a glob or a brace pattern ({00000..00310}.tar); to stream them, a brace pattern of "
         "addresses (https://…, s3://…, pipe:command)",
     )
+    parser.add_argument("--extend", action="store_true", help="put the shards into the subset NAME, which LIST has")
     parser.set_defaults(run=_data_add)
 
 
 def _data_add(options: argparse.Namespace) -> int:
-    from growclip_ds.data.data_list import add_subset
+    from growclip_ds.data.data_list import add_subset, extend_subset
     from growclip_ds.data.progress import counting
 
+    put = extend_subset if options.extend else add_subset
     with counting("indexing shards") as progress:
-        subsets = add_subset(options.list, options.name, options.shards, progress)
+        subsets = put(options.list, options.name, options.shards, progress)
     print(f"{options.list}: growth step, subset, samples, samples of the step")
     arrived = 0
     for step, subset in enumerate(subsets, start=1):

@@ -7,21 +7,32 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from growclip_ds.cli.steps import is_step_finished
 from growclip_ds.errors import InputError
 from growclip_ds.run.submissions import Submissions
 
 SUBMIT = "slurm/grow_run.sh"
 
 
+class _Look(NamedTuple):
+    """What one look came to: in words, as an exit code, and whether there is nothing more to wait for."""
+
+    said: str
+    code: int = 0
+    is_end: bool = False
+
+
 def add_watch_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.description = (
         "Looks now and then whether a run's next growth step is due, its data subset being in the list: when the data "
-        "has grown enough, or the loss of the last step fell no more. Then it submits the step, once; one that fails "
-        "is yours to mend and to submit. What follows -- is for slurm/grow_run.sh: NAME=value, section.key=value, "
-        "options of sbatch."
+        "has grown enough, or the loss of the last step fell no more. Then it submits the step, once, and tells if its "
+        "job ends without finishing it (with --once by exit code 1): that is yours to mend and to submit. What follows "
+        "-- is for slurm/grow_run.sh: NAME=value, section.key=value, options of sbatch."
     )
     parser.epilog = (
         "Examples:\n\n"
@@ -61,17 +72,17 @@ def _watch(options: argparse.Namespace) -> int:
             except InputError as error:
                 if options.once or options.dry_run:
                     raise
-                now = f"error: {error}"  # a list that is being edited, a Slurm that does not answer
-            if now != said:
-                print(now, flush=True)
-                said = now
-            if options.once or options.dry_run or now.startswith("all "):
-                return 0
+                now = _Look(f"error: {error}")  # a list that is being edited, a Slurm that does not answer
+            if now.said != said:
+                print(now.said, flush=True)
+                said = now.said
+            if options.once or options.dry_run or now.is_end:
+                return now.code
             time.sleep(options.every)
 
 
-def _look(options: argparse.Namespace, submissions: Submissions) -> str:
-    """Looks once and does what is to be done; says what it came to."""
+def _look(options: argparse.Namespace, submissions: Submissions) -> _Look:
+    """Looks once and does what is to be done."""
     from growclip_ds.config.config import load_config
     from growclip_ds.run.folder import RunFolder
     from growclip_ds.run.watch import GrowthRule, decide
@@ -80,22 +91,37 @@ def _look(options: argparse.Namespace, submissions: Submissions) -> str:
     config = load_config(options.config, overrides)
     decision = decide(config, RunFolder(options.output_dir), GrowthRule(options.growth, options.plateau))
     if decision.step is None:
-        return decision.reason
+        return _Look(decision.reason, is_end=True)
     step = f"growth step {decision.step}"
     if before := submissions.read().get(decision.step):
-        return f"{step} is submitted and not finished: {before}"
+        if submissions.has_job(decision.step) is not False:
+            return _Look(f"{step} is submitted and not finished: {before}")
+        if is_step_finished(options.output_dir, decision.step):  # since it was decided
+            return _look(options, submissions)
+        log = submissions.log(decision.step)
+        return _Look(f"{step}'s job has ended without finishing it: see {log}; mend it and run {SUBMIT}", code=1)
     if not decision.is_due:
-        return f"{step} {decision.reason}"
+        return _Look(f"{step} {decision.reason}")
     command = [SUBMIT, "ONE_AT_A_TIME=1", f"CONFIG={options.config}", f"RUN_DIR={options.output_dir}"]
     command += options.arguments
     if options.dry_run:
-        return f"{step} is due: {decision.reason}; would run: {' '.join(command)}"
+        return _Look(f"{step} is due: {decision.reason}; would run: {' '.join(command)}")
+    said = _submit(command, step)
+    submissions.add(decision.step, said)
+    print(f"{step} is due: {decision.reason}", file=sys.stderr, flush=True)
+    return _Look(said)
+
+
+def _submit(command: Sequence[str], step: str) -> str:
+    """Runs slurm/grow_run.sh; returns what it printed.
+
+    Raises:
+        InputError: it cannot be run, or did not submit the step.
+    """
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     except OSError as error:
         raise InputError(f"{SUBMIT} cannot be run ({error.strerror}); start from the project's folder") from None
     if result.returncode:
         raise InputError(f"{step} is due, but was not submitted: {SUBMIT} ended with {result.returncode}")
-    submissions.add(decision.step, result.stdout.strip())
-    print(f"{step} is due: {decision.reason}", file=sys.stderr, flush=True)
     return result.stdout.strip()

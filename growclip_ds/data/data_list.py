@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from growclip_ds.data.remote import is_remote
 from growclip_ds.data.shards import Progress
-from growclip_ds.data.subsets import Subset, count_subsets, read_subsets, write_subsets
+from growclip_ds.data.subsets import Subset, count_subsets, find_shards, read_subsets, write_subsets
 from growclip_ds.errors import InputError
 
 
@@ -29,10 +31,97 @@ def add_subset(file: Path, name: str, patterns: Sequence[str], progress: Progres
         InputError: the list or a shard cannot be read, the name is taken, a shard is in the list already, under this
             or another path, or subsets of the list are no longer what they were.
     """
-    listed = read_subsets(file) if file.exists() else []
+    listed = _listed(file)
+    if any(subset.name == name for subset in listed):
+        raise InputError(
+            f"{file} has a data subset '{name}' already; take another name, or give --extend to put more shards into it"
+        )
     counted = list(count_subsets([*listed, Subset(name, one_pattern(patterns))], progress=progress))
     write_subsets(counted, file)
     return counted
+
+
+def extend_subset(file: Path, name: str, patterns: Sequence[str], progress: Progress | None = None) -> list[Subset]:
+    """Puts more shards into a subset of a list, behind those that it has.
+
+    That is for a subset which no run has used yet: a run goes on with the subsets that it has used as they were.
+
+    Args:
+        file: the list.
+        name: of the subset.
+        patterns: of the new shards, as for `add_subset`.
+        progress: told how many tars are indexed.
+
+    Returns:
+        The subsets of the list.
+
+    Raises:
+        InputError: the list has no such subset, the old and the new shards cannot be written as one pattern, or what
+            `add_subset` refuses.
+    """
+    listed = _listed(file)
+    place = next((place for place, subset in enumerate(listed) if subset.name == name), None)
+    if place is None:
+        raise InputError(f"{file} has no data subset '{name}' to extend; leave out --extend to append it")
+    addition = Subset(f"{name} (extension)", one_pattern(patterns))
+    joined = _join(listed[place].shards, addition.shards)  # before what may take hours is counted
+    # Beside all others, so that what one of them has already is refused.
+    *counted, added = count_subsets([*listed, addition], progress=progress)
+    old = counted[place]
+    samples = (old.samples or 0) + (added.samples or 0)
+    of_shards = (old.shard_samples or ()) + (added.shard_samples or ())
+    counted[place] = replace(old, shards=joined, samples=samples, shard_samples=of_shards or None)
+    write_subsets(counted, file)
+    return counted
+
+
+def _listed(file: Path) -> list[Subset]:
+    return read_subsets(file) if file.exists() else []
+
+
+def _join(first: str, second: str) -> str:
+    """Two patterns as one: the shards of the first, then those of the second.
+
+    Raises:
+        InputError: they cannot be written so, or one of them means no shards.
+    """
+    shards = find_shards(first) + find_shards(second)
+    parts = [*_alternatives(first), *_alternatives(second)]
+    start = _common_start(parts)
+    joined = f"{start}{{{','.join(part.removeprefix(start) for part in parts)}}}"
+    try:
+        is_same = find_shards(joined) == shards
+    except InputError:  # a comma in a name, an address and a path
+        is_same = False
+    if not is_same:
+        raise InputError(
+            f"{first} and {second} cannot be written as one pattern; append the new shards as a data subset of their "
+            "own, under another name and without --extend"
+        )
+    return joined
+
+
+def _common_start(patterns: Sequence[str]) -> str:
+    """The folders, or the beginning of the address, that all patterns have in common; no braces or globs."""
+    words = zip(*(re.split(r"(?<=[/:])", pattern) for pattern in patterns), strict=False)
+    common = itertools.takewhile(lambda same: len(set(same)) == 1 and not re.search(r"[{}*?[]", same[0]), words)
+    return "".join(same[0] for same in common)
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """What a pattern that ends in braces, `/data/{a.tar,b/{0..9}.tar}`, stands for; of any other the pattern itself."""
+    head, _, _ = pattern.partition("{")
+    depth, commas = 0, []
+    for place in range(len(head), len(pattern)):
+        depth += {"{": 1, "}": -1}.get(pattern[place], 0)
+        if depth == 0 and place < len(pattern) - 1:
+            return [pattern]
+        if depth == 1 and pattern[place] == ",":
+            commas.append(place)
+    if not commas:
+        return [pattern]
+    cuts = itertools.pairwise([len(head), *commas, len(pattern) - 1])
+    return [head + pattern[before + 1 : after] for before, after in cuts]
 
 
 def one_pattern(patterns: Sequence[str]) -> str:

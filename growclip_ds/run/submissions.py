@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_json
+
+# In the project's folder, as slurm/grow_run.sh does it.
+_FIND_JOB = 'set -uo pipefail; source slurm/common.sh && leave_allocation && open_run_dir && job_of_step "$1"'
 
 
 class Submissions:
@@ -49,6 +54,20 @@ class Submissions:
             write_json(self.file, self.read())
         except OSError as error:
             raise InputError(f"{self.file} cannot be written: {error.strerror}; submitted was {said}") from None
+
+    def has_job(self, step: int) -> bool | None:
+        """Whether a growth step has a job that waits or runs, whoever submitted it; None where Slurm does not say."""
+        words = ["bash", "-c", _FIND_JOB, "watch", str(step)]
+        variables = {"SCRIPT": "watch", "RUN_DIR": str(self.folder.parent)}
+        try:
+            answer = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return None if answer.returncode else bool(answer.stdout.strip())
+
+    def log(self, step: int) -> Path:
+        """The newest output of a growth step's jobs; the folder of all jobs' if there is none."""
+        return max(self.folder.glob(f"*-step{step}-*.log"), key=lambda file: file.stat().st_mtime, default=self.folder)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

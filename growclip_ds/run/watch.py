@@ -63,20 +63,32 @@ def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
         return Decision(step, True, "its data is there")
     configured = [Subset(**dict(subset)) for subset in config.data.subsets]
     recorded = read_subsets(folder.data_file) if folder.data_file.exists() else []
-    samples = [_samples(subset) for subset in continue_subsets(recorded, configured)[:step]]
+    subsets = continue_subsets(recorded, configured)
+    samples = [_samples(subset) for subset in subsets[:step]]
     now, before = sum(samples), sum(samples[:-1])
     arrived = f"{now:,} samples instead of {before:,}, {now / before:.2f} times as many"
     if now >= rule.growth * before:
         return Decision(step, True, arrived)
+    waits = f"waits for more data: {arrived}, not {rule.growth:g} times"
+    remedy = _remedy(subsets, step, is_used=step <= sum(subset.samples is not None for subset in recorded))
     if rule.plateau is None:
-        return Decision(step, False, f"waits for more data: {arrived}, not {rule.growth:g} times")
+        return Decision(step, False, f"{waits}; {remedy}")
     fall = fall_of_loss(training_losses(folder, step - 1))
     if fall is None:
-        return Decision(step, False, f"waits for more data: {arrived}; the loss has too few points to judge")
+        return Decision(step, False, f"{waits}; the loss has too few points to judge; {remedy}")
     learns = f"the loss fell by {fall:.1%} at the end of step {step - 1}"
     if fall <= rule.plateau:
         return Decision(step, True, f"{learns}, no more than {rule.plateau:.1%}; {arrived}")
-    return Decision(step, False, f"waits for more data: {arrived}, not {rule.growth:g} times; {learns}")
+    return Decision(step, False, f"{waits}; {learns}; {remedy}")
+
+
+def _remedy(subsets: Sequence[Subset], step: int, is_used: bool) -> str:
+    """What makes a growth step due whose data is too little: subsets that are listed behind its own do not."""
+    name = subsets[step - 1].name
+    if is_used:
+        return f"subset '{name}' is in use and cannot be extended: lower --growth, or run slurm/grow_run.sh"
+    later = f", as '{subsets[step].name}' is for step {step + 1}" if step < len(subsets) else ""
+    return f"put it into subset '{name}' (growclip data add --extend){later}"
 
 
 def _samples(subset: Subset) -> int:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from growclip_ds.cli.program import main
 from growclip_ds.config.config import load_config
-from growclip_ds.data.data_list import add_subset, one_pattern
-from growclip_ds.data.subsets import Subset, read_subsets
+from growclip_ds.data.data_list import add_subset, extend_subset, one_pattern
+from growclip_ds.data.subsets import Subset, count_subsets, find_shards, open_subsets, read_subsets
 from growclip_ds.errors import InputError
 from tests.data.corpus import write_shards
 
@@ -56,7 +57,7 @@ def test_duplicates_are_refused_and_the_list_stays(base: Path) -> None:
     (base / "link.tar").symlink_to(base / "a" / "00001.tar")
     shutil.copy(base / "a" / "00002.tar", base / "copy.tar")
     for name, shards, message in [
-        ("first", "b", "two data subsets are called 'first'"),
+        ("first", "b", "has a data subset 'first' already; .* give --extend"),
         ("again", "a/*.tar", r"00000\.tar is in data subset 'first' and again in 'again'"),
         ("linked", "link.tar", r"link\.tar is in data subset 'first' and again in 'linked'"),
         ("copied", "copy.tar", r"copy\.tar of data subset 'copied' is a copy of .*00002\.tar of 'first'"),
@@ -99,3 +100,99 @@ def test_patterns_that_cannot_be_joined(patterns: list[str]) -> None:
 def test_brackets_that_are_part_of_a_name(base: Path) -> None:
     write_shards(base / "odd [1]", 5, prefix="odd-")
     assert add_subset(base / "list.yaml", "odd", ["odd [1]"])[0].samples == 5
+
+
+def test_a_subset_is_extended_again_and_again(base: Path) -> None:
+    """Ten weeks, as the command line has them; the pattern stays flat, and the subset behind it stays as it was."""
+    file = base / "list.yaml"
+    add_subset(file, "first", ["a"])
+    add_subset(file, "week", ["b/00000.tar"])
+    (last,) = count_subsets([Subset("last", str(base / "b" / "00001.tar"))])
+    add_subset(file, "last", ["b/00001.tar"])
+    for week in range(10):
+        folder = write_shards(base / f"w{week}", 15, prefix=f"{week}-")
+        given = folder if week == 0 else folder / "*.tar" if week == 1 else folder / "{00000..00001}.tar"
+        assert main(["data", "add", str(file), "week", str(given), "--extend"]) == 0
+    first, extended, kept = read_subsets(file)
+    parts = ["b/00000.tar", "w0", "w1/*.tar", *(f"w{week}/{{00000..00001}}.tar" for week in range(2, 10))]
+    assert extended == Subset("week", f"{base}/{{{','.join(parts)}}}", 10 + 10 * 15)
+    assert (first, kept) == (Subset("first", str(base / "a"), 30), last)
+    assert [Path(shard).relative_to(base).parts[0] for shard in find_shards(extended.shards)] == (
+        ["b"] + [f"w{week}" for week in range(10) for _ in range(2)]
+    )
+    assert len(open_subsets([first, extended, kept]).train) == 30 + 160 + 2  # as a run opens them
+
+
+def test_shards_of_one_folder_extend_a_subset(base: Path) -> None:
+    add_subset(base / "list.yaml", "first", ["a/00000.tar", "a/00002.tar"])
+    (extended,) = extend_subset(base / "list.yaml", "first", ["a/00001.tar"])
+    assert extended == Subset("first", f"{base}/a/{{00000.tar,00002.tar,00001.tar}}", 30)
+
+
+def test_remote_shards_extend_a_subset(base: Path) -> None:
+    """What was counted before is not streamed again."""
+    file, log = base / "list.yaml", base / "streamed"
+    write_shards(base / "c", 25, prefix="c-")
+
+    def shards(folder: str, last: int) -> str:
+        return f"pipe:echo {folder} >> {log}; cat {base}/{folder}/{{00000..{last:05d}}}.tar"
+
+    add_subset(file, "first", [shards("a", 2)])
+    (base / "streamed").unlink()
+    old, new = shards("a", 2), shards("b", 1)
+    (extended,) = extend_subset(file, "first", [new])
+    assert (extended.samples, extended.shard_samples) == (42, (10, 10, 10, 10, 2))
+    assert find_shards(extended.shards) == find_shards(old) + find_shards(new)
+    (extended,) = extend_subset(file, "first", [shards("c", 2)])
+    assert (extended.samples, extended.shard_samples) == (67, (10, 10, 10, 10, 2, 10, 10, 5))
+    assert extended.shards.count(",") == 2
+    assert read_subsets(file) == [extended]
+    assert log.read_text().split() == ["b", "b", "c", "c", "c"]
+    assert count_subsets([extended]) == (extended,)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        ("https://h/x/{0..1}.tar", "https://h/y/{0..2}.tar", "https://h/{x/{0..1}.tar,y/{0..2}.tar}"),
+        ("https://h/{x/{0..1}.tar,y.tar}", "https://h/{3..4}.tar", "https://h/{x/{0..1}.tar,y.tar,{3..4}.tar}"),
+        ("s3://one/{a,b}/0.tar", "s3://two/0.tar", "s3://{one/{a,b}/0.tar,two/0.tar}"),
+        ("pipe:cat {a,b}", "pipe:cat c", "pipe:{cat a,cat b,cat c}"),
+    ],
+)
+def test_patterns_of_addresses_become_one(
+    first: str, second: str, joined: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("growclip_ds.data.subsets.count_samples", lambda urls, progress: (7,) * len(urls))
+    add_subset(tmp_path / "list.yaml", "first", [first])
+    (extended,) = extend_subset(tmp_path / "list.yaml", "first", [second])
+    assert extended.shards == joined
+    assert find_shards(joined) == find_shards(first) + find_shards(second)
+
+
+def test_extensions_that_are_refused_leave_the_list(base: Path) -> None:
+    file = base / "list.yaml"
+    add_subset(file, "first", ["a"])
+    add_subset(file, "second", ["b/00000.tar"])
+    shutil.copy(base / "a" / "00002.tar", base / "copy.tar")
+    write_shards(base / "odd, c", 5, prefix="c-")
+    before = file.read_bytes()
+    for name, shards, message in [
+        ("third", "b/00001.tar", r"list\.yaml has no data subset 'third' to extend; leave out --extend"),
+        ("second", "a/00001.tar", r"00001\.tar is in data subset 'first' and again in 'second \(extension\)'"),
+        ("second", "b/*.tar", r"b/00000\.tar is in data subset 'second' and again in 'second \(extension\)'"),
+        ("second", "copy.tar", r"copy\.tar of data subset 'second \(extension\)' is a copy of .* of 'first'"),
+        ("second", "missing", "there is no .*/missing "),
+        ("second", "odd, c", "cannot be written as one pattern; append the new shards as a data subset of their own"),
+        ("second", "https://h/0.tar", "cannot be written as one pattern"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            extend_subset(file, name, [shards])
+        assert file.read_bytes() == before
+    (base / "a" / "00002.tar").unlink()
+    with pytest.raises(InputError, match="'first' had 30 samples when it was counted and has 20 now"):
+        extend_subset(file, "second", ["b/00001.tar"])
+    assert file.read_bytes() == before
+    with pytest.raises(InputError, match="none has no data subset 'first' to extend"):
+        extend_subset(base / "none", "first", ["a"])
+    assert not (base / "none").exists()

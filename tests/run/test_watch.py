@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from torch.utils.tensorboard import SummaryWriter
 from growclip_ds.cli import watch as cli_watch
 from growclip_ds.cli.program import main
 from growclip_ds.config.config import load_config
+from growclip_ds.data.data_list import add_subset, extend_subset
 from growclip_ds.data.subsets import Subset, write_subsets
 from growclip_ds.errors import InputError
 from growclip_ds.run import submissions
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.submissions import Submissions
 from growclip_ds.run.watch import Decision, GrowthRule, decide, fall_of_loss, training_losses
+from tests.data.corpus import write_shards
 from tests.pipeline_runs import phases, write_data
 
 FALLING = [4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5]
@@ -52,7 +55,39 @@ def look(data: Path, run: RunFolder, growth: float, plateau: float | None = None
 def test_a_step_is_due_when_its_data_has_grown_enough(data: Path, run: RunFolder) -> None:
     due = look(data, run, 2.0)
     assert due == Decision(2, True, "96 samples instead of 48, 2.00 times as many")
-    assert look(data, run, 2.01) == Decision(2, False, f"waits for more data: {due.reason}, not 2.01 times")
+    remedy = "put it into subset 's2' (growclip data add --extend), as 's3' is for step 3"
+    assert look(data, run, 2.01) == Decision(2, False, f"waits for more data: {due.reason}, not 2.01 times; {remedy}")
+
+
+def test_data_that_arrives_week_by_week_makes_a_step_due(data: Path, run: RunFolder, tmp_path: Path) -> None:
+    """Three times 20 %. A subset behind the step's own changes nothing."""
+    file = tmp_path / "list.yaml"
+    for number in range(5):
+        write_shards(tmp_path / str(number), 50 if number == 0 else 10, prefix=f"{number}-")
+    add_subset(file, "first", [str(tmp_path / "0")])
+    write_subsets(add_subset(file, "second", [str(tmp_path / "1")])[:1], run.data_file)
+
+    def now() -> Decision:
+        return look(data, run, 1.5, None, f"data.subsets={file}")
+
+    assert now() == Decision(
+        2,
+        False,
+        "waits for more data: 60 samples instead of 50, 1.20 times as many, not 1.5 times; "
+        "put it into subset 'second' (growclip data add --extend)",
+    )
+    add_subset(file, "third", [str(tmp_path / "4")])
+    extend_subset(file, "second", [str(tmp_path / "2")])
+    assert "1.40 times as many" in now().reason
+    assert now().reason.endswith("'second' (growclip data add --extend), as 'third' is for step 3")
+    extended = extend_subset(file, "second", [str(tmp_path / "3")])
+    assert now() == Decision(2, True, "80 samples instead of 50, 1.60 times as many")
+    # A job that has begun and failed has fixed the subset.
+    write_subsets(extended[:2], run.data_file)
+    stuck = look(data, run, 1.7, None, f"data.subsets={file}")
+    assert stuck.reason.endswith(
+        "subset 'second' is in use and cannot be extended: lower --growth, or run slurm/grow_run.sh"
+    )
 
 
 def test_a_step_is_due_when_the_loss_falls_no_more(data: Path, run: RunFolder) -> None:
@@ -118,7 +153,18 @@ def test_a_disk_without_locks(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands in for squeue, which does not answer; returns the script, for others to be put there."""
+    script = tmp_path / "bin/squeue"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    return script
+
+
+@pytest.fixture
+def submit(tmp_path: Path, squeue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stands in for slurm/grow_run.sh; returns the file in which it lists its arguments."""
     script = tmp_path / "grow run.sh"
     script.write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/submitted"\necho "growth step 2: job 17"\n')
@@ -140,6 +186,41 @@ def test_a_step_is_submitted_once(data: Path, run: RunFolder, submit: Path, caps
     assert capsys.readouterr().out == (
         "growth step 2: job 17\ngrowth step 2 is submitted and not finished: growth step 2: job 17\n"
     )
+
+
+def test_a_job_that_ended_is_told(
+    data: Path, run: RunFolder, squeue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path), "--growth", "2", "--once"]
+    Submissions(run.path).folder.mkdir()
+    Submissions(run.path).add(2, "growth step 2: job 17")
+    waiting = "growth step 2 is submitted and not finished: growth step 2: job 17\n"
+    assert (main(command), capsys.readouterr().out) == (0, waiting)  # Slurm does not answer
+    squeue.write_text(f'#!/bin/sh\necho "$*" > "{tmp_path}/asked"\necho 17\n')
+    assert (main(command), capsys.readouterr().out) == (0, waiting)
+    assert " --me --name=a_run-" in (tmp_path / "asked").read_text()
+    assert "-step2 " in (tmp_path / "asked").read_text()
+    squeue.write_text("#!/bin/sh\n")
+    ended = "growth step 2's job has ended without finishing it: see {}; mend it and run slurm/grow_run.sh\n"
+    assert (main(command), capsys.readouterr().out) == (1, ended.format(run.path / "slurm"))
+    for job, written in ((17, 2), (16, 1)):
+        log = run.path / f"slurm/a_run-123-step2-{job}.log"
+        log.touch()
+        os.utime(log, (written, written))
+    assert (main(command), capsys.readouterr().out) == (1, ended.format(run.path / "slurm/a_run-123-step2-17.log"))
+
+
+def test_a_step_that_is_finished_meanwhile_is_no_failure(
+    data: Path, run: RunFolder, submit: Path, squeue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes to its end, and its job with it, after the watch has looked and before Slurm is asked."""
+    Submissions(run.path).add(2, "growth step 2: job 17")
+    record = run.phase(2, phases(2)[-1]) / "phase.json"
+    squeue.write_text(f'#!/bin/sh\nmkdir -p "{record.parent}"; echo "{{}}" > "{record}"\n')
+    command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path), "--once"]
+    assert main(command) == 0
+    assert "ONE_AT_A_TIME=1" in submit.read_text()  # the next step is due
+    assert "ended without" not in capsys.readouterr().out
 
 
 def test_a_submission_that_fails_is_not_kept(

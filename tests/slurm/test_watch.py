@@ -45,4 +45,15 @@ def test_a_step_becomes_one_job(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.run(*watch, "--once", *arguments).stdout == f"growth step 2: job {job}, submitted before\n"
     name = cluster.job(int(job))["JobName"]
     assert cluster.run("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%A").stdout.split() == [job]
+    waits = f"growth step 2 is submitted and not finished: growth step 2: job {job}, submitted before\n"
+    assert cluster.run(*watch, "--once", *arguments).stdout == waits
     cluster.run("scancel", job)
+    cluster.wait_for_end(int(job))
+    ended = cluster.run(*watch, "--once", *arguments, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout == (
+        f"growth step 2's job has ended without finishing it: see {run}/slurm; mend it and run slurm/grow_run.sh\n"
+    )
+    finish(run, 2)
+    finished = cluster.run(*watch, "--once", *arguments)
+    assert finished.stdout == "growth step 3 waits for data: the list has 2 subsets\n"
