@@ -1,4 +1,4 @@
-"""`growclip plan`: what a run will cost, before it is started."""
+"""`growclip plan`: what a run will cost, before it is started or goes on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from growclip_ds.cli.output import STANDARD_OUTPUT, check_place, put_json
+from growclip_ds.errors import InputError
 
 if TYPE_CHECKING:
     from growclip_ds.config.config import Config
+    from growclip_ds.costs.begun import BegunRun
 
 _CAPTION_TOKENS = 25  # English captions have about as many, start and end of text included
 
@@ -19,24 +21,34 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.description = (
         "Says what a run will cost before it is started: of every growth step the candidates with their parameters and "
-        "operations, memory and communication at ZeRO 1, 2 and 3, what fits on a GPU, and device hours. Which "
-        "candidates will be selected is not known, so a run lies between its cheapest and its dearest path. Needs "
-        "neither the data nor a GPU."
+        "operations, memory and communication at ZeRO 1, 2 and 3, what fits on a GPU, device hours, hours and disk. "
+        "Which candidates will be selected is not known, so a run lies between its cheapest and its dearest path. "
+        "Needs neither the data nor a GPU.\n\n"
+        "Of a run that has begun, --run says what the rest will cost: from its newest checkpoint on, with the "
+        "architectures that it has grown, the samples that it has counted and the speed that it had."
     )
     parser.epilog = (
         "Examples:\n\n"
         "  growclip plan --config configs/cc12m.yaml --deepspeed_config ds_configs/zero2.json --gpus 16 "
         "--hardware configs/hardware/h100-80.yaml\n"
-        "  growclip plan --config configs/cc12m.yaml --gpus 16 --throughput 20000 data.subsets.0.samples=3000000"
+        "  growclip plan --config configs/cc12m.yaml --gpus 16 --throughput 20000 data.subsets.0.samples=3000000\n"
+        "  growclip plan --run runs/mine\n"
+        "  growclip plan --run runs/mine --deepspeed_config ds_configs/zero3.json --gpus 32 data.subsets=data/mine.yaml"
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
+    parser.add_argument("--config", metavar="FILE", help="a run to start, such as configs/cc12m.yaml")
+    parser.add_argument(
+        "--run", dest="begun", type=Path, metavar="RUN", help="in its place, the folder of a run that goes on"
+    )
     parser.add_argument(
         "--deepspeed_config",
         metavar="FILE",
-        help="how DeepSpeed trains it, such as ds_configs/zero2.json (default: stage 2 in fp32, buckets of 25 million)",
+        help="how DeepSpeed trains it, such as ds_configs/zero2.json (default: stage 2, buckets of 25 million, in fp32 "
+        "or in the precision of --run)",
     )
     parser.add_argument("--hardware", metavar="FILE", help="the GPU, such as configs/hardware/h100-80.yaml")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs of the run")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs of the run (default: 1, or as many as --run had last)"
+    )
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument(
         "--throughput",
@@ -47,7 +59,9 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
     speed.add_argument(
         "--utilisation", type=float, metavar="SHARE", help="of the peak of --hardware, such as 0.3, that you assume"
     )
-    speed.add_argument("--measured", type=Path, metavar="RUN", help="a run on such GPUs, whose speed to take")
+    speed.add_argument(
+        "--measured", type=Path, metavar="RUN", help="a run on such GPUs, whose speed to take (default: --run)"
+    )
     parser.add_argument(
         "--caption-tokens",
         type=float,
@@ -64,13 +78,12 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from growclip_ds.config.config import load_config
     from growclip_ds.costs.making import Request, make_plan
-    from growclip_ds.costs.text import plan_text
+    from growclip_ds.costs.text import nothing_left, plan_text
     from growclip_ds.monitor.tables import print_plainly
 
     check_place(options.json)
-    config: Config = load_config(options.config, options.overrides)
+    config, run = _what_to_plan(options)
     request = Request(
         deepspeed=options.deepspeed_config,
         hardware=options.hardware,
@@ -80,11 +93,36 @@ def _plan(options: argparse.Namespace) -> int:
         measured=options.measured,
         caption_tokens=options.caption_tokens,
     )
-    plan = make_plan(config, request)
+    plan = make_plan(config, request, run)
     for warning in config.warnings():
         print(f"growclip: note: {warning}", file=sys.stderr)
     if options.json is not None:
         put_json(options.json, plan.to_json())
-    if options.json != STANDARD_OUTPUT:
+    if options.json == STANDARD_OUTPUT:
+        return 0
+    if plan.steps_left:
         print_plainly(plan_text(plan, options.candidates))
+    else:
+        print(nothing_left(plan))
     return 0
+
+
+def _what_to_plan(options: argparse.Namespace) -> tuple[Config, BegunRun | None]:
+    """The configuration, and the run of which the rest is planned, if it has begun."""
+    from growclip_ds.config.config import load_config
+
+    if options.begun is None:
+        if options.config is None:
+            raise InputError("name what to plan: --config FILE, a run to start, or --run RUN, one that goes on")
+        return load_config(options.config, options.overrides), None
+    if options.config is not None:
+        raise InputError(
+            f"--run {options.begun} is planned by its own configuration, and --config {options.config} is of a run to "
+            "start: leave one of them out"
+        )
+    from growclip_ds.costs.begun import BegunRun
+    from growclip_ds.reporting.runs import read_runs
+
+    (read,) = read_runs([options.begun])
+    run = BegunRun(options.begun, read.phases)
+    return run.config(options.overrides), run

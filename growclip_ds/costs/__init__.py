@@ -1,1 +1,1 @@
-"""What a run costs, worked out from its configuration before it is started: operations, memory, communication, time."""
+"""What a run costs, worked out before it is started or goes on: operations, memory, communication, time, disk."""

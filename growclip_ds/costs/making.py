@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from growclip_ds.architecture import ModelSizes
 from growclip_ds.config.config import Config
 from growclip_ds.config.deepspeed import DeepSpeedFile, ResolvedDeepSpeed, load_deepspeed_config, resolve
 from growclip_ds.costs.hardware import Hardware, load_hardware
 from growclip_ds.costs.plan import Plan
 from growclip_ds.costs.speed import Speed
-from growclip_ds.costs.steps import GrowthSteps
+from growclip_ds.costs.steps import Begun, GrowthSteps
 from growclip_ds.errors import InputError
+
+if TYPE_CHECKING:
+    from growclip_ds.costs.begun import BegunRun
 
 _ENDS = 2  # tokens of an empty caption
 _DEFAULT = DeepSpeedFile(
@@ -26,47 +31,56 @@ class Request:
     """What a plan is wanted for.
 
     Attributes:
-        deepspeed: the DeepSpeed file; None for stage 2 in fp32.
+        deepspeed: the DeepSpeed file; None for stage 2 in fp32, or in the precision of a run that is begun.
         hardware: a file that describes the GPU, if it is known.
-        gpus: of the run.
+        gpus: of the run; None: as many as a run that is begun had last, or one.
         throughput: pairs a second of all GPUs, of the model of growth step 1.
         utilisation: share of the GPU's peak.
-        measured: a run whose speed is taken. At most one of these three is given.
+        measured: a run whose speed is taken. At most one of these three is given; without any, the speed is that of a
+            run that is begun.
         caption_tokens: of a caption, on average.
     """
 
     deepspeed: str | None = None
     hardware: str | None = None
-    gpus: int = 1
+    gpus: int | None = None
     throughput: float | None = None
     utilisation: float | None = None
     measured: Path | None = None
     caption_tokens: float = 25.0
 
 
-def make_plan(config: Config, request: Request) -> Plan:
+def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> Plan:
     """The plan of a run.
+
+    Args:
+        config: of the run.
+        request: what is wanted.
+        run: the run, of which only the rest is planned; None: it is to be started.
 
     Raises:
         InputError: a file that cannot be used, or a number that makes no sense; the message names it.
     """
     _check(config, request)
-    file = _DEFAULT if request.deepspeed is None else load_deepspeed_config(request.deepspeed)
-    deepspeed = resolve(file, config, request.gpus)
+    sizes = config.model.sizes(_vocabulary(config, run))
+    begun = _begun(config, sizes, run)
+    gpus = _gpus(config, request, begun)
+    deepspeed = resolve(_deepspeed_file(request, run), config, gpus)
     hardware = None if request.hardware is None else load_hardware(request.hardware)
     if hardware is not None:
         hardware.flops(deepspeed.precision)  # says where the GPU has not the precision
     tokens = min(request.caption_tokens, config.model.context_length)
-    sizes = config.model.sizes(_vocabulary(config))
-    steps = GrowthSteps(config, sizes, tokens, deepspeed.accumulation_steps)
-    samples = tuple(subset.samples for subset in config.data.subsets[: config.num_growth_steps])
+    steps = GrowthSteps(config, sizes, tokens, deepspeed.accumulation_steps, begun)
+    subsets = config.data.subsets if run is None else run.subsets(config)
+    samples = tuple(subset.samples for subset in subsets[: config.num_growth_steps])
     known = None if None in samples else samples
+    speed = _speed(request, gpus, steps, hardware, deepspeed)
     return Plan(
         config=config,
         deepspeed=deepspeed,
-        ranks=request.gpus,
+        ranks=gpus,
         hardware=hardware,
-        speed=_speed(request, steps, hardware, deepspeed),
+        speed=_speed_so_far(run, steps) if speed is None else speed,
         text_tokens=tokens,
         sizes=sizes,
         samples=samples,
@@ -85,9 +99,6 @@ def _check(config: Config, request: Request) -> None:
     ):
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise InputError(f"{name} must be a number greater than 0, not {value:g}")
-    batch = config.training.global_batch_size
-    if request.gpus > batch:
-        raise InputError(f"--gpus {request.gpus} are more than an iteration's {batch} pairs; take fewer")
     if request.caption_tokens < _ENDS:
         raise InputError(
             f"--caption-tokens counts start and end of text too, so it is at least {_ENDS}, not "
@@ -97,19 +108,39 @@ def _check(config: Config, request: Request) -> None:
         raise InputError(f"--utilisation is a share of the peak, at most 1, not {request.utilisation:g}; 0.3 is 30 %")
     if request.utilisation is not None and request.hardware is None:
         raise InputError("--utilisation is a share of a GPU's peak: name the GPU, --hardware configs/hardware/…")
-    if config.model.start is not None:
-        raise InputError(
-            f"model.start is {config.model.start}, whose growth steps are behind it; plan from scratch "
-            "(model.start=null), with its architecture as model.base"
-        )
     if config.has_fixed_model and config.baselines.start is not None:
         raise InputError(
-            f"baselines.start is {config.baselines.start}, whose sizes are its own; plan with baselines.start=null and "
-            "its sizes as baselines.architecture"
+            f"baselines.start is {config.baselines.start}, whose sizes are its own; plan with --config, "
+            "baselines.start=null and its sizes as baselines.architecture"
         )
 
 
-def _vocabulary(config: Config) -> int:
+def _gpus(config: Config, request: Request, begun: Begun) -> int:
+    gpus = (begun.ranks or 1) if request.gpus is None else request.gpus
+    batch = config.training.global_batch_size
+    if gpus > batch:
+        raise InputError(f"--gpus {gpus} are more than an iteration's {batch} pairs; take fewer")
+    return gpus
+
+
+def _begun(config: Config, sizes: ModelSizes, run: BegunRun | None) -> Begun:
+    begun = Begun() if run is None else run.progress(config)
+    if config.model.start is None or begun.finished:  # which a run that has begun needs no more
+        return begun
+    from growclip_ds.costs.begun import begun_by_model
+
+    return begun_by_model(config.model.start, sizes)
+
+
+def _deepspeed_file(request: Request, run: BegunRun | None) -> DeepSpeedFile:
+    if request.deepspeed is not None:
+        return load_deepspeed_config(request.deepspeed)
+    return _DEFAULT if run is None else run.deepspeed(_DEFAULT)
+
+
+def _vocabulary(config: Config, run: BegunRun | None) -> int:
+    if run is not None and (there := run.vocabulary(config)) is not None:
+        return there
     section = config.data.tokenizer
     if section.vocab_size is not None:
         return section.vocab_size
@@ -120,11 +151,11 @@ def _vocabulary(config: Config) -> int:
 
 
 def _speed(
-    request: Request, steps: GrowthSteps, hardware: Hardware | None, deepspeed: ResolvedDeepSpeed
+    request: Request, gpus: int, steps: GrowthSteps, hardware: Hardware | None, deepspeed: ResolvedDeepSpeed
 ) -> Speed | None:
     if request.throughput is not None:
-        each = request.throughput / request.gpus
-        source = f"from the given {request.throughput:,g} pairs/s on {request.gpus} GPUs of {steps.base}"
+        each = request.throughput / gpus
+        source = f"from the given {request.throughput:,g} pairs/s on {gpus} GPUs of {steps.base}"
         return Speed(each * steps.pair_flops(steps.base), source)
     if request.utilisation is not None:
         assert hardware is not None  # checked before
@@ -136,3 +167,11 @@ def _speed(
 
         return measured_speed(request.measured, steps)
     return None
+
+
+def _speed_so_far(run: BegunRun | None, steps: GrowthSteps) -> Speed | None:
+    if run is None:
+        return None
+    from growclip_ds.costs.measured import speed_so_far
+
+    return speed_so_far(run.folder.path, steps)

@@ -14,7 +14,22 @@ from growclip_ds.run.folder import RunFolder
 
 
 def measured_speed(run: Path, steps: GrowthSteps) -> Speed:
-    """Operations a second and rank of the last finished phase that trained a GrowCLIP as a whole.
+    """As `speed_so_far`, of a run that has one.
+
+    Raises:
+        InputError: the folder holds no run, or none of its phases says what is needed.
+    """
+    speed = speed_so_far(run, steps)
+    if speed is None:
+        raise InputError(
+            f"{run}: no finished phase that trained a GrowCLIP says how many pairs and ranks it had; finish one, or "
+            "give --throughput"
+        )
+    return speed
+
+
+def speed_so_far(run: Path, steps: GrowthSteps) -> Speed | None:
+    """Operations a second and rank of the last finished phase that trained a GrowCLIP as a whole; None without one.
 
     Start and evaluation are part of the phase's time, so the longer it was, the better.
 
@@ -23,7 +38,7 @@ def measured_speed(run: Path, steps: GrowthSteps) -> Speed:
         steps: which count a pair's operations: of the run that is planned.
 
     Raises:
-        InputError: the folder holds no run, or none of its phases says what is needed.
+        InputError: the folder holds no run.
     """
     folder = RunFolder(run)
     if not folder.config_file.exists():
@@ -36,15 +51,12 @@ def measured_speed(run: Path, steps: GrowthSteps) -> Speed:
     ]
     usable = [(step, record) for step, record in usable if record["model"]["kind"] == "growclip"]
     if not usable:
-        raise InputError(
-            f"{run}: no finished phase that trained a GrowCLIP says how many pairs and ranks it had; finish one, or "
-            "give --throughput"
-        )
+        return None
     step, record = usable[-1]
     architecture = Architecture(**record["model"]["architecture"])
     sizes = config.model.sizes(steps.sizes.vocab_size)
     flops = steps.of_sizes(sizes).pair_flops(architecture)
-    rate = record["pairs_seen"] / record["seconds"] / record["ranks"]
+    rate = record["pairs_seen"] / record.get("device_seconds", record["seconds"] * record["ranks"])
     source = f"measured: {run}, growth step {step}, {rate:,.1f} pairs/s a rank of {architecture}"
     if "device" in record:
         source += f" on {record['device']}"

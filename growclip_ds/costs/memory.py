@@ -28,7 +28,7 @@ from growclip_ds.config.deepspeed import ResolvedDeepSpeed
 from growclip_ds.costs.activations import FP32, Checkpointing, moments, parts, total_kept
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-_OPTIMIZER = 3 * FP32  # a master and two moments
+OPTIMIZER = 3 * FP32  # bytes of a parameter's master and two moments
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Counting:
     def result(self) -> Memory:
         s, load = self.sharding, self.load
         element, share = s.element, self.share
-        optimizer = 0 if s.offload_optimizer else _OPTIMIZER * share
+        optimizer = 0 if s.offload_optimizer else OPTIMIZER * share
         parameters, whole = self._parameters()
         bucket = self._bucket()
         gathered = self._gathered(whole)
@@ -313,7 +313,7 @@ class _Counting:
         own_parameters = s.element * self.share if s.offload_parameters else 0
         if not s.offload_optimizer:
             return own_parameters
-        masters = (_OPTIMIZER + FP32) * self.share  # and their gradients
+        masters = (OPTIMIZER + FP32) * self.share  # and their gradients
         if s.stage == 3:
             return own_parameters + masters + s.accumulation * self.share
         return masters + s.element * (self.share + max(self.counts))

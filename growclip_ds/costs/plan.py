@@ -1,4 +1,4 @@
-"""The plan of a run: everything about its costs that can be said before it is started."""
+"""The plan of a run, or of its rest: everything about its costs that can be said before it is started, or goes on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.config.config import Config
 from growclip_ds.config.deepspeed import ResolvedDeepSpeed
 from growclip_ds.costs.communication import Communication, communication
+from growclip_ds.costs.disk import Disk, disk
 from growclip_ds.costs.hardware import Hardware
 from growclip_ds.costs.memory import Load, Memory, Sharding, memory
 from growclip_ds.costs.speed import Speed
@@ -103,6 +104,17 @@ class Plan:
         """Whether memory is modelled: of GrowCLIPs, not of transformers' CLIP."""
         return not (self.config.has_fixed_model and self.config.fixed_model_is_clip)
 
+    @property
+    def steps_left(self) -> list[int]:
+        """Growth steps of which something is left, the same ones on both paths."""
+        return list(dict.fromkeys(phase.step for phase in self.cheapest.phases))
+
+    @property
+    def steps_open(self) -> list[int]:
+        """Growth steps that grow and whose architecture is not known yet."""
+        first = 2 if not self.config.has_fixed_model else self.steps.count + 1
+        return list(range(max(first, len(self.steps.begun.architectures) + 1), self.steps.count + 1))
+
     def bases(self, step: int) -> list[Architecture]:
         """What a growth step may start from, on the cheapest and on the dearest path."""
         return list(dict.fromkeys(path.architectures[step - 2] for path in (self.cheapest, self.dearest)))
@@ -127,17 +139,44 @@ class Plan:
         return [self._stage(architecture, stage) for stage in STAGES]
 
     def pairs(self, phase: PhaseCost) -> int | None:
-        """That a phase trains on, repetitions counted."""
+        """That are left for a phase to train on, repetitions counted."""
+        if (of_an_epoch := self._pairs_of_an_epoch(phase)) is None:
+            return None
+        return max(0, phase.epochs * of_an_epoch - phase.done * self.config.training.global_batch_size)
+
+    def epochs(self, phase: PhaseCost) -> float:
+        """That are left of a phase; all of them where the pairs are not counted."""
+        of_an_epoch, pairs = self._pairs_of_an_epoch(phase), self.pairs(phase)
+        return pairs / of_an_epoch if pairs is not None and of_an_epoch else phase.epochs
+
+    def _pairs_of_an_epoch(self, phase: PhaseCost) -> int | None:
         if (samples := self.known_samples) is None:
             return None
-        held_out = self.config.held_out_pairs * phase.step
-        return phase.epochs * max(0, sum(samples[: phase.step]) - held_out)
+        return max(0, sum(samples[: phase.step]) - self.config.held_out_pairs * phase.step)
 
-    def device_hours(self, phase: PhaseCost) -> float | None:
-        """Of all GPUs together."""
-        if self.speed is None or (pairs := self.pairs(phase)) is None:
+    def iterations(self, phase: PhaseCost) -> int | None:
+        """That are left of a phase."""
+        pairs = self.pairs(phase)
+        return None if pairs is None else math.ceil(pairs / self.config.training.global_batch_size)
+
+    def flops(self, *phases: PhaseCost) -> float | None:
+        """Operations of what is left of phases."""
+        return _total([None if (n := self.pairs(phase)) is None else n * phase.flops for phase in phases])
+
+    def device_hours(self, *phases: PhaseCost) -> float | None:
+        """Of all GPUs together, for what is left of phases."""
+        if self.speed is None or (flops := self.flops(*phases)) is None:
             return None
-        return pairs * phase.flops / self.speed.flops / 3600
+        return flops / self.speed.flops / 3600
+
+    def hours(self, *phases: PhaseCost) -> float | None:
+        """By the clock."""
+        hours = self.device_hours(*phases)
+        return None if hours is None else hours / self.ranks
+
+    def disk(self, path: Path) -> Disk:
+        """What the phases that are left will write."""
+        return disk([phase.architecture for phase in path.phases], self.sizes, self.config.checkpoint.keep_last)
 
     def to_json(self) -> dict[str, Any]:
         limit = self.config.growth.max_parameters
@@ -156,13 +195,18 @@ class Plan:
             "max_parameters": limit,
             "samples": list(self.samples),
             "speed": self.speed and self.speed.to_json(),
-            "steps": [self._step_json(step) for step in range(1, self.steps.count + 1)],
+            "begun": self._begun_json(),
+            "steps": [self._step_json(step) for step in self.steps_left],
             "paths": {"cheapest": self._path_json(self.cheapest), "dearest": self._path_json(self.dearest)},
         }
 
+    def _begun_json(self) -> dict[str, Any] | None:
+        begun = self.steps.begun
+        return {"from": begun.name, "finished_steps": begun.finished} if begun.name else None
+
     def _step_json(self, step: int) -> dict[str, Any]:
         values: dict[str, Any] = {"step": step}
-        if step > 1 and not self.config.has_fixed_model:
+        if step in self.steps_open:
             values["candidates"] = [
                 {
                     "base": asdict(base),
@@ -187,17 +231,24 @@ class Plan:
         return values
 
     def _path_json(self, path: Path) -> dict[str, Any]:
-        phases = []
-        for phase in path.phases:
-            values = {**asdict(phase), "architecture": asdict(phase.architecture), "phase": str(phase.phase)}
-            values |= {"flops_per_pair": values.pop("flops"), "pairs": self.pairs(phase)}
-            phases.append(values | {"device_hours": self.device_hours(phase)})
+        steps = {step: [phase for phase in path.phases if phase.step == step] for step in self.steps_left}
         return {
             "architectures": [asdict(architecture) for architecture in path.architectures],
             "parameters": [self.steps.parameters(architecture) for architecture in path.architectures],
-            "phases": phases,
-            "device_hours": total_or_none([self.device_hours(phase) for phase in path.phases]),
+            "phases": [self._phase_json(phase) for phase in path.phases],
+            "steps": [{"step": step, **self._hours_json(*phases)} for step, phases in steps.items()],
+            "disk_bytes": self.disk(path).to_json() if self.models_memory else None,
+            **self._hours_json(*path.phases),
         }
+
+    def _phase_json(self, phase: PhaseCost) -> dict[str, Any]:
+        values = {**asdict(phase), "architecture": asdict(phase.architecture), "phase": str(phase.phase)}
+        values |= {"flops_per_pair": values.pop("flops"), "iterations_done": values.pop("done")}
+        values |= {"iterations": self.iterations(phase), "pairs": self.pairs(phase)}
+        return values | self._hours_json(phase)
+
+    def _hours_json(self, *phases: PhaseCost) -> dict[str, float | None]:
+        return {"device_hours": self.device_hours(*phases), "hours": self.hours(*phases)}
 
     def _stage(self, architecture: Architecture, stage: int) -> Stage:
         sharding = Sharding.of(self.deepspeed, self.ranks).at_stage(stage)
@@ -230,6 +281,6 @@ class Plan:
         )
 
 
-def total_or_none(values: Sequence[float | None]) -> float | None:
+def _total(values: Sequence[float | None]) -> float | None:
     """The sum; None where one is not known."""
     return None if None in values else sum(values)  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ choices, one a step, of which the run's operations are the fewest and the most.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from growclip_ds.architecture import Architecture, ModelSizes
@@ -26,6 +26,35 @@ from growclip_ds.growth.space import GrowthSpace, growth_space, unlimited_growth
 
 
 @dataclass(frozen=True)
+class Begun:
+    """How far a run is before what is planned; of one that is to be started, no further than its beginning.
+
+    Attributes:
+        name: of what has been begun, for messages.
+        finished: growth steps that are.
+        architectures: of their models, and that of the next one where it is chosen already.
+        over: phases of the next growth step that need no more training.
+        iterations: done, of its interrupted phases.
+        ranks: that there were last, where that is known.
+    """
+
+    name: str = ""
+    finished: int = 0
+    architectures: tuple[Architecture, ...] = ()
+    over: frozenset[Phase] = frozenset()
+    iterations: Mapping[Phase, int] = field(default_factory=dict)
+    ranks: int | None = None
+
+    def is_over(self, step: int, phase: Phase) -> bool:
+        """Whether nothing of a phase is left to be trained."""
+        return step <= self.finished or (step == self.finished + 1 and phase in self.over)
+
+    def iterations_of(self, step: int, phase: Phase) -> int:
+        """Iterations that a phase does not have to do again."""
+        return self.iterations.get(phase, 0) if step == self.finished + 1 else 0
+
+
+@dataclass(frozen=True)
 class PhaseCost:
     """A phase of a growth step on one path.
 
@@ -35,6 +64,7 @@ class PhaseCost:
         architecture: that the engine is built for.
         epochs: passes over the step's data.
         flops: of one pair, on average.
+        done: iterations of it that are behind it already.
     """
 
     step: int
@@ -42,6 +72,7 @@ class PhaseCost:
     architecture: Architecture
     epochs: int
     flops: float
+    done: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,8 +80,8 @@ class Path:
     """A choice for every growth step.
 
     Attributes:
-        architectures: trained, one a step.
-        phases: of all steps, in order.
+        architectures: trained, one a step, of finished steps too.
+        phases: that are left of all steps, in order.
     """
 
     architectures: tuple[Architecture, ...]
@@ -65,21 +96,31 @@ class GrowthSteps:
         sizes: of the model's input.
         text_tokens: of a caption, on average.
         micro_batches: of a rank in an iteration: several take two forward passes.
+        begun: how far the run is; None: it is to be started.
 
     Raises:
-        InputError: `model.base` is beyond `growth.max_parameters`.
+        InputError: the model to grow from is beyond `growth.max_parameters`.
     """
 
-    def __init__(self, config: Config, sizes: ModelSizes, text_tokens: float, micro_batches: int = 1) -> None:
+    def __init__(
+        self,
+        config: Config,
+        sizes: ModelSizes,
+        text_tokens: float,
+        micro_batches: int = 1,
+        begun: Begun | None = None,
+    ) -> None:
         self.config, self.sizes, self.text_tokens, self.micro_batches = config, sizes, text_tokens, micro_batches
+        self.begun = begun or Begun()
         self.parameters = functools.cache(sizes.parameters_of)
         self.pair_flops = functools.cache(self._pair_flops)
         self.space = functools.cache(self._space)
         self._mean_of_subnets = functools.cache(lambda base: fmean(map(self.pair_flops, self.space(base))))
-        limit, base = config.growth.max_parameters, config.model.base
+        limit, known = config.growth.max_parameters, self.begun.architectures
+        base, name = (known[-1], f"{self.begun.name}'s model") if known else (config.model.base, "model.base")
         if not config.has_fixed_model and limit is not None and sizes.parameters_of(base) > limit:
             raise InputError(
-                f"growth.max_parameters is {limit:,}, but model.base {base} has {sizes.parameters_of(base):,} already; "
+                f"growth.max_parameters is {limit:,}, but {name} {base} has {sizes.parameters_of(base):,} already; "
                 "raise the limit"
             )
 
@@ -91,10 +132,12 @@ class GrowthSteps:
     def base(self) -> Architecture:
         """Of growth step 1."""
         config = self.config
+        if self.begun.architectures:
+            return self.begun.architectures[0]
         return config.fixed_architecture if config.has_fixed_model else config.model.base
 
     def of_sizes(self, sizes: ModelSizes) -> GrowthSteps:
-        """The same run on inputs of other sizes."""
+        """The same run, from its start, on inputs of other sizes."""
         return GrowthSteps(self.config, sizes, self.text_tokens, self.micro_batches)
 
     def forward(self, architecture: Architecture) -> float:
@@ -116,13 +159,15 @@ class GrowthSteps:
         return self._extreme(max, samples)
 
     def phases(self, step: int, base: Architecture, chosen: Architecture) -> list[PhaseCost]:
-        """The phases of a growth step, whose model grows from `base` to `chosen`."""
+        """What is left of the phases of a growth step, whose model grows from `base` to `chosen`."""
         found = []
         for phase, epochs in phase_epochs(self.config, step).items():
+            if self.begun.is_over(step, phase):
+                continue
             trained = chosen if phase is Phase.TRAIN else self.space(base).supernet
             whole = phase in (Phase.TRAIN, Phase.FINETUNE)  # and not a subnet in each iteration
             flops = self.pair_flops(trained) if whole else self._mean_of_subnets(base)
-            found.append(PhaseCost(step, phase, trained, epochs, flops))
+            found.append(PhaseCost(step, phase, trained, epochs, flops, self.begun.iterations_of(step, phase)))
         return found
 
     def _pair_flops(self, architecture: Architecture) -> float:
@@ -145,8 +190,10 @@ class GrowthSteps:
             self._unlimited(base) if self.config.has_fixed_model else growth_space(self.config, base, self.parameters)
         )
 
-    def _choices(self, base: Architecture) -> Sequence[Architecture]:
+    def _choices(self, step: int, base: Architecture) -> Sequence[Architecture]:
         """Among which the extreme ones are."""
+        if step <= len(self.begun.architectures):
+            return [self.begun.architectures[step - 1]]
         space = self.space(base)
         if self.config.ablation.grow_only is not None:
             return [space.supernet]
@@ -154,7 +201,10 @@ class GrowthSteps:
         return [space.base, space.supernet] if self.config.growth.max_parameters is None else space.candidates
 
     def _extreme(self, better: Callable[..., float], samples: Sequence[int] | None) -> Path:
-        """By trying all paths, with those that have come to the same architecture tried once."""
+        """By trying all paths, with those that have come to the same architecture tried once.
+
+        Iterations of an interrupted phase that are done count as well, on all paths alike.
+        """
         pairs = [1] * self.count if samples is None else samples
         arrived = [sum(pairs[:step]) for step in range(1, self.count + 1)]
 
@@ -166,7 +216,7 @@ class GrowthSteps:
         for step in range(2, self.count + 1):
             following: dict[Architecture, tuple[float, tuple[Architecture, ...], tuple[PhaseCost, ...]]] = {}
             for base, (before, path, phases) in ends.items():
-                for chosen in self._choices(base):
+                for chosen in self._choices(step, base):
                     added = self.phases(step, base, chosen)
                     end = before + cost(added), (*path, chosen), (*phases, *added)
                     known = following.get(chosen)

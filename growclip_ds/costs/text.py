@@ -10,8 +10,9 @@ from rich.table import Table
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.costs.hardware import GIB
-from growclip_ds.costs.plan import RESERVED, Plan, total_or_none
-from growclip_ds.costs.steps import Path
+from growclip_ds.costs.plan import RESERVED, Plan
+from growclip_ds.costs.steps import Path, PhaseCost
+from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor.tables import NONE, plain_table
 from growclip_ds.monitor.words import LEGEND, SYMBOLS, grown, millions
 
@@ -26,16 +27,15 @@ def plan_text(plan: Plan, all_candidates: bool = False) -> Iterator[RenderableTy
         all_candidates: of every growth step, instead of the smallest and the largest.
     """
     yield _paragraph(*_assumptions(plan))
-    if not plan.config.has_fixed_model:
-        steps_of: dict[Architecture, list[int]] = {}
-        for step in range(2, plan.steps.count + 1):
-            for base in plan.bases(step):
-                steps_of.setdefault(base, []).append(step)
-        for base, steps in steps_of.items():
-            yield _candidates(plan, steps, base, all_candidates)
+    steps_of: dict[Architecture, list[int]] = {}
+    for step in plan.steps_open:
+        for base in plan.bases(step):
+            steps_of.setdefault(base, []).append(step)
+    for base, steps in steps_of.items():
+        yield _candidates(plan, steps, base, all_candidates)
     if plan.models_memory:
         shown: set[Architecture] = set()
-        for step in range(1, plan.steps.count + 1):
+        for step in plan.steps_left:
             for path in (plan.cheapest, plan.dearest):
                 model = plan.largest_model(step, path)
                 if model not in shown:
@@ -47,7 +47,32 @@ def plan_text(plan: Plan, all_candidates: bool = False) -> Iterator[RenderableTy
     yield _paragraph(*_notes(plan))
 
 
+def nothing_left(plan: Plan) -> str:
+    """What to say in place of all that, of a run that has trained all of its phases."""
+    begun, growth, subsets = plan.steps.begun, plan.config.growth, len(plan.config.data.subsets)
+    if begun.finished < plan.steps.count:
+        return f"{begun.name}: all phases are trained; the last is still to be evaluated, which is not planned."
+    needs = ["another subset in data.subsets"] if plan.steps.count == subsets else []
+    needs += [] if growth.steps is None else [f"growth.steps more than {growth.steps}"]
+    return (
+        f"{begun.name}: nothing is left, as growth step {plan.steps.count}, the last, is finished; another one needs "
+        f"{' and '.join(needs)}."
+    )
+
+
+def _behind(plan: Plan) -> Iterator[str]:
+    """What is not planned any more, being done."""
+    begun = plan.steps.begun
+    if not begun.name:
+        return
+    done = [f"growth step{'s 1 to' * (begun.finished > 1)} {begun.finished}"] if begun.finished else []
+    done += [f"{phase} of step {begun.finished + 1}" for phase in Phase if phase in begun.over]
+    done += [f"{n:,} iterations of step {begun.finished + 1}'s {phase}" for phase, n in begun.iterations.items()]
+    yield f"{begun.name}: the rest, after {', '.join(done)}." if done else f"{begun.name}: all of it, nothing is done."
+
+
 def _assumptions(plan: Plan) -> Iterator[str]:
+    yield from _behind(plan)
     training, ds = plan.config.training, plan.deepspeed
     gpu = plan.hardware.name if plan.hardware else "GPU"
     yield (
@@ -113,30 +138,30 @@ def _path(plan: Plan, title: str, path: Path) -> Table:
     table.add_column("step", justify="right")
     table.add_column("phase")
     table.add_column("model", no_wrap=True)
-    for name in ("parameters", "epochs", "EFLOP", "device hours"):
+    for name in ("parameters", "epochs", "EFLOP", "device\nhours", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
-    for phase in path.phases:
-        pairs = plan.pairs(phase)
-        table.add_row(
-            str(phase.step),
-            str(phase.phase),
-            str(phase.architecture),
-            millions(plan.steps.parameters(phase.architecture)) if plan.models_memory else NONE,
-            str(phase.epochs),
-            _exa(None if pairs is None else pairs * phase.flops),
-            _hours(plan.device_hours(phase)),
-        )
+    for step in plan.steps_left:
+        phases = [phase for phase in path.phases if phase.step == step]
+        for phase in phases:
+            parameters = millions(plan.steps.parameters(phase.architecture)) if plan.models_memory else NONE
+            cells = [str(step), str(phase.phase), str(phase.architecture), parameters, f"{plan.epochs(phase):.3g}"]
+            table.add_row(*cells, *_costs(plan, phase))
+        if len(phases) > 1:
+            table.add_row(str(step), "all", "", "", "", *_costs(plan, *phases))
     table.add_section()
-    operations = [None if (n := plan.pairs(phase)) is None else n * phase.flops for phase in path.phases]
-    hours = [plan.device_hours(phase) for phase in path.phases]
-    totals = _exa(total_or_none(operations)), _hours(total_or_none(hours))
-    table.add_row("", "all", "", "", "", *totals, style="bold")
+    table.add_row("", "all", "", "", "", *_costs(plan, *path.phases), style="bold")
     return table
+
+
+def _costs(plan: Plan, *phases: PhaseCost) -> tuple[str, str, str]:
+    return _exa(plan.flops(*phases)), _hours(plan.device_hours(*phases)), _hours(plan.hours(*phases))
 
 
 def _notes(plan: Plan) -> Iterator[str]:
     yield f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}."
+    yield f"Device hours: of all GPUs together. Hours: by the clock, {plan.ranks} of them at work."
     if plan.models_memory:
+        yield _disk(plan)
         yield (
             "States: working copies, fp32 masters and moments. Update: gradients once more, in fp32. Not everything is "
             "there at once: the peak is what counts. Sent: by a rank in an iteration."
@@ -147,7 +172,20 @@ def _notes(plan: Plan) -> Iterator[str]:
                 "fragmentation, of those that divide a rank's share of the batch; 0: not even one pair does."
             )
     else:
-        yield "Memory of transformers' CLIP is not modelled; its padding is not counted in its operations."
+        yield (
+            "Memory of transformers' CLIP is not modelled, nor what it takes on disk; its padding is not counted in "
+            "its operations."
+        )
+
+
+def _disk(plan: Plan) -> str:
+    need, keep = plan.disk(plan.dearest), plan.config.checkpoint.keep_last
+    more = " more" if plan.steps.begun.name else ""
+    return (
+        f"Disk, on the dearest path: {_gib(need.weights)} GiB{more} of weights, which finished phases keep, and while "
+        f"a phase runs up to {_gib(need.checkpoints * need.checkpoint)} GiB of checkpoints, {need.checkpoints} of "
+        f"{_gib(need.checkpoint)} GiB (checkpoint.keep_last {keep}, and the one that is being written)."
+    )
 
 
 def _paragraph(*lines: str) -> Padding:

@@ -47,6 +47,36 @@ def test_a_given_throughput_is_that_of_the_first_step(tmp_path: Path) -> None:
     assert plan.speed.source.startswith("from the given 500 pairs/s on 4 GPUs")
 
 
+def test_hours_by_the_clock_are_those_of_a_gpu(tmp_path: Path) -> None:
+    plan = make_plan(config(tmp_path, "training.global_batch_size=64"), Request(gpus=4, throughput=500))
+    path = plan.to_json()["paths"]["dearest"]
+    assert path["phases"][0]["hours"] == pytest.approx(30 * 900 / 500 / 3600)
+    assert path["phases"][0]["iterations"] == -(-30 * 900 // 64)
+    assert [step["hours"] for step in path["steps"]] == pytest.approx(
+        [plan.hours(*(phase for phase in plan.dearest.phases if phase.step == step)) for step in (1, 2, 3)]
+    )
+    assert path["hours"] == pytest.approx(sum(phase["hours"] for phase in path["phases"]))
+    assert path["hours"] == pytest.approx(path["device_hours"] / 4)
+
+
+def test_the_disk_holds_all_weights_and_the_checkpoints_of_the_largest_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(config(tmp_path, "checkpoint.keep_last=3"), Request())
+    elements = [plan.steps.parameters(phase.architecture) + 1 for phase in plan.dearest.phases]
+    needed = plan.to_json()["paths"]["dearest"]["disk_bytes"]
+    assert needed == {
+        "weights": 4 * sum(elements),
+        "checkpoint": 12 * max(elements),
+        "checkpoints": 4,
+        "peak": 4 * sum(elements) + 4 * 12 * max(elements),
+    }
+    assert main(["plan", "--config", str(tmp_path / "config.yaml")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Disk, on the dearest path: {needed['weights'] / 2**30:.2f} GiB of weights" in text
+    assert "checkpoints, 3 of 3.96 GiB (checkpoint.keep_last 2, and the one that is being written)" in text
+
+
 def test_a_utilisation_is_of_the_gpus_peak(tmp_path: Path) -> None:
     request = Request(deepspeed=ZERO2, hardware=H100, gpus=4, utilisation=0.25)
     plan = make_plan(config(tmp_path), request)
@@ -160,7 +190,7 @@ def test_the_repositorys_configurations_can_be_planned() -> None:
         (["--gpus", "7"], "7 ranks cannot divide training.global_batch_size 1536"),
         (["--deepspeed_config", "nowhere.json"], "there is no DeepSpeed file nowhere.json"),
         (["method=twp", "baselines.start=clip"], "baselines.start is clip, whose sizes are its own"),
-        (["model.start=exported"], "model.start is exported, whose growth steps are behind it"),
+        (["model.start=exported"], "exported/config.json: no such file; give a folder that `growclip export` has"),
         (["--json", "/proc/nowhere/plan.json"], "/proc/nowhere/plan.json cannot be written"),
     ],
 )

@@ -1,0 +1,50 @@
+"""What a run writes that takes room: weights of its phases and checkpoints of the one that runs. No torch.
+
+Both are in fp32 whatever the model computes in, and tell nothing of ranks or of ZeRO's stage. Curves, records and the
+data's indexes are small beside them and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.costs.activations import FP32
+from growclip_ds.costs.memory import OPTIMIZER
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that phases write.
+
+    Attributes:
+        weights: that all of them leave.
+        checkpoint: of the largest model, one.
+        checkpoints: that there are of it at most at a time.
+    """
+
+    weights: int
+    checkpoint: int
+    checkpoints: int
+
+    @property
+    def peak(self) -> int:
+        """At most, as if the largest model came last."""
+        return self.weights + self.checkpoints * self.checkpoint
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "peak": self.peak}
+
+
+def disk(trained: Iterable[Architecture], sizes: ModelSizes, keep_last: int) -> Disk:
+    """What phases write.
+
+    Args:
+        trained: the model of each.
+        sizes: of its input.
+        keep_last: checkpoints that a phase keeps. The next one is whole before the oldest is removed.
+    """
+    tensors = [sizes.parameters_of(architecture) + 1 for architecture in trained]  # and the temperature
+    return Disk(FP32 * sum(tensors), OPTIMIZER * max(tensors, default=0), keep_last + 1)
