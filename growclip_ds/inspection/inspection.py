@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.model.plan import ModelPlan
 from growclip_ds.reporting.runs import damaged_record
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.lock import running
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class PhaseState:
     Attributes:
         step: growth step.
         phase: of it.
-        state: `finished`, `trained` (and not yet evaluated), `interrupted` (it has a checkpoint) or `not begun`.
+        state: `finished`, `trained` (and not yet evaluated), `running`, `interrupted` (it has a checkpoint) or
+            `not begun`.
         iterations: done; None where that is not known.
         seconds: that it has taken.
     """
@@ -133,6 +135,7 @@ class InspectedRun:
     Attributes:
         folder: of it.
         method: of it.
+        running: which process trains it at this moment; None if none is known to.
         phases: of all its growth steps, in order.
         models: of the growth steps whose weights are there.
         growth: from each growth step to the next, by the later one's number.
@@ -140,6 +143,7 @@ class InspectedRun:
 
     folder: Path
     method: str
+    running: str | None
     phases: list[PhaseState]
     models: dict[int, Inspected]
     growth: dict[int, Growth]
@@ -159,6 +163,7 @@ class InspectedRun:
         return {
             "folder": str(self.folder),
             "method": self.method,
+            "running": self.running,
             "phases": [phase.to_json() for phase in self.phases],
             "models": {step: model.to_json() for step, model in self.models.items()},
             "growth": {step: growth.to_json() for step, growth in self.growth.items()},
@@ -248,7 +253,12 @@ def inspect_run(run: RunFolder, verify: bool = False) -> InspectedRun:
         if step - 1 in models:
             before, after = models[step - 1].model, models[step].model
             growth[step] = _growth(before.architecture, after.architecture, shapes[step - 1], shapes[step])
-    return InspectedRun(run.path, config.method, phases, models, growth)
+    process = running(run.path)
+    if process is not None:
+        place = next((place for place, one in enumerate(phases) if one.state != "finished"), None)
+        if place is not None:
+            phases[place] = replace(phases[place], state="running")
+    return InspectedRun(run.path, config.method, process, phases, models, growth)
 
 
 def parts(shapes: dict[str, Shape]) -> dict[str, int]:

@@ -87,6 +87,8 @@ def checkpoint_text(inspected: Inspected) -> Iterator[RenderableType]:
 
 def run_text(run: InspectedRun) -> Iterator[RenderableType]:
     """How far a run is, its models and what changed between them."""
+    if run.running is not None:
+        yield Padding(f"Running now: {run.running}", (0, 1, 1, 1))
     yield _phases(run)
     if run.models:
         yield _path(run)

@@ -17,6 +17,7 @@ from growclip_ds.errors import InputError
 WAIT = 30.0  # seconds in which the ranks of a job that is started again may still come to their end
 PERIOD = 0.5  # seconds from one try to the next
 NAME = "train.lock"
+_UNKNOWN = "by whom is not known"
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # file systems that have none
 
 
@@ -48,7 +49,7 @@ class RunLock:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             while (file := self._try()) is None:
-                holder = self._path.read_text(encoding="utf-8").strip() or "by whom is not known"
+                holder = self._path.read_text(encoding="utf-8").strip() or _UNKNOWN
                 if end is None:
                     end = time.monotonic() + WAIT
                     print(f"{self._path.parent} is in use ({holder}); waiting {WAIT:.0f} s for its end", flush=True)
@@ -81,3 +82,18 @@ class RunLock:
                 return None
             raise
         return file
+
+
+def running(folder: Path) -> str | None:
+    """Which process runs a run at this moment, in words; None if none does, or the file system's locks do not tell."""
+    path = folder / NAME
+    try:
+        with path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # and closed: a start that comes just now tries again
+    except BlockingIOError:
+        with contextlib.suppress(OSError):
+            return path.read_text(encoding="utf-8").strip() or _UNKNOWN
+        return _UNKNOWN
+    except OSError:
+        pass
+    return None

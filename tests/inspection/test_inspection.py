@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from growclip_ds.hub.export import export
 from growclip_ds.hub.provenance import read_provenance
 from growclip_ds.inspection.inspection import InspectedRun, inspect
 from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.run.lock import RunLock
 from tests.evaluation.models import tokenizer
 from tests.hub.models import write_recorded_run
 
@@ -81,6 +84,17 @@ def test_a_run_shows_phases_path_and_what_changed(run: Path) -> None:
     before, after = FIRST.parameter_shapes(sizes), SECOND.parameter_shapes(sizes)
     assert growth.new.keys() == after.keys() - before.keys()
     assert growth.kept + len(growth.widened) == len(before)
+
+
+def test_a_run_that_is_being_trained_says_where(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = RunLock(run)
+    found = inspect(run)
+    assert [one.state for one in found.phases] == ["finished", "finished", "running", "trained", *["not begun"] * 3]
+    assert main(["inspect", str(run)]) == 0
+    assert f"Running now: {socket.gethostname()}, pid {os.getpid()}" in capsys.readouterr().out
+    held.close()
+    assert inspect(run).running is None
+    RunLock(run).close()  # the look itself leaves nothing locked
 
 
 def test_a_checkpoint_shows_its_parts(run: Path) -> None:
