@@ -30,6 +30,8 @@ PATIENCE = 300.0  # seconds without a sample; a quarter of what `health.hang_min
 _SAID = 4  # tries in vain after which the user is told
 _STREAMS = 16  # shards that are counted at once
 
+_ENDS_EARLY = "the stream ends before the tar does"
+
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -119,15 +121,36 @@ class _ToItsEnd:
         return data
 
 
-def _stream_once(url: str) -> Iterator[Sample | Fault]:
-    wanted = {*PICTURE_EXTENSIONS, CAPTION_EXTENSION}
+def _open_tar(url: str, wanted: Callable[[str], bool]) -> tuple[_ToItsEnd, Iterator[dict[str, Any]]]:
+    """A tar's stream and the samples that are read from it, as webdataset groups members of names that are wanted."""
     stream = _ToItsEnd(open_address(url))
     # Members are taken as bytes: webdataset's decoders, some of which unpickle, are not used.
-    members = tar_file_expander(
-        [{"url": url, "stream": stream}], select_files=lambda name: key_and_extension(name)[1] in wanted
-    )
+    return stream, group_by_keys(tar_file_expander([{"url": url, "stream": stream}], select_files=wanted))
+
+
+def whole_tar(url: str, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+    """All samples of a tar, contents by extension; for use with `reopening`.
+
+    Raises:
+        OSError: the stream ends before the tar does, which is then seen after all samples but the last, or half of it.
+    """
+    stream, samples = _open_tar(url, wanted)
+    last = None
+    for sample in samples:
+        if last is not None:
+            yield last
+        last = sample
+    if stream.ended:
+        raise OSError(_ENDS_EARLY)
+    if last is not None:
+        yield last
+
+
+def _stream_once(url: str) -> Iterator[Sample | Fault]:
+    wanted = {*PICTURE_EXTENSIONS, CAPTION_EXTENSION}
+    stream, samples = _open_tar(url, lambda name: key_and_extension(name)[1] in wanted)
     half = None
-    for sample in group_by_keys(members):
+    for sample in samples:
         if half is not None:
             yield half
             half = None
@@ -140,7 +163,7 @@ def _stream_once(url: str) -> Iterator[Sample | Fault]:
     # Archives without an end, which some programs write, cannot be told from those that are cut off between members:
     # they are not counted. With a count from elsewhere they can be read, as nobody asks for what comes after it.
     if stream.ended:
-        raise OSError("the stream ends before the tar does")
+        raise OSError(_ENDS_EARLY)
     if half is not None:  # and the other half was not cut off
         yield half
 

@@ -12,9 +12,9 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from webdataset.tariterators import group_by_keys, tarfile_samples
+from webdataset.tariterators import group_by_keys
 
-from growclip_ds.data.remote_stream import reopening
+from growclip_ds.data.remote_stream import reopening, whole_tar
 from growclip_ds.errors import InputError
 
 Wanted = Callable[[str], bool]  # of a member's name
@@ -94,7 +94,7 @@ def stream(shard: str, wanted: Wanted) -> Iterator[RawSample]:
         InputError: it cannot be streamed to its end.
     """
     try:
-        yield from reopening(lambda: tarfile_samples([{"url": shard}], select_files=wanted), shard)
+        yield from reopening(lambda: whole_tar(shard, wanted), shard)
     except OSError as error:
         raise InputError(f"{error}; correct the address, or see that it can be fetched") from error
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from growclip_ds.data import remote_stream
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation import load_evaluation_set, shards
 from growclip_ds.evaluation.datasets import EvaluationSet
@@ -53,3 +55,18 @@ def test_a_set_that_shrinks_after_it_was_opened_is_an_error(dataset: EvaluationS
     Path(dataset.shards[2]).unlink()
     with pytest.raises(InputError, match=r"2\.tar: not a readable tar file .*No such file"):
         list(shards.local_share(dataset.shards, dataset.counts, dataset.wants, 1, 2))
+
+
+@pytest.mark.parametrize("cut", ["between members", "in a member", "in a header"])
+def test_a_tar_that_is_cut_off_is_an_error(
+    dataset: EvaluationSet, cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a smaller set, as tarfile has it where the stream ends between members."""
+    monkeypatch.setattr(remote_stream, "PAUSE", 0.0)
+    with tarfile.open(dataset.shards[2]) as tar:
+        member = tar.getmembers()[6]  # the fourth sample's first
+    size = {"between members": member.offset, "in a member": member.offset_data + 1, "in a header": member.offset + 100}
+    stream = shards.stream(f"pipe:head -c {size[cut]} {dataset.shards[2]}", dataset.wants)
+    assert [next(stream)["__key__"] for _ in range(2)] == ["s0003", "s0004"]
+    with pytest.raises(InputError, match=r"2\.tar: .*; correct the address, or see that it can be fetched"):
+        list(stream)
