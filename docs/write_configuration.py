@@ -62,11 +62,9 @@ def _rows(key: str, field: FieldInfo) -> Iterator[Row]:
 
 
 def _kind(field: FieldInfo, section: type[BaseModel] | None) -> str:
-    if section is None:
+    if section is None or isinstance(field.json_schema_extra, dict):
         return expected(field)
-    return ("a list of sections, or a file with one" if _is_list(field) else "a section") + (
-        ", or null" if field.default is None else ""
-    )
+    return "a section, or null" if field.default is None else "a section"
 
 
 def _is_list(field: FieldInfo) -> bool:

@@ -28,6 +28,7 @@ def phases(step: int) -> list[Phase]:
 
 
 PHASES = [(step, phase) for step in range(1, STEPS + 1) for phase in phases(step)]
+TIMES = {"seconds": 0, "device_seconds": 0}  # what of a phase's record differs from run to run
 
 
 def write_data(folder: Path, steps: int = STEPS) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from growclip_ds.errors import InputError
 
 if TYPE_CHECKING:
     from growclip_ds.evaluation import ClassificationSet, RetrievalSet
-    from growclip_ds.evaluation.report import Result
+    from growclip_ds.evaluation.results import Result
     from growclip_ds.evaluation.subject import Subject
 
 # One of them is set in each of many ranks.
@@ -96,29 +97,26 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _process_group() -> Iterator[None]:
-    """The group of the ranks that a launcher started, if one did; what all of them refuse, rank 0 alone says."""
+    """The group of the ranks that a launcher started, if one did; an error, on one of them or all, is said once."""
     import torch.distributed as dist
 
     if dist.is_initialized() or not any(variable in os.environ for variable in _LAUNCHED):
         yield
         return
-    from growclip_ds.distributed import is_main
     from growclip_ds.training.engine import (  # imports DeepSpeed, which takes a while
         init_distributed,
         leave_distributed,
     )
+    from growclip_ds.training.ranks_watch import watch_ranks
 
     init_distributed()
-    main, refused = is_main(), None
+    watch = watch_ranks(math.inf, "growclip")
     try:
         yield
-    except InputError as error:  # the same on every rank
-        refused = error
+    except BaseException as error:  # perhaps on this rank alone, and the others wait for it
+        watch.fail(error)
+    watch.close()
     leave_distributed()
-    if refused is not None:
-        if main:
-            raise refused
-        sys.exit(2)
 
 
 def _evaluate_on_rank(options: argparse.Namespace) -> None:
@@ -127,7 +125,7 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
     from growclip_ds.distributed import is_main, on_every_rank, on_main
     from growclip_ds.evaluation import ModelEncoder, evaluate
     from growclip_ds.evaluation.report import one_line
-    from growclip_ds.evaluation.stored import ResultStore
+    from growclip_ds.evaluation.stored import ResultStore, folder_beside
     from growclip_ds.evaluation.subject import choose_device, digest_of_tokenizer, find_subject
     from growclip_ds.training.memory_errors import memory_explained
 
@@ -144,7 +142,7 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
     tokenizer = on_every_rank(lambda: subject.tokenizer(options.tokenizer, model.sizes, model.end_of_text))
     size = model.sizes.image_size
     encoder = ModelEncoder(model.to(device, dtype), device, dtype)
-    folder = options.results or subject.folder.parent / "evaluation"
+    folder = options.results or folder_beside(subject.folder)
     store = ResultStore(folder, subject.digest, digest_of_tokenizer(tokenizer), options.precision)
 
     stored = on_main(lambda: [store.load(dataset) for dataset in sets])
@@ -167,29 +165,34 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
 
 def _load_sets(options: argparse.Namespace, subject: Subject) -> list[ClassificationSet | RetrievalSet]:
     """The sets to evaluate on, opened and checked."""
-    from growclip_ds.config.config import load_config
     from growclip_ds.evaluation import load_evaluation_set
-    from growclip_ds.evaluation.lists import read_list
 
-    if options.config is not None:
-        listed = read_list(options.config, options.root, options.sets)
-        places = [(listed.location(one), one.split, one.name) for one in listed.sets]
-    elif options.root is not None:
-        raise InputError("--root is where the sets of a list are; name the list (--config)")
-    else:
-        locations: Sequence[str] = options.sets
-        if not locations and subject.run is not None:
-            locations = load_config(subject.run.config_file).evaluation.datasets
-        places = [(location, "test", None) for location in locations]
+    places = _places(options, subject)
     if not places:
         raise InputError("no sets to evaluate on; name some (--sets), or a list of them (--config)")
     sets = []
-    for location, split, name in places:
-        sets.append(load_evaluation_set(location, split, name))
+    for place in places:
+        sets.append(load_evaluation_set(*place))
         names = [dataset.name for dataset in sets]
         if names.count(names[-1]) > 1:
             raise InputError(f"two sets are called {names[-1]!r}; name them apart in a list (--config)")
     return sets
+
+
+def _places(options: argparse.Namespace, subject: Subject) -> list[tuple[str, ...]]:
+    """What `load_evaluation_set` takes of each set."""
+    from growclip_ds.config.config import load_config
+    from growclip_ds.evaluation.lists import read_list
+
+    if options.config is not None:
+        listed = read_list(options.config, options.root, options.sets)
+        return [(listed.location(one), one.split, one.name) for one in listed.sets]
+    if options.root is not None:
+        raise InputError("--root is where the sets of a list are; name the list (--config)")
+    if options.sets or subject.run is None:
+        return [(location,) for location in options.sets]
+    reported = load_config(subject.run.config_file).evaluation.datasets
+    return [(one.path, one.split, one.name) for one in reported]
 
 
 def _tensorboard_folder(given: Path | None, subject: Subject) -> Path | None:

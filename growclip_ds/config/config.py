@@ -26,6 +26,7 @@ from growclip_ds.config.sections import (
     SelectionSection,
     TrainingSection,
     as_tuple,
+    spelled_out,
 )
 from growclip_ds.errors import InputError
 from growclip_ds.yaml_files import parse_yaml, read_yaml, to_yaml
@@ -269,7 +270,8 @@ class Config(Section):
     def warnings(self) -> list[str]:
         """What is allowed, but should be known."""
         dataset = self.selection.dataset
-        if dataset and Path(dataset).resolve() in {Path(other).resolve() for other in self.evaluation.datasets}:
+        reported = {(Path(other.path).resolve(), other.split) for other in self.evaluation.datasets}
+        if dataset and (Path(dataset.path).resolve(), dataset.split) in reported:
             return [
                 f"selection.dataset, {dataset}, is one of evaluation.datasets: architectures are chosen by the "
                 "accuracy that is then reported on it"
@@ -296,7 +298,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} has to hold sections of settings (`seed: 0`, `data: …`), but holds {values!r}")
-    _read_list_of_subsets(values)
+    _spell_out(values)
     overridden = []
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -304,15 +306,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise InputError(f"the command line's {text!r} is no override; write section.key=value")
         override(values, key, parse_yaml(value, f"the command line's {text!r}"))
         overridden.append(key)
-    _read_list_of_subsets(values)
+        _spell_out(values)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise InputError(explain(error, Config, values, str(path), overridden)) from None
 
 
-def _read_list_of_subsets(values: dict[str, Any]) -> None:
-    """Puts the list of data subsets in the place of the file that it is in."""
-    data = values.get("data")
+def _spell_out(values: dict[str, Any]) -> None:
+    """Puts what a text stands for in its place, where overrides can go into it: the list of data subsets in a file, and
+    the set in a folder.
+    """
+    data, selection, evaluation = (values.get(name) for name in ("data", "selection", "evaluation"))
     if isinstance(data, dict) and isinstance(data.get("subsets"), str):
         data["subsets"] = read_yaml(data["subsets"])
+    if isinstance(selection, dict) and "dataset" in selection:
+        selection["dataset"] = spelled_out(selection["dataset"])
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("datasets"), list):
+        evaluation["datasets"] = [spelled_out(one) for one in evaluation["datasets"]]

@@ -71,6 +71,8 @@ def explain(
         loc = problem["loc"]
         if any(len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in problems):
             continue  # what is wrong inside says it better
+        if problem["type"] == "default_factory_not_called":
+            continue  # what is wrong with the values that the default comes from says it better
         key = ".".join(map(str, loc))
         source = "the command line" if key and any(_overlap(key, other) for other in overridden) else file
         if problem["type"] in ("extra_forbidden", "invalid_key"):
@@ -148,6 +150,8 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 def _lookup(values: Any, loc: tuple[int | str, ...]) -> Any:
     for part in loc:
+        if isinstance(values, str):  # which stands for a section with that in it
+            return values
         values = values[part]
     return values
 

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from growclip_ds.config.set_names import set_name
+from growclip_ds.config.set_names import SPLIT, set_name
 
 
 class Section(BaseModel):
@@ -132,12 +142,58 @@ class TrainingSection(Section):
     )
 
 
+class SetSection(Section):
+    """A set in CLIP-benchmark's layout. Its folder alone stands for one with the default split and name."""
+
+    path: str = Field(min_length=1, description="its folder or address")
+    split: str = Field(default=SPLIT, min_length=1, description="its folder with the shards")
+    name: str = Field(
+        # without a path, which is refused, it makes no difference what the name would be
+        default_factory=lambda values: set_name(values.get("path", "."), values.get("split", SPLIT)),
+        min_length=1,
+        description="of the set in reports; if left out, the path's last part, and the split if it is not test",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        return spelled_out(value)
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        """As older versions, which knew only folders, have it in the configurations of their runs, where that will do:
+        a run that began under one of them is then seen to be the same.
+        """
+        is_plain = (self.split, self.name) == (SPLIT, set_name(self.path))
+        values: dict[str, Any] = handler(self)
+        return self.path if is_plain else values
+
+    def __str__(self) -> str:
+        """Where it is, for messages."""
+        return self.path if self.split == SPLIT else f"{self.path} ({self.split})"
+
+
+def spelled_out(value: Any) -> Any:
+    """What a text in the place of a set stands for."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _named_once(sets: tuple[SetSection, ...]) -> tuple[SetSection, ...]:
+    if twice := _repeated(one.name for one in sets):
+        raise ValueError(f"two sets are called {twice!r}; give each a name of its own: {{name: …, path: …}}")
+    return sets
+
+
+EvaluationSets = Annotated[tuple[SetSection, ...], BeforeValidator(as_tuple), AfterValidator(_named_once)]
+
+
 class SelectionSection(Section):
     """On what the candidates of a growth step are compared."""
 
-    dataset: str | None = Field(
+    dataset: SetSection | None = Field(
         default=None,
-        description="folder of a labelled set in CLIP-benchmark's layout (top-1); null: held-out pairs (retrieval)",
+        description="a labelled set in CLIP-benchmark's layout (top-1); null: held-out pairs (retrieval)",
+        json_schema_extra={"expected": "a folder, or a section with path, split and name; or null"},
     )
     held_out: int = Field(
         default=1000, ge=2, description="pairs of every subset kept out of training for it, where dataset is null"
@@ -148,10 +204,10 @@ class SelectionSection(Section):
 class EvaluationSection(Section):
     """What is reported after each growth step."""
 
-    datasets: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
+    datasets: EvaluationSets = Field(
         default=(),
-        description="folders of zero-shot classification and retrieval sets in CLIP-benchmark's layout",
-        json_schema_extra={"expected": "a list of folders"},
+        description="zero-shot classification and retrieval sets in CLIP-benchmark's layout",
+        json_schema_extra={"expected": "a list of folders, or of sections with path, split and name"},
     )
     batch_size: int = Field(default=256, ge=1, description="pictures or captions a rank encodes at once")
     every_epochs: float | None = Field(
@@ -160,15 +216,6 @@ class EvaluationSection(Section):
         description="epochs from one evaluation in the course of a phase to the next; null: only what a growth step "
         "has trained is evaluated",
     )
-
-    @field_validator("datasets")
-    @classmethod
-    def _named_once(cls, datasets: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := _repeated(map(set_name, datasets)):
-            raise ValueError(
-                f"two evaluation sets are in folders called {twice!r}, by which they are reported; rename one"
-            )
-        return datasets
 
 
 class CheckpointSection(Section):

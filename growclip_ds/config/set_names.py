@@ -7,13 +7,21 @@ from pathlib import Path
 
 from growclip_ds.data.remote import is_remote
 
+SPLIT = "test"  # that of which sets are reported; another one's name says which
 
-def set_name(location: str) -> str:
+
+def set_name(location: str, split: str = SPLIT) -> str:
     """The last part of a set's folder or address that is its own: not what names a revision of it on a hub.
 
     Args:
         location: see `growclip_ds.evaluation.source.Source`.
+        split: of the set.
     """
+    name = _last_part(location)
+    return name if split == SPLIT else f"{name}-{split}"
+
+
+def _last_part(location: str) -> str:
     if not is_remote(location):
         return Path(location).absolute().name
     without_revision = re.sub(r"/(resolve|tree)/[^/]+/?$", "", location)

@@ -47,7 +47,8 @@ def held_out_mask(samples: int, held_out: int, seed: int, subset_name: str) -> n
     """
     if held_out >= samples:
         raise InputError(
-            f"{held_out} pairs are to be held out of data subset '{subset_name}', which has {samples}; hold out fewer"
+            f"{held_out} pairs are to be held out of data subset '{subset_name}', which has {samples}: lower "
+            "selection.held_out, or set selection.dataset, a labelled set to compare candidates on instead"
         )
     digest = hashlib.sha256(f"{seed} {subset_name}".encode()).digest()
     mask = np.zeros(samples, dtype=bool)

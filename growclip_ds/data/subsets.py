@@ -261,9 +261,9 @@ def read_subsets(path: Path | str) -> list[Subset]:
 
 
 def continue_subsets(recorded: Sequence[Subset], configured: Sequence[Subset]) -> list[Subset]:
-    """A run's subsets, as recorded in its `data.yaml`, with those that its config has appended since.
+    """A run's subsets, as recorded in its `data.yaml` when they were opened, with those that its config has besides.
 
-    Those that were never opened, their samples not counted, may still change.
+    Entries whose samples were not counted, as runs once wrote them, were not opened.
 
     Raises:
         InputError: the config changes, moves or leaves out a recorded subset.
@@ -275,7 +275,8 @@ def continue_subsets(recorded: Sequence[Subset], configured: Sequence[Subset]) -
             now = f"'{new.name}' ({new.shards})" if new else "missing"
             raise InputError(
                 f"data subset {place + 1} of this run is '{old.name}' ({old.shards}), but in the config it is {now}; "
-                "subsets can only be appended: restore the list, or begin a new run with another output folder"
+                "subsets that a growth step has used stay as they are: restore the list and append a new one, or begin "
+                "a new run with another output folder"
             )
     return [*recorded, *configured[len(recorded) :]]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from growclip_ds.config.set_names import SPLIT, set_name
 from growclip_ds.data.faults import BrokenSample
 from growclip_ds.data.pictures import decode_picture
 from growclip_ds.errors import InputError
@@ -127,7 +128,7 @@ class RetrievalSet(EvaluationSet):
 
 
 def load_evaluation_set(
-    location: Path | str, split: str = "test", name: str | None = None
+    location: Path | str, split: str = SPLIT, name: str | None = None
 ) -> ClassificationSet | RetrievalSet:
     """Opens a set and looks through all of a local one but the pictures' contents, so that nothing is amiss later.
 
@@ -139,7 +140,7 @@ def load_evaluation_set(
     Args:
         location: see `Source`.
         split: folder of the set with the shards.
-        name: of the set in reports; the last part of its location if None.
+        name: of the set in reports; that of `set_name` if None.
 
     Raises:
         InputError: a file is missing, unreadable, empty or not UTF-8, a template has no `{c}`, a sample has no picture,
@@ -148,7 +149,7 @@ def load_evaluation_set(
     source = Source(str(location))
     if not source.is_remote and not Path(location).is_dir():
         raise InputError(f"evaluation set {location}: no such folder; give one in the layout of CLIP-benchmark")
-    name = name or source.name
+    name = name or set_name(source.location, split)
     text = source.read("dataset_type.txt")
     kind = "classification" if text is None else text.strip()
     shards = _shards(source, split)

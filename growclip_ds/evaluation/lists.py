@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from growclip_ds.config.errors import explain
-from growclip_ds.config.sections import Section
+from growclip_ds.config.sections import EvaluationSets, Section, SetSection
 from growclip_ds.data.remote import is_remote
 from growclip_ds.errors import InputError
 from growclip_ds.yaml_files import read_yaml
-
-
-class SetSection(Section):
-    """An evaluation set."""
-
-    name: str = Field(min_length=1, description="of the set in reports")
-    path: str = Field(min_length=1, description="its location; a relative one is under root")
-    split: str = Field(default="test", min_length=1, description="its folder with the shards")
 
 
 class EvaluationList(Section):
@@ -31,22 +22,11 @@ class EvaluationList(Section):
         min_length=1,
         description="where the sets are: a folder, an address, or pipe:command with {} for the path",
     )
-    sets: Annotated[
-        tuple[SetSection, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-    ] = Field(
+    sets: EvaluationSets = Field(
         min_length=1,
-        description="the sets",
+        description="the sets; a relative path is under root",
         json_schema_extra={"expected": "a list with at least one set, each with a name and a path"},
     )
-
-    @field_validator("sets")
-    @classmethod
-    def _named_once(cls, sets: tuple[SetSection, ...]) -> tuple[SetSection, ...]:
-        names = [one.name for one in sets]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two sets are called {name!r}; give each a name of its own")
-        return sets
 
     def location(self, one: SetSection) -> str:
         """Of a set, for `load_evaluation_set`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,15 +82,23 @@ class RetrievalResult:
         }
 
 
-def result_from_json(stored: Mapping[str, Any]) -> ClassificationResult | RetrievalResult:
+Result = ClassificationResult | RetrievalResult
+
+
+def result_from_json(stored: Mapping[str, Any]) -> Result:
     """What a result's `to_json` made.
 
     Raises:
         KeyError, TypeError, ValueError: it is something else.
     """
     fields = dict(stored)
+    result: Result
     if fields.pop("type") == "classification":
-        return ClassificationResult(**fields)
-    for direction in ("image_to_text", "text_to_image"):
-        fields[direction] = {int(k.removeprefix("R@")): recall for k, recall in fields[direction].items()}
-    return RetrievalResult(**fields)
+        result = ClassificationResult(**fields)
+    else:
+        for direction in ("image_to_text", "text_to_image"):
+            fields[direction] = {int(k.removeprefix("R@")): recall for k, recall in fields[direction].items()}
+        result = RetrievalResult(**fields)
+    if not (math.isfinite(result.accuracy) and 0 <= result.accuracy <= 100):
+        raise ValueError(f"the accuracy on {result.dataset} is {result.accuracy} percent")
+    return result

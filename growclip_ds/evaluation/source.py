@@ -10,7 +10,6 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from growclip_ds.config.set_names import set_name
 from growclip_ds.data import remote_stream
 from growclip_ds.data.addresses import open_address
 from growclip_ds.data.remote import is_remote
@@ -39,11 +38,6 @@ class Source:
     @property
     def is_remote(self) -> bool:
         return is_remote(self.location)
-
-    @property
-    def name(self) -> str:
-        """What the set is called unless it is given a name."""
-        return set_name(self.location)
 
     def address(self, path: str) -> str:
         """Of one of the set's files, by its path in the set."""

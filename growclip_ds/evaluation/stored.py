@@ -12,10 +12,38 @@ from typing import Any
 
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.datasets import EvaluationSet
-from growclip_ds.evaluation.results import ClassificationResult, RetrievalResult, result_from_json
+from growclip_ds.evaluation.results import Result, result_from_json
 from growclip_ds.files import write_json
 
 VERSION = 1  # of what the figures mean; results of another one are not taken
+
+
+def folder_beside(weights: Path) -> Path:
+    """Where the results of weights in a folder are kept, unless another place is named."""
+    return weights.parent / "evaluation"
+
+
+def results_beside(weights: Path, digest: str) -> dict[str, Result]:
+    """What was kept beside a folder of weights, by set: in fp32, of sets called alike the latest.
+
+    Args:
+        weights: the folder.
+        digest: of the weights; results of others that the folder has held are not taken.
+    """
+    found: dict[str, Result] = {}
+    for file in sorted(folder_beside(weights).glob("*.json"), key=_age):
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            of, result = stored["of"], result_from_json(stored["result"])
+            if (of["version"], of["weights"], of["precision"]) == (VERSION, digest, "fp32"):
+                found[result.dataset] = result
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # no result, or a damaged one, which evaluation would compute again
+    return found
+
+
+def _age(file: Path) -> tuple[int, str]:
+    return file.lstat().st_mtime_ns, file.name
 
 
 @dataclass(frozen=True)
@@ -40,7 +68,7 @@ class ResultStore:
         name = re.sub(r"[^\w.-]", "_", dataset.name)
         return self.folder / f"{name}-{digest}.json"
 
-    def load(self, dataset: EvaluationSet) -> ClassificationResult | RetrievalResult | None:
+    def load(self, dataset: EvaluationSet) -> Result | None:
         """The result on a set; None if there is none of these weights and this very set, or its file is damaged."""
         try:
             stored = json.loads(self.file(dataset).read_text(encoding="utf-8"))
@@ -48,7 +76,7 @@ class ResultStore:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def save(self, dataset: EvaluationSet, result: ClassificationResult | RetrievalResult) -> None:
+    def save(self, dataset: EvaluationSet, result: Result) -> None:
         """Keeps the result on a set.
 
         Raises:

@@ -141,8 +141,16 @@ def _of_checkpoint(folder: Path) -> Subject:
     above = folder.parents[min(2, len(folder.parents) - 1)]  # RUN/step_1/train/weights
     run = RunFolder(above) if (above / "config.yaml").exists() else None
     step = checkpoint.description.get("growth_step")
-    plan = checkpoint.plan
-    return Subject(folder, run, step, plan.architecture, checkpoint.digest(sorted(plan.shapes)))
+    return Subject(folder, run, step, checkpoint.plan.architecture, digest_of_weights(checkpoint))
+
+
+def digest_of_weights(checkpoint: Checkpoint) -> str:
+    """Of the model's weights in a checkpoint, by which results are known to be theirs.
+
+    Raises:
+        InputError: it is of no model.
+    """
+    return checkpoint.digest(sorted(checkpoint.plan.shapes))
 
 
 def _trained_step(run: RunFolder, step: int | None) -> Path:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from growclip_ds.architecture import Architecture
@@ -13,10 +11,11 @@ from growclip_ds.checkpoint.checkpoint import Checkpoint
 from growclip_ds.checkpoint.exported import ExportedModel, is_exported
 from growclip_ds.data.subsets import read_subsets
 from growclip_ds.errors import InputError
-from growclip_ds.evaluation.results import result_from_json
+from growclip_ds.evaluation.results import Result
+from growclip_ds.evaluation.stored import results_beside
 from growclip_ds.evaluation.subject import Subject
 from growclip_ds.growth.phases import Phase
-from growclip_ds.reporting.runs import Result, read_runs
+from growclip_ds.reporting.runs import read_runs
 
 
 @dataclass(frozen=True)
@@ -87,16 +86,5 @@ def read_provenance(subject: Subject) -> Provenance:
         if subject.run.data_file.exists():
             arrived = read_subsets(subject.run.data_file)[: subject.growth_step]
             subsets = [(subset.name, subset.samples or 0) for subset in arrived]
-    results |= {result.dataset: result for result in _stored(subject.folder.parent / "evaluation", subject.digest)}
+    results |= results_beside(subject.folder, subject.digest)
     return Provenance(steps, subsets, list(results.values()))
-
-
-def _stored(folder: Path, digest: str) -> Iterator[Result]:
-    """What `growclip evaluate` has kept of these weights."""
-    for file in sorted(folder.glob("*.json")):
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            if (stored["of"]["weights"], stored["of"]["precision"]) == (digest, "fp32"):
-                yield result_from_json(stored["result"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # no result, or a damaged one, which evaluation would compute again

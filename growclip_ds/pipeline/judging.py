@@ -53,12 +53,12 @@ class Judge:
             self._add_to_curve(self.record["iterations"], results)
         self.monitor.evaluation(self.step, results)
 
-    def iterations(self, stream: TrainingStream) -> frozenset[int]:
+    def iterations(self, stream: TrainingStream, epochs: int) -> frozenset[int]:
         """After which iterations the model is evaluated while it is trained; the end of the phase is none of them."""
         every = self.config.evaluation.every_epochs
         if every is None:
             return frozenset()
-        batches = every * stream.samples / self.config.training.global_batch_size
+        batches = every * stream.iterations / epochs  # of streamed data, an epoch's last one is short
         done = (math.ceil(batches * number) for number in itertools.count(1))
         return frozenset(itertools.takewhile(lambda iteration: iteration < stream.iterations, done))
 

@@ -102,6 +102,7 @@ class PhaseRun:
             "iterations": 0,
             "first_iteration": self.folder.iterations_before(step, phase),
             "seconds": 0.0,
+            "device_seconds": 0.0,
             "curve": [],
         }
         self._trained = self.folder.is_trained(step, phase)
@@ -143,6 +144,7 @@ class PhaseRun:
         self.monitor.start_phase(self.step, self.phase, self.plan, stream.iterations, first, done)
         self.monitor.left_out(self.step, self.data.left_out)
         self.record |= {
+            "epochs": epochs,
             "ranks": distributed.world_size(),
             "device": torch.cuda.get_device_name(self.engine.device) if self.engine.device.type == "cuda" else "CPU",
             "kernels": kernels_of(self.plan, self.engine.device),
@@ -178,7 +180,7 @@ class PhaseRun:
             report=self.monitor.progress,
             report_every=self.config.monitoring.log_every,
             evaluate=self.judge.evaluate_in_between,
-            evaluate_after=self.judge.iterations(stream),
+            evaluate_after=self.judge.iterations(stream, epochs),
             seen=counts.seen,
         )
         if done in trainer.evaluate_after:
@@ -254,6 +256,7 @@ class PhaseRun:
     def _count_seconds(self) -> None:
         now = time.monotonic()
         self.record["seconds"] += now - self._start
+        self.record["device_seconds"] += (now - self._start) * distributed.world_size()  # it may go on with other ranks
         self._start = now
 
     def _write_weights(self) -> None:

@@ -50,7 +50,10 @@ def prepare_growth(
     steps = range(1, config.num_growth_steps + 1)
     if growth_step is not None:
         if growth_step not in steps:
-            raise InputError(f"--growth-step {growth_step}: the run has growth steps 1 to {len(steps)}")
+            raise InputError(
+                f"--growth-step {growth_step}: the run has growth steps 1 to {len(steps)}, as many as data.subsets has "
+                "subsets, or growth.steps says; append a subset, or name one of these steps"
+            )
         steps = range(growth_step, growth_step + 1)
     lock = RunLock(output_dir)  # before anything in the folder is looked at
     folder = open_run(output_dir, config)

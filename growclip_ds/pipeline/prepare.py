@@ -10,6 +10,7 @@ from pathlib import Path
 
 from growclip_ds.architecture import ModelSizes
 from growclip_ds.config.config import Config
+from growclip_ds.config.sections import SetSection
 from growclip_ds.data.faults import in_words
 from growclip_ds.data.progress import counting
 from growclip_ds.data.remote import RemoteShards
@@ -63,17 +64,22 @@ def prepare(config: Config, folder: RunFolder, last_step: int) -> RunInputs:
     Raises:
         InputError: on every rank alike, for whatever of it cannot be used.
     """
-    evaluation_sets = on_main(lambda: [load_evaluation_set(path) for path in config.evaluation.datasets])
+    evaluation_sets = on_main(lambda: [_open_set(one) for one in config.evaluation.datasets])
     dataset = config.selection.dataset
-    selection_set = on_main(lambda: None if dataset is None else load_evaluation_set(dataset))
+    selection_set = on_main(lambda: None if dataset is None else _open_set(dataset))
     data = _open_data(config, folder.data_file, last_step)
     tokenizer = _open_tokenizer(config, folder.tokenizer, data.first(1).train)
     return RunInputs(data, tokenizer, config.model.sizes(tokenizer.vocab_size), evaluation_sets, selection_set)
 
 
+def _open_set(section: SetSection) -> EvaluationSet:
+    return load_evaluation_set(section.path, section.split, section.name)
+
+
 def _open_data(config: Config, file: Path, last_step: int) -> OpenSubsets:
     configured = [Subset(**dict(subset)) for subset in config.data.subsets]
-    subsets = on_main(lambda: continue_subsets(read_subsets(file) if file.exists() else [], configured))
+    recorded = on_main(lambda: read_subsets(file) if file.exists() else [])
+    subsets = on_main(lambda: continue_subsets(recorded, configured))
     with counting("indexing shards") as progress:
         opened = open_subsets(
             subsets[:last_step],
@@ -83,7 +89,8 @@ def _open_data(config: Config, file: Path, last_step: int) -> OpenSubsets:
             staged=config.data.staged,
         )
     _check_left_out(opened, config.data.max_broken_share)
-    on_main(lambda: write_subsets([*opened.subsets, *subsets[last_step:]], file))
+    # Nothing of subsets that are only listed, though their samples may be counted: until they are used they may change.
+    on_main(lambda: write_subsets([*opened.subsets, *recorded[last_step:]], file))
     return opened
 
 

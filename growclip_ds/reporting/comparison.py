@@ -23,6 +23,7 @@ class Comparison:
         retrieval: of the retrieval sets.
         averaged: the sets that means are over: of classification, where there are any, on which every growth step of
             every run was evaluated. Top-1 of a classification and recall of a retrieval make no mean together.
+        in_training: those of them that every evaluation in the course of training was on too.
         notes: what a reader has to know before comparing.
     """
 
@@ -30,6 +31,7 @@ class Comparison:
     classification: Sequence[str]
     retrieval: Sequence[str]
     averaged: Sequence[str]
+    in_training: Sequence[str]
     notes: Sequence[str]
 
     @property
@@ -43,9 +45,17 @@ class Comparison:
 
     @property
     def accuracy_title(self) -> str:
-        """What `mean` is, for the head of a column and an axis."""
-        kind = "R@1" if self.averaged and self.averaged[0] in self.retrieval else "top-1"
-        return f"mean {kind} of {len(self.averaged)} sets" if len(self.averaged) != 1 else f"{kind}, {self.averaged[0]}"
+        """What `mean` is, for the head of a column."""
+        return self._title(self.averaged)
+
+    @property
+    def title_in_training(self) -> str:
+        """What `mean_in_training` is, for an axis."""
+        return self._title(self.in_training)
+
+    def _title(self, averaged: Sequence[str]) -> str:
+        kind = "R@1" if averaged and averaged[0] in self.retrieval else "top-1"
+        return f"mean {kind} of {len(averaged)} sets" if len(averaged) != 1 else f"{kind}, {averaged[0]}"
 
     @property
     def spread_notes(self) -> list[str]:
@@ -55,9 +65,11 @@ class Comparison:
 
     def mean(self, results: Results) -> float | None:
         """Over the averaged sets, in percent; None if one of them was not evaluated."""
-        if not self.averaged or any(name not in results for name in self.averaged):
-            return None
-        return statistics.fmean(results[name].accuracy for name in self.averaged)
+        return _mean(results, self.averaged)
+
+    def mean_in_training(self, results: Results) -> float | None:
+        """The same over the sets of evaluations in the course of training."""
+        return _mean(results, self.in_training)
 
     def accuracy(self, group: Group, step: int) -> Spread | None:
         """A group's mean accuracy after a growth step, over the runs that have finished it."""
@@ -66,6 +78,12 @@ class Comparison:
     def parameters(self, group: Group, step: int) -> Spread | None:
         """Millions of a group's models after a growth step."""
         return Spread.of(run.steps[step].parameters / 1e6 for run in group.runs if step in run.steps)
+
+
+def _mean(results: Results, averaged: Sequence[str]) -> float | None:
+    if not averaged or any(name not in results for name in averaged):
+        return None
+    return statistics.fmean(results[name].accuracy for name in averaged)
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -86,13 +104,15 @@ def compare(runs: Sequence[Run]) -> Comparison:
     if seen and not common:
         raise InputError(_nothing_in_common(evaluated))
     averaged = [dataset for dataset in common if dataset in classification] or common
+    points = [results for run in runs for record in run.phases for _, results in record.curve if results]
+    in_training = [dataset for dataset in averaged if all(dataset in results for results in points)]
     notes = [
         *(f"{run.name} is not finished: {run.progress()}." for run in runs if not run.is_finished),
         *_sets_left_out(seen, common, averaged, evaluated),
         *_other_data(runs),
         *repeated_seeds(groups),
     ]
-    return Comparison(groups, classification, retrieval, averaged, notes)
+    return Comparison(groups, classification, retrieval, averaged, in_training, notes)
 
 
 def _check_same_set(first: str, one: Result, second: str, other: Result) -> None:

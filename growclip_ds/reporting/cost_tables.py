@@ -52,7 +52,7 @@ def phase_flops(run: Run, record: PhaseRecord) -> float | None:
 
 
 def device_hours(record: PhaseRecord) -> float | None:
-    return None if record.ranks is None else record.ranks * record.seconds / 3600
+    return None if record.device_seconds is None else record.device_seconds / 3600
 
 
 def ran_on(records: Iterable[PhaseRecord]) -> str | None:

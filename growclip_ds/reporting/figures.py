@@ -44,11 +44,10 @@ def step_curve(comparison: Comparison, run: Run, step: int) -> list[PhaseCurve]:
     """A run's growth step, as far as it is, phase by phase."""
     curves, start = [], 0.0
     for record in run.of_step(step):
-        evaluated = {iteration: comparison.mean(results) for iteration, results in record.curve}
+        evaluated = {iteration: comparison.mean_in_training(results) for iteration, results in record.curve}
         if record.results:
-            evaluated[record.iterations] = comparison.mean(
-                record.results
-            )  # of the same model as a last point of the curve
+            # of the same model as a last point of the curve
+            evaluated[record.iterations] = comparison.mean_in_training(record.results)
         points = [
             (start + run.epochs(record, iteration), accuracy)
             for iteration, accuracy in sorted(evaluated.items())
@@ -63,7 +62,7 @@ def step_curve(comparison: Comparison, run: Run, step: int) -> list[PhaseCurve]:
 def has_curve(comparison: Comparison, step: int) -> bool:
     """Whether any run was evaluated in the course of a growth step, and not only at its end."""
     return any(
-        comparison.mean(results) is not None
+        comparison.mean_in_training(results) is not None
         for _, run in comparison.runs
         for record in run.of_step(step)
         for iteration, results in record.curve
@@ -105,7 +104,7 @@ def training_figure(comparison: Comparison, step: int) -> Figure:
         )
     axes.set_xlim(left=0)
     axes.set_xlabel(f"epochs of growth step {step}")
-    axes.set_ylabel(_plain_text(f"{comparison.accuracy_title} (%)"))
+    axes.set_ylabel(_plain_text(f"{comparison.title_in_training} (%)"))
     axes.grid(alpha=0.25)
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
@@ -117,7 +116,7 @@ def _drawable(comparison: Comparison, run: Run, step: int) -> list[PhaseCurve]:
     if not any(curve.points for curve in curves):
         return []
     before = run.steps.get(step - 1)
-    level = None if before is None else comparison.mean(before.results)
+    level = None if before is None else comparison.mean_in_training(before.results)
     if level is None:
         return curves
     return [

@@ -90,7 +90,10 @@ def repeated_seeds(groups: Iterable[Group]) -> Iterator[str]:
 
 def _settings(config: Config) -> dict[str, Any]:
     """By dotted key, what bears on the weights beside method and seed."""
-    values = dict(_flatten(config.model_dump(mode="json")))
+    sections = config.model_dump(mode="json")
+    if config.selection.dataset is not None:  # what it is called has no bearing
+        sections["selection"]["dataset"] = str(config.selection.dataset)
+    values = dict(_flatten(sections))
     others = ("seed", "method", *MAY_CHANGE)
     return {key: value for key, value in values.items() if not any(f"{key}.".startswith(f"{k}.") for k in others)}
 

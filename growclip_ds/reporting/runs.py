@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.checkpoint.checkpoint import Checkpoint
 from growclip_ds.config.config import Config, load_config
 from growclip_ds.errors import InputError
-from growclip_ds.evaluation.results import ClassificationResult, RetrievalResult, result_from_json
+from growclip_ds.evaluation.results import Result, result_from_json
+from growclip_ds.evaluation.stored import folder_beside, results_beside
+from growclip_ds.evaluation.subject import digest_of_weights
 from growclip_ds.growth.phases import Phase
 from growclip_ds.growth.space import Candidate
 from growclip_ds.run.folder import RunFolder
 
-Result = ClassificationResult | RetrievalResult
 Results = Mapping[str, Result]  # by set
 
 
@@ -33,7 +35,9 @@ class PhaseRecord:
         parameters: of the model, of a supernet all of them; without the temperature.
         iterations: of the phase.
         seconds: by the clock.
-        results: evaluations of the model when the phase was over.
+        device_seconds: of all ranks together.
+        epochs: passes over the step's data that the phase made.
+        results: evaluations of the model when the phase was over, and of its weights since.
         curve: evaluations in its course, with the iterations of the phase after which they were made.
         candidates: compared at its end, best first.
         selection_set: on which they were compared.
@@ -50,6 +54,8 @@ class PhaseRecord:
     parameters: int
     iterations: int
     seconds: float
+    device_seconds: float | None
+    epochs: float | None
     results: Results
     curve: Sequence[tuple[int, Results]]
     candidates: Sequence[Candidate]
@@ -109,6 +115,8 @@ class Run:
 
     def epochs(self, record: PhaseRecord, iterations: int) -> float:
         """Passes over the step's data in so many iterations of a phase; none where it came with `model.start`."""
+        if record.epochs is not None:
+            return record.epochs * iterations / record.iterations
         return iterations * self.config.training.global_batch_size / record.samples if record.samples else 0.0
 
     def progress(self) -> str:
@@ -166,6 +174,8 @@ def _read_run(path: Path, name: str) -> Run:
                 read = _phase_record(step, phase, record, architecture)
         except _DAMAGE as error:
             raise damaged_record(file, error) from None
+        if phase is Phase.TRAIN:
+            read = replace(read, results={**read.results, **_evaluated_since(folder.weights(step, phase))})
         phases.append(read)
     return Run(name, path, config, tuple(phases))
 
@@ -188,13 +198,19 @@ def _phase_record(
     model = record.get("model") or {}
     if model:
         architecture = Architecture(**model["architecture"])
+    seconds, ranks = _number(record, "seconds"), _number_if_there(record, "ranks")
+    device_seconds = _number_if_there(record, "device_seconds")
+    if device_seconds is None and ranks is not None:  # an older record; it may have had other ranks before
+        device_seconds = ranks * seconds
     return PhaseRecord(
         step=step,
         phase=phase,
         samples=_number(record, "samples", least=0 if "start" in record else 1),
         parameters=_number(record, "parameters"),
         iterations=_number(record, "iterations"),
-        seconds=_number(record, "seconds"),
+        seconds=seconds,
+        device_seconds=device_seconds,
+        epochs=_number_if_there(record, "epochs"),
         results=_results(record.get("evaluation") or []),
         curve=[(_number(point, "iteration"), _results(point["evaluation"])) for point in record.get("curve") or []],
         candidates=[_candidate(candidate) for candidate in record.get("candidates") or []],
@@ -203,18 +219,26 @@ def _phase_record(
         fixed_clip=model.get("kind") == "clip",
         pairs_seen=_number_if_there(record, "pairs_seen"),
         text_tokens_seen=_number_if_there(record, "text_tokens_seen"),
-        ranks=_number_if_there(record, "ranks"),
+        ranks=ranks,
         device=_text_if_there(record, "device"),
         kernels=_text_if_there(record, "kernels"),
     )
 
 
 def _results(stored: Sequence[Mapping[str, Any]]) -> Results:
-    results = [result_from_json(result) for result in stored]
-    for result in results:
-        if not (math.isfinite(result.accuracy) and 0 <= result.accuracy <= 100):
-            raise ValueError(f"the accuracy on {result.dataset} is {result.accuracy} percent")
-    return {result.dataset: result for result in results}
+    return {result.dataset: result for result in map(result_from_json, stored)}
+
+
+def _evaluated_since(weights: Path) -> Results:
+    """What `growclip evaluate` has found of the weights in a folder; nothing if they are not there, or damaged, so that
+    it cannot be told whether the results are theirs.
+    """
+    if not any(folder_beside(weights).glob("*.json")):
+        return {}
+    try:
+        return results_beside(weights, digest_of_weights(Checkpoint(weights)))
+    except InputError:
+        return {}
 
 
 def _candidate(stored: dict[str, Any]) -> Candidate:

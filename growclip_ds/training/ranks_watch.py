@@ -30,18 +30,35 @@ _FAILURE = "growclip/failure"
 
 
 class RanksWatch:
-    """The watch of a process that is alone."""
+    """The watch of a process that is alone.
+
+    Args:
+        program: whose errors these are.
+    """
+
+    def __init__(self, program: str = "train.py") -> None:
+        self._program = program
 
     def reached(self, place: str) -> None:
         """Says how far this rank is; an empty place: where its time is not watched."""
 
     def fail(self, error: BaseException) -> NoReturn:
         """Ends this process at once, and with it all ranks. The first to fail says why, the others nothing."""
-        _print(error)
+        self._print(error)
         _exit(_exit_code(error))
 
     def close(self) -> None:
         """Ends the watch; all ranks have come to their end. Collective."""
+
+    def _print(self, error: BaseException) -> None:
+        if isinstance(error, InputError):
+            self._say(str(error))
+        else:
+            traceback.print_exception(error)
+            self._say(f"rank {distributed.rank()} failed: {type(error).__name__}: {error}")
+
+    def _say(self, text: str) -> None:
+        print(f"{self._program}: error: {text}", file=sys.stderr, flush=True)
 
 
 class StoreWatch(RanksWatch):
@@ -49,9 +66,11 @@ class StoreWatch(RanksWatch):
 
     Args:
         hang_seconds: time without any rank's getting on after which the run is ended.
+        program: whose errors these are.
     """
 
-    def __init__(self, hang_seconds: float) -> None:
+    def __init__(self, hang_seconds: float, program: str = "train.py") -> None:
+        super().__init__(program)
         self._hang_seconds = hang_seconds
         # A connection of its own: a call that waits would hold up the other thread's.
         store = dist.TCPStore(
@@ -84,10 +103,10 @@ class StoreWatch(RanksWatch):
         try:
             first = self._claim({"rank": self._rank, "code": code})
         except dist.DistError:  # rank 0, which has the store, was gone before
-            _say(f"rank {self._rank} ends, as rank 0 has ended ({_first_line(error)})")
+            self._say(f"rank {self._rank} ends, as rank 0 has ended ({_first_line(error)})")
             _exit(code)
         if first["rank"] == self._rank:
-            _print(error)
+            self._print(error)
         time.sleep(LINGER if self._rank == 0 else PERIOD)
         _exit(first["code"])
 
@@ -127,7 +146,7 @@ class StoreWatch(RanksWatch):
         """Ends this process where rank 0, with the store, has stopped without ending: calls to it wait for ever."""
         while not self._closed.wait(PERIOD):
             if time.monotonic() - self._answered > self._hang_seconds + SILENCE:
-                _say(f"rank {self._rank} ends, as rank 0 does not answer")
+                self._say(f"rank {self._rank} ends, as rank 0 does not answer")
                 _exit(FAILED)
 
     def _beat(self) -> None:
@@ -148,13 +167,13 @@ class StoreWatch(RanksWatch):
             state = "does not answer" if silent else "is behind the others"
             who = f"{ranks} {state}" if named else f"all ranks are at {places[0][1]}; see below where each one waits"
             minutes = self._hang_seconds / 60
-            _say(f"no rank has got on for {minutes:g} minutes (health.hang_minutes): {who}; the run ends")
+            self._say(f"no rank has got on for {minutes:g} minutes (health.hang_minutes): {who}; the run ends")
         self._follow(failure)
 
     def _follow(self, failure: dict[str, Any]) -> NoReturn:
         time.sleep(PERIOD)  # its error is on top
         if self._rank in failure.get("hung", []):
-            _say(f"rank {self._rank} hangs here:")
+            self._say(f"rank {self._rank} hangs here:")
             faulthandler.dump_traceback(all_threads=True)
         time.sleep(LINGER - PERIOD if self._rank == 0 else 0)
         _exit(failure["code"])
@@ -162,13 +181,13 @@ class StoreWatch(RanksWatch):
     def _lose_store(self, error: Exception) -> None:
         """Ends this process, as rank 0 is gone; not if all are done."""
         if not self._closed.wait(2 * PERIOD):
-            _say(f"rank {self._rank} ends, as rank 0 has ended or does not answer ({_first_line(error)})")
+            self._say(f"rank {self._rank} ends, as rank 0 has ended or does not answer ({_first_line(error)})")
             _exit(FAILED)
 
 
-def watch_ranks(hang_seconds: float) -> RanksWatch:
-    """This rank's watch; torch.distributed is initialised. Collective."""
-    return StoreWatch(hang_seconds) if distributed.world_size() > 1 else RanksWatch()
+def watch_ranks(hang_seconds: float, program: str = "train.py") -> RanksWatch:
+    """This rank's watch; torch.distributed is initialised. Collective. For the arguments see `StoreWatch`."""
+    return StoreWatch(hang_seconds, program) if distributed.world_size() > 1 else RanksWatch(program)
 
 
 def _sign(rank: int) -> str:
@@ -179,20 +198,8 @@ def _exit_code(error: BaseException) -> int:
     return INPUT_ERROR if isinstance(error, InputError) else FAILED
 
 
-def _print(error: BaseException) -> None:
-    if isinstance(error, InputError):
-        _say(str(error))
-    else:
-        traceback.print_exception(error)
-        _say(f"rank {distributed.rank()} failed: {type(error).__name__}: {error}")
-
-
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _say(text: str) -> None:
-    print(f"train.py: error: {text}", file=sys.stderr, flush=True)
 
 
 def _exit(code: int) -> NoReturn:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from growclip_ds import Architecture
 from growclip_ds.config.config import Config, load_config
 from growclip_ds.errors import InputError
+from growclip_ds.evaluation.lists import read_list
 from growclip_ds.yaml_files import parse_yaml, to_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -146,12 +147,23 @@ def test_nothing_changes_afterwards(load):
         ),
         (
             "evaluation: {datasets: [a/set, b/set]}",
-            "FILE: evaluation.datasets: two evaluation sets are in folders called 'set'",
+            "FILE: evaluation.datasets: two sets are called 'set'; give each a name of its own: {name: …, path: …}",
         ),
         (
             "evaluation: {datasets: [a/food, 'https://huggingface.co/datasets/x/food/tree/main']}",
-            "FILE: evaluation.datasets: two evaluation sets are in folders called 'food'",
+            "FILE: evaluation.datasets: two sets are called 'food'",
         ),
+        (
+            "evaluation: {datasets: [a/food, {name: food, path: b/other}]}",
+            "FILE: evaluation.datasets: two sets are called 'food'",
+        ),
+        ("evaluation: {datasets: [a, '']}", "FILE: evaluation.datasets.1.path is ''; expected text (not empty)"),
+        ("evaluation: {datasets: [{name: a}]}", "FILE: evaluation.datasets.0.path is missing; expected text"),
+        (
+            "evaluation: {datasets: [{path: a, spilt: val}]}",
+            "there is no key evaluation.datasets.0.spilt; did you mean evaluation.datasets.0.split?",
+        ),
+        ("selection: {dataset: 7}", "FILE: selection.dataset is 7; expected a folder, or a section with path, split"),
         (
             "ablation: {grow_only: text_heads}\ngrowth: {frozen: [text_heads]}",
             "FILE: ablation.grow_only is text_heads, which growth.frozen keeps from growing: leave one of them out",
@@ -168,6 +180,43 @@ def test_sets_are_told_apart_by_the_names_that_they_are_reported_under(load):
     hub = "https://huggingface.co/datasets/clip-benchmark"
     addresses = f"{hub}/wds_mnist/tree/main, {hub}/wds_food101/tree/main, 'pipe:cat sets/things/{{}}', 'pipe:cat {{}}'"
     assert len(load(DATA, f"evaluation.datasets=[{addresses}]").evaluation.datasets) == 4
+
+
+def test_a_folder_alone_is_a_set_of_that_name(load):
+    text = (
+        "selection: {dataset: {path: sets/food, split: val}}\nevaluation: {datasets: [sets/food, {path: b, name: B}]}"
+    )
+    config = load(DATA + text)
+    sets = [config.selection.dataset, *config.evaluation.datasets]
+    assert [(one.path, one.split, one.name) for one in sets] == [
+        ("sets/food", "val", "food-val"),
+        ("sets/food", "test", "food"),
+        ("b", "test", "B"),
+    ]
+    assert load(config.to_yaml()) == config
+
+
+def test_overrides_go_into_a_set_that_is_a_folder(load):
+    overrides = ("evaluation.datasets=[a, b]", "evaluation.datasets.0.split=val", "selection.dataset.split=val")
+    config = load(DATA + "selection: {dataset: a}", *overrides)
+    assert [one.name for one in config.evaluation.datasets] == ["a-val", "b"]
+    assert (config.selection.dataset.path, config.selection.dataset.split) == ("a", "val")
+    assert load(DATA, "selection.dataset=a").selection.dataset.path == "a"
+
+
+def test_sets_that_are_folders_are_recorded_as_before_they_could_have_names(load):
+    """A run is known by this to go on as it began."""
+    recorded = load(DATA, "selection.dataset=sets/a", "evaluation.datasets=[sets/b, {path: c, split: val}]").to_yaml()
+    sections = parse_yaml(recorded, "recorded")
+    assert sections["selection"]["dataset"] == "sets/a"
+    assert sections["evaluation"]["datasets"] == ["sets/b", {"path": "c", "split": "val", "name": "c-val"}]
+
+
+def test_the_papers_run_calls_sets_as_the_papers_list_does():
+    run, listed = load_config(CONFIGS / "cc12m.yaml"), read_list(CONFIGS / "eval" / "paper.yaml", "data/eval")
+    assert [(one.name, one.path) for one in run.evaluation.datasets] == [
+        (one.name, listed.location(one)) for one in listed.sets
+    ]
 
 
 def test_all_problems_at_once(problem):
@@ -257,6 +306,10 @@ def test_warns_of_choosing_by_what_is_reported(load):
     assert len(both.warnings()) == 1
     assert "selection.dataset, eval/a, is one of evaluation.datasets" in both.warnings()[0]
     assert load(DATA, "selection.dataset=eval/a", "evaluation.datasets=[eval/b]").warnings() == []
+    split = "selection.dataset={path: eval/a, split: val}"
+    assert load(DATA, split, "evaluation.datasets=[eval/a]").warnings() == []
+    (warning,) = load(DATA, split, "evaluation.datasets=[{name: A, path: eval/a, split: val}]").warnings()
+    assert "selection.dataset, eval/a (val), is one of" in warning
 
 
 @pytest.mark.parametrize(

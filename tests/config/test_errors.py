@@ -13,21 +13,25 @@ from growclip_ds.config.config import Config, load_config
 from growclip_ds.config.errors import section_of
 from growclip_ds.errors import InputError
 
-DATA = {"data": {"subsets": [{"name": "a", "shards": "b"}], "tokenizer": {"vocab_size": 300}}}
+DATA = {
+    "data": {"subsets": [{"name": "a", "shards": "b"}], "tokenizer": {"vocab_size": 300}},
+    "evaluation": {"datasets": ["c"]},
+}
+TEXTS = (".shards", ".name", ".start", ".staged", ".dataset", "path", ".split")
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
         if inner := section_of(field):
-            item = "0." if name == "subsets" else ""
+            item = "0." if name in ("subsets", "datasets") else ""
             yield from keys(inner, f"{prefix}{name}.{item}")
 
 
 @pytest.mark.parametrize("key", list(keys(Config)))
 def test_a_value_of_the_wrong_type(key: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(DATA))
-    wrong = "3.5j" if not key.endswith((".shards", ".name", ".start", ".staged", ".dataset", "_path")) else "7"
+    wrong = "3.5j" if not key.endswith(TEXTS) else "7"
     if key == "data.subsets":
         wrong = "7"
     with pytest.raises(InputError, match=f"the command line: {key}(.\\w+)? .*expected "):

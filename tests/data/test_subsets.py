@@ -108,7 +108,7 @@ def test_refused_lists(base: Path, subsets: list[Subset], message: str) -> None:
 
 
 def test_too_many_held_out(base: Path) -> None:
-    with pytest.raises(InputError, match=r"12 pairs .* 'second', which has 12; hold out fewer"):
+    with pytest.raises(InputError, match=r"12 pairs .* 'second', which has 12: lower selection.held_out"):
         open_subsets([Subset("second", "second")], base, held_out=12)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -136,6 +137,17 @@ def test_a_run_is_evaluated_on_the_sets_that_it_reports(folder: Path) -> None:
     written = json.loads((folder / "out.json").read_text())
     assert ([result["dataset"] for result in written["results"]], written["growth_step"]) == (["things"], 1)
     assert list((folder / "run" / "step_1" / "train" / "evaluation").glob("things-*.json"))
+
+
+def test_a_run_is_evaluated_under_its_names_and_on_its_splits(folder: Path) -> None:
+    shutil.copytree(folder / "things", folder / "others")
+    (folder / "others" / "test").rename(folder / "others" / "val")
+    config = folder / "run" / "config.yaml"
+    listed = f"[{{name: Things, path: {folder}/things}}, {{path: {folder}/others, split: val}}]"
+    config.write_text(re.sub(r"datasets: .*(?=}$)", f"datasets: {listed}", config.read_text(), flags=re.MULTILINE))
+    assert main(["evaluate", str(folder / "run"), "--json", str(folder / "out.json")]) == 0
+    results = json.loads((folder / "out.json").read_text())["results"]
+    assert [(result["dataset"], result["samples"]) for result in results] == [("Things", 27), ("others-val", 27)]
 
 
 def test_a_script_reads_the_results_from_standard_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,6 +344,41 @@ def test_the_script_of_a_job_is_one_process(folder: Path, monkeypatch: pytest.Mo
     assert main(line) == 0
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     assert main(line) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "code"),
+    [
+        ("MemoryError('no more')", "things: rank 1 ran out of memory (no more); lower --batch-size (now 256)", 2),
+        ("KeyError('x')", "rank 1 failed: KeyError: 'x'", 1),
+    ],
+)
+def test_an_error_on_one_rank_is_said_and_ends_all(folder: Path, error: str, said: str, code: int) -> None:
+    script = f"""
+import os, sys
+from unittest import mock
+from growclip_ds.cli.program import main
+if os.environ["RANK"] == "1":
+    mock.patch("growclip_ds.evaluation.evaluate", side_effect={error}).start()
+sys.exit(main(["evaluate", {str(folder / "run")!r}, "--sets", {str(folder / "things")!r}, "--device", "cpu"]))
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=os.environ
+            | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    texts = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [code, code], texts
+    assert f"growclip: error: {said}" in texts[1]
+    assert "error" not in texts[0]
 
 
 def test_ranks_leave_their_group_in_good_order(folder: Path) -> None:

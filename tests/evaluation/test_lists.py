@@ -51,12 +51,20 @@ def test_a_location_of_its_own_is_not_under_the_root(tmp_path: Path) -> None:
     ]
 
 
+def test_a_set_may_go_by_its_path(tmp_path: Path) -> None:
+    file = tmp_path / "list.yaml"
+    file.write_text("root: sets\nsets: [a, {path: b, split: val}]")
+    listed = read_list(file)
+    assert [(one.name, listed.location(one)) for one in listed.sets] == [("a", "sets/a"), ("b-val", "sets/b")]
+
+
 BAD_LISTS = {
     "sets: []": "sets is []; expected a list with at least one set, each with a name and a path",
     "root: x": "sets is missing; expected a list with at least one set",
     "sets: [{name: a}]": "sets.0.path is missing; expected text",
     "sets: [{name: a, path: x, spilt: val}]": "there is no key sets.0.spilt; did you mean sets.0.split?",
     "sets: [{name: a, path: 3}]": "sets.0.path is 3; expected text",
+    "sets: ['']": "sets.0.path is ''; expected text",
     "sets: [{name: a, path: x}, {name: a, path: y}]": "sets: two sets are called 'a'; give each a name of its own",
     "root: 5\nsets: [{name: a, path: x}]": "root is 5; expected text",
     "[a, b]": "has to hold `root: …` and `sets: …`, but holds ['a', 'b']",

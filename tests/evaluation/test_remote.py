@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from growclip_ds.config.set_names import set_name
 from growclip_ds.data import remote_stream
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation import ClassificationSet, RetrievalSet, evaluate, load_evaluation_set
@@ -83,7 +84,7 @@ def test_identity_is_of_the_addresses(folder: Path, host: str) -> None:
 )
 def test_where_the_files_of_a_set_are(location: str, name: str, file: str) -> None:
     source = Source(location)
-    assert (source.name, source.address("x")) == (name, file)
+    assert (set_name(location), source.address("x")) == (name, file)
 
 
 def spoil(folder: Path, file: str, change: Callable[[Path], object]) -> Path:

@@ -156,6 +156,21 @@ def test_the_curve_of_a_step_goes_through_its_phases(tmp_path: Path) -> None:
     assert not has_curve(comparison, 1)
 
 
+def test_a_set_that_was_not_evaluated_in_training_is_not_in_its_curve(tmp_path: Path) -> None:
+    run = write_growth(tmp_path / "g", (10.0, 20.0))
+    add_curve(run, 2, "train", [(5, 12.0), (20, 20.0)])
+    for step, accuracy in ((1, 10.0), (2, 20.0)):
+        file = run / f"step_{step}" / "train" / "phase.json"
+        both = [classified("objects", accuracy), classified("later", 90.0)]
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"evaluation": both}))
+    (read,) = read_runs([run])
+    comparison = compare([read])
+    assert comparison.accuracy_title == "mean top-1 of 2 sets"
+    assert comparison.title_in_training == "top-1, objects"
+    assert step_curve(comparison, read, 2)[-1].points == [(2.25, 12.0), (3.0, 20.0)]
+    assert has_curve(comparison, 2)
+
+
 def test_a_last_point_alone_is_no_curve(tmp_path: Path) -> None:
     run = write_growth(tmp_path / "g", (10.0, 20.0))
     add_curve(run, 2, "train", [(20, 20.0)])

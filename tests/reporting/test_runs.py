@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,13 @@ import yaml
 
 from growclip_ds.cli.program import main
 from growclip_ds.errors import InputError
+from growclip_ds.evaluation.results import result_from_json
+from growclip_ds.evaluation.stored import ResultStore, folder_beside
+from growclip_ds.evaluation.subject import find_subject
 from growclip_ds.reporting import make_report, read_runs
 from growclip_ds.reporting.comparison import compare
 from growclip_ds.reporting.report import make_tables
+from tests.evaluation.models import write_model
 from tests.group import Groups
 from tests.pipeline_runs import grow, write_data
 from tests.reporting.made_up import (
@@ -79,6 +84,57 @@ def test_an_older_run_says_what_was_not_recorded(tmp_path: Path) -> None:
     for row in cells_of("costs_of_phases", run):
         assert row[4:] == [*unknown, hours, "not recorded", "not recorded"]
     assert cells_of("costs", run)[1][4:] == ["not recorded", "not recorded", "not recorded", "4.500", *unknown[:2]]
+
+
+class Set:
+    """As far as the place of its results goes by it."""
+
+    def __init__(self, name: str, identity: str = "") -> None:
+        self.name, self.identity = name, identity
+
+
+def keep(run: Path, step: int, result: dict[str, Any], precision: str = "fp32", digest: str | None = None) -> Path:
+    """A result beside a step's weights, as `growclip evaluate` leaves it; returns its file."""
+    weights = run / f"step_{step}/train/weights"
+    store = ResultStore(folder_beside(weights), digest or find_subject(weights).digest, "tokens", precision)
+    one = Set(result["dataset"], json.dumps(result))
+    store.save(one, result_from_json(result))
+    return store.file(one)
+
+
+def test_sets_evaluated_since_are_reported(tmp_path: Path) -> None:
+    run = write_config(tmp_path / "run")
+    for step, accuracy in ((1, 10.0), (2, 20.0)):
+        write_phase(run, step, accuracy=accuracy)
+        write_model(run / f"step_{step}/train/weights", seed=step)
+        keep(run, step, classified("later", accuracy + 20))
+    keep(run, 2, retrieved("pairs", (7, 8, 9), (5, 6, 7)))
+    os.utime(keep(run, 2, classified("objects", 24.0)), ns=(1, 1))
+    os.utime(keep(run, 2, classified("objects", 22.0)), ns=(2, 2))  # the latest of this name
+    assert [row[6:] for row in cells_of("growth_steps", run)] == [
+        ["10.0", "30.0", "–", "20.0"],
+        ["22.0", "40.0", "6.0", "31.0"],
+    ]
+    assert cells_of("methods", run) == [["GrowCLIP", "1", "20.0", "31.0"]]
+    written = make_report(read_runs([run])).to_json()
+    (table,) = [table for table in written["tables"] if table["name"] == "growth_steps"]
+    assert [row[table["columns"].index("later")] for row in table["rows"]] == [30.0, 40.0]
+
+
+def test_results_of_other_weights_are_not_reported(tmp_path: Path) -> None:
+    run = write_config(tmp_path / "run", steps=1)
+    write_phase(run, 1, accuracy=10.0)
+    weights = write_model(run / "step_1/train/weights", seed=1)
+    keep(run, 1, classified("objects", 99.0), digest="another model's")
+    keep(run, 1, classified("objects", 98.0), precision="bf16")
+    damaged = keep(run, 1, classified("objects", 97.0))
+    damaged.write_text(damaged.read_text().replace("97.0", "970.0"))
+    assert [row[6:] for row in cells_of("growth_steps", run)] == [["10.0"]]
+    theirs = keep(run, 1, classified("objects", 12.0))
+    assert [row[6:] for row in cells_of("growth_steps", run)] == [["12.0"]]
+    shutil.rmtree(weights)  # without which nobody knows whose results these are
+    assert theirs.exists()
+    assert [row[6:] for row in cells_of("growth_steps", run)] == [["10.0"]]
 
 
 def test_a_step_with_one_phase_unrecorded_has_no_sum(tmp_path: Path) -> None:
@@ -221,6 +277,17 @@ def test_a_step_that_came_with_the_model_may_not_know_its_samples(tmp_path: Path
     (read,) = read_runs([run])
     assert read.epochs(read.steps[1], 0) == 0
     assert make_report([read]).tables
+
+
+def test_epochs_are_those_that_the_phase_made(tmp_path: Path) -> None:
+    """Of streamed data each ends with a short iteration; of held-out pairs none is trained on."""
+    run = write_config(tmp_path / "run")
+    write_phase(run, 1, samples=1000, iterations=120, epochs=30)
+    (read,) = read_runs([run])
+    assert read.epochs(read.steps[1], 60) == 15
+    write_phase(run, 2, samples=500, iterations=20)  # as it was before they were recorded
+    (read,) = read_runs([run])
+    assert read.epochs(read.steps[2], 20) == 2
 
 
 def test_a_run_that_was_trained(group: Groups, tmp_path: Path) -> None:

@@ -198,6 +198,13 @@ def test_costs_say_where_each_phase_ran(tmp_path: Path) -> None:
     ]
 
 
+def test_device_hours_are_of_the_ranks_that_there_were(tmp_path: Path) -> None:
+    """A phase of 20 hours on 16 ranks and one more on 2, which are what it ran on at its end."""
+    run = write_config(tmp_path / "run", steps=1)
+    write_phase(run, 1, accuracy=1.0, ranks=2, seconds=21 * 3600, device_seconds=322 * 3600)
+    assert tables_of(run)["costs"].cells()[0][-2] == "322.000"
+
+
 def test_a_search_counts_the_candidates_as_a_selection_does(tmp_path: Path) -> None:
     run = write_config(tmp_path / "run", method="nas")
     write_phase(run, 1, accuracy=1.0)
@@ -224,6 +231,10 @@ def test_flops_of_a_clip_from_elsewhere_are_not_guessed(tmp_path: Path) -> None:
             ["TFS", "TFS, baselines.architecture=(0, 1, 6, 6, 4, 0)"],
         ),
         ([{}, {"evaluation": {"batch_size": 7}}], ["GrowCLIP"]),  # bears on no weights
+        (
+            [{"selection": {"dataset": {"path": "a", **more}}} for more in ({}, {"name": "b"}, {"split": "val"})],
+            ["GrowCLIP, selection.dataset=a", "GrowCLIP, selection.dataset=a (val)"],
+        ),
         (
             [{}, {"epochs": {"first": 1, "supernet": 1, "selection": 1}, "growth": {"beta": 0.5, "gamma": 0.1}}],
             ["GrowCLIP", "GrowCLIP, configured as run1"],

@@ -24,7 +24,7 @@ from growclip_ds.run.folder import RunFolder
 from growclip_ds.training import resume
 from growclip_ds.training.resume import CheckpointKeeper, newest_good
 from tests.group import Groups, RankError
-from tests.pipeline_runs import PHASES, grow_until, write_data
+from tests.pipeline_runs import PHASES, TIMES, grow_until, write_data
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,13 @@ def assert_same_bits(run: RunFolder, other: RunFolder) -> None:
         assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names), place
 
 
-def losses(run: RunFolder) -> list[tuple[int, float]]:
+def curve(run: RunFolder, name: str) -> list[tuple[int, float]]:
     events = EventAccumulator(str(run.tensorboard / "training")).Reload()
-    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+    return [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+
+
+def losses(run: RunFolder) -> list[tuple[int, float]]:
+    return curve(run, "loss")
 
 
 @pytest.mark.parametrize(("looks", "background"), [(4, "true"), (7, "false")])
@@ -67,7 +71,8 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bits(
     assert attempts > 5
     assert_same_bits(whole, run)
     for (*_, ours), (*_, theirs) in zip(whole.records(), run.records(), strict=True):
-        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+        assert ours["device_seconds"] == pytest.approx(2 * ours["seconds"])
+        assert {**ours, **TIMES} == {**theirs, **TIMES}
     assert losses(run) == losses(whole)  # every iteration once
     assert not list(run.path.glob("step_*/*/checkpoints"))
     assert not list(run.path.rglob("*.partial"))
@@ -253,6 +258,9 @@ def test_other_ranks_and_stages_go_on_with_the_curve(
     assert ours[:7] == theirs[:7]
     for (_, expected), (_, found) in zip(ours[7:17], theirs[7:17], strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
+    record = moved.record(1, Phase.TRAIN)
+    mean_ranks = record["device_seconds"] / record["seconds"]  # those of the first start count, too
+    assert ranks == 2 == pytest.approx(mean_ranks) or min(2, ranks) < mean_ranks < max(2, ranks)
 
 
 def test_what_has_changed_under_a_run_is_noticed(data: Path, group: Groups, tmp_path: Path) -> None:
@@ -292,3 +300,7 @@ def test_the_loss_scale_of_fp16_goes_on(data: Path, group: Groups, tmp_path: Pat
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
     skipped = [run.record(1, Phase.TRAIN)["skipped_iterations"] for run in runs]
     assert 3 < skipped[0] == skipped[1] < 12, skipped
+    assert sum(skips for _, skips in curve(runs[0], "skipped")) == skipped[0]
+    scales = [scale for _, scale in curve(runs[0], "loss_scale")]
+    assert len(scales) == 12
+    assert 1 < min(scales) < 2**20 == max(scales)
