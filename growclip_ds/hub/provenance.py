@@ -45,7 +45,7 @@ class Provenance:
     Attributes:
         steps: the growth steps, the last of which trained the model; empty if it belongs to no run.
         subsets: name and usable pairs of the data subsets that had arrived.
-        results: of its evaluations in fp32, by set.
+        results: of its evaluations by set: in the precision that the run trained in, or later ones in fp32.
     """
 
     steps: Sequence[GrowthStep] = ()
