@@ -83,7 +83,6 @@ ALLOWED = {
     ("growclip_ds/distributed.py", "torch.distributed.broadcast_object_list"): OWN_RANKS,
     ("growclip_ds/yaml_files.py", "yaml.load"): "with a loader that is a SafeLoader, see below",
     ("growclip_ds/data/addresses.py", "webdataset.gopen"): LISTED,
-    ("growclip_ds/evaluation/shards.py", "webdataset.tariterators.tarfile_samples"): LISTED,
     ("tests/data/test_shards.py", "webdataset.WebDataset"): "of a shard that the test wrote, not decoded",
     ("tests/data/scenes/test_write.py", "webdataset.WebDataset"): "of a shard that the test wrote, not decoded",
     ("tests/group.py", "pickle"): TESTS,

@@ -27,7 +27,7 @@ def too_much(capability):
     yield replace(item, num_warps=4)
 
 resources.configurations = too_much
-raise SystemExit(resources.main(["--jobs", "1"]))
+raise SystemExit(resources.main(["--devices", "9.0", "--jobs", "1"]))
 """
 
 
