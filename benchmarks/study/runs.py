@@ -91,6 +91,7 @@ class Plan:
         yield from self._first_size()
         yield from self._longer()
         yield from self._other_optimizer()
+        yield from self._best("without-pim-3-longer", "growclip", ABLATIONS["without-pim-3"], *LONGER)
         yield from self._ablations(SEEDS[1:])
         yield from self._one_dimension()
 
@@ -194,7 +195,6 @@ class Plan:
             parameters = self.results.parameters(GROWN, self.config.num_growth_steps)
             yield from self._best("growclip-longer", "growclip", *LONGER)
             yield from self._best("tfs-longer", "tfs", _architecture(nearest(self._sizes, "tfs", parameters)), *LONGER)
-            yield from self._best("without-pim-3-longer", "growclip", "ablation.pim_selected=false", *LONGER)
 
     @property
     def _sizes(self) -> ModelSizes:
