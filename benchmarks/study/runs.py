@@ -45,6 +45,7 @@ INHERITING = {
     "vectors-too": "growth.blend_vectors=true",
     "fresh-gamma": "growth.fresh_weights=gamma",
 }
+GENTLER = "beta-0.6"
 
 # The paper's epochs of a step: 30, of which the supernet and sampled subnets take two each.
 LONGER = ("epochs.first=30", "epochs.selected=26", "growth.steps=2")
@@ -86,11 +87,12 @@ class Plan:
         for method in REPEATED[1:]:
             yield from self._fixed(method, MAIN, SEEDS[1:])
         yield from self._inheriting()
+        yield from self._gentler()
         yield from self._fixed("msclip", MAIN, SEEDS[:1])
-        yield from self._fixed("nas", MAIN, SEEDS[:1])
         yield from self._first_size()
-        yield from self._longer()
+        yield from self._fixed("nas", MAIN, SEEDS[:1])
         yield from self._other_optimizer()
+        yield from self._longer()
         yield from self._best("without-pim-3-longer", "growclip", ABLATIONS["without-pim-3"], *LONGER)
         yield from self._ablations(SEEDS[1:])
         yield from self._one_dimension()
@@ -165,6 +167,11 @@ class Plan:
         """Other constants of Eq. 5, and what they apply to; at the second growth step."""
         for name, override in INHERITING.items():
             yield from self._best(f"pim-{name}", "growclip", override, "growth.steps=2")
+
+    def _gentler(self) -> Iterator[StudyRun]:
+        """All growth steps with the best β of `_inheriting`, for phases as short as these."""
+        for seed in SEEDS:
+            yield from self._best(f"growclip-{GENTLER}-{seed}", "growclip", INHERITING[GENTLER], seed=seed)
 
     def _one_dimension(self) -> Iterator[StudyRun]:
         """Table 9, and what more data alone would have brought: the same GrowCLIP trained on."""

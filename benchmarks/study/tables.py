@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.study.runs import (
     ABLATIONS,
+    GENTLER,
     GROWING,
     GROWN,
     INHERITING,
@@ -32,9 +33,10 @@ SETS = {"scenes_objects": "objects, top-1", "scenes_retrieval": "retrieval, R@1"
 
 def tables(plan: Plan) -> Iterator[Table]:
     """Everything that the study shows."""
+    gentler = {f"GrowCLIP, {GENTLER}": _seeds(f"growclip-{GENTLER}")}
     yield _learning_rates(plan)
-    yield _steps(plan, "methods", "Methods, all at the size that GrowCLIP ends with", _methods(MAIN))
-    yield _sets(plan)
+    yield _steps(plan, "methods", "Methods, all at the size that GrowCLIP ends with", _methods(MAIN) | gentler)
+    yield _sets(plan, _methods(MAIN) | gentler)
     first = {"GrowCLIP": _seeds(f"growclip-{MAIN}")} | {TITLES[m]: [f"{m}-first-size"] for m in REPEATED[1:]}
     yield _steps(plan, "first_size", "Fixed models at the size that GrowCLIP starts with", first)
     yield _steps(plan, "optimizers", "With LAMB", _methods(OTHER) | {"GrowCLIP, beta-1": [f"pim-beta-1-{OTHER}"]})
@@ -95,10 +97,10 @@ def _accuracies(plan: Plan, runs: Iterable[str], step: int) -> list[float | None
     return [plan.results.accuracy(run, step) if step <= plan.results.steps(run) else None for run in runs]
 
 
-def _sets(plan: Plan) -> Table:
+def _sets(plan: Plan, groups: dict[str, list[str]]) -> Table:
     rows = []
     last = plan.config.num_growth_steps
-    for label, runs in _methods(MAIN).items():
+    for label, runs in groups.items():
         there = [run for run in runs if plan.results.has(run)]
         if there:
             of_sets = (Spread.of(plan.results.figures(run, last).get(name) for run in there) for name in SETS)
