@@ -12,8 +12,6 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED = 75  # exit code, sysexits.h's EX_TEMPFAIL: started again, the run goes on
-
-
 _AT_ONCE = 1.0  # seconds in which a further SIGINT is the same Ctrl-C, which launchers pass on to all ranks once more
 
 

@@ -13,12 +13,13 @@ from growclip_ds.checkpoint.exported import ExportedModel
 from growclip_ds.config.config import Config, load_config
 from growclip_ds.config.deepspeed import DeepSpeedFile, load_deepspeed_config
 from growclip_ds.costs.steps import Begun
-from growclip_ds.data.subsets import Subset, continue_subsets, read_subsets
+from growclip_ds.data.subsets import Subset
 from growclip_ds.data.tokens import load_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.growth.space import Candidate
 from growclip_ds.run.folder import MAY_CHANGE, RunFolder
+from growclip_ds.run.records import data_subsets
 
 
 class Record(Protocol):
@@ -67,9 +68,7 @@ class BegunRun:
         Raises:
             InputError: `data.yaml` is damaged, or the configuration changes subsets that have been used.
         """
-        file = self.folder.data_file
-        configured = [Subset(**dict(subset)) for subset in config.data.subsets]
-        return continue_subsets(read_subsets(file) if file.exists() else [], configured)
+        return data_subsets(config, self.folder.data_file)[1]
 
     def vocabulary(self, config: Config) -> int | None:
         """Tokens of the run's tokenizer; None where it has none yet.

@@ -11,6 +11,7 @@ from growclip_ds.costs.steps import GrowthSteps
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.records import device_seconds
 
 
 def measured_speed(run: Path, steps: GrowthSteps) -> Speed:
@@ -56,7 +57,7 @@ def speed_so_far(run: Path, steps: GrowthSteps) -> Speed | None:
     architecture = Architecture(**record["model"]["architecture"])
     sizes = config.model.sizes(steps.sizes.vocab_size)
     flops = steps.of_sizes(sizes).pair_flops(architecture)
-    rate = record["pairs_seen"] / record.get("device_seconds", record["seconds"] * record["ranks"])
+    rate = record["pairs_seen"] / device_seconds(record)
     source = f"measured: {run}, growth step {step}, {rate:,.1f} pairs/s a rank of {architecture}"
     if "device" in record:
         source += f" on {record['device']}"

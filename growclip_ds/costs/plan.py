@@ -231,12 +231,11 @@ class Plan:
         return values
 
     def _path_json(self, path: Path) -> dict[str, Any]:
-        steps = {step: [phase for phase in path.phases if phase.step == step] for step in self.steps_left}
         return {
             "architectures": [asdict(architecture) for architecture in path.architectures],
             "parameters": [self.steps.parameters(architecture) for architecture in path.architectures],
             "phases": [self._phase_json(phase) for phase in path.phases],
-            "steps": [{"step": step, **self._hours_json(*phases)} for step, phases in steps.items()],
+            "steps": [{"step": step, **self._hours_json(*path.of_step(step))} for step in self.steps_left],
             "disk_bytes": self.disk(path).to_json() if self.models_memory else None,
             **self._hours_json(*path.phases),
         }

@@ -87,6 +87,10 @@ class Path:
     architectures: tuple[Architecture, ...]
     phases: tuple[PhaseCost, ...]
 
+    def of_step(self, step: int) -> list[PhaseCost]:
+        """The phases that are left of a growth step."""
+        return [phase for phase in self.phases if phase.step == step]
+
 
 class GrowthSteps:
     """The growth steps of a configuration.

@@ -141,7 +141,7 @@ def _path(plan: Plan, title: str, path: Path) -> Table:
     for name in ("parameters", "epochs", "EFLOP", "device\nhours", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
     for step in plan.steps_left:
-        phases = [phase for phase in path.phases if phase.step == step]
+        phases = path.of_step(step)
         for phase in phases:
             parameters = millions(plan.steps.parameters(phase.architecture)) if plan.models_memory else NONE
             cells = [str(step), str(phase.phase), str(phase.architecture), parameters, f"{plan.epochs(phase):.3g}"]

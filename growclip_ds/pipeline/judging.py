@@ -56,7 +56,7 @@ class Judge:
     def iterations(self, stream: TrainingStream, epochs: int) -> frozenset[int]:
         """After which iterations the model is evaluated while it is trained; the end of the phase is none of them."""
         every = self.config.evaluation.every_epochs
-        if every is None:
+        if every is None or not epochs:  # a supernet that only inherits
             return frozenset()
         batches = every * stream.iterations / epochs  # of streamed data, an epoch's last one is short
         done = (math.ceil(batches * number) for number in itertools.count(1))

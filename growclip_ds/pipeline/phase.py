@@ -33,6 +33,7 @@ from growclip_ds.pipeline.counts import PhaseCounts
 from growclip_ds.pipeline.judging import Judge
 from growclip_ds.pipeline.prepare import RunInputs
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.records import device_seconds
 from growclip_ds.seeds import named_seed
 from growclip_ds.signals import Stopped, StopRequest
 from growclip_ds.training.engine import Engine
@@ -112,7 +113,8 @@ class PhaseRun:
         else:
             kept = self._checkpoint = newest_good(self.folder.checkpoints(step, phase), self.monitor.note)
         if kept is not None:
-            self.record |= kept.description["record"]
+            before = kept.description["record"]
+            self.record |= {**before, "device_seconds": device_seconds(before) or 0.0}
             weights = ((name, kept.read(name)) for name in plan.shapes)
         build = partial(plan.build, self.config.training.activation_checkpointing)
         self.engine = Engine(build, self._make_optimizer, run.deepspeed.config)

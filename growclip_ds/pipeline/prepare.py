@@ -17,13 +17,14 @@ from growclip_ds.data.remote import RemoteShards
 from growclip_ds.data.remote_stream import captions as stream_captions
 from growclip_ds.data.samples import captions
 from growclip_ds.data.shards import ShardIndex
-from growclip_ds.data.subsets import OpenSubsets, Subset, continue_subsets, open_subsets, read_subsets, write_subsets
+from growclip_ds.data.subsets import OpenSubsets, open_subsets, write_subsets
 from growclip_ds.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation import ClassificationSet, RetrievalSet, load_evaluation_set
 from growclip_ds.files import write_text
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.records import data_subsets
 
 EvaluationSet = ClassificationSet | RetrievalSet
 
@@ -77,9 +78,7 @@ def _open_set(section: SetSection) -> EvaluationSet:
 
 
 def _open_data(config: Config, file: Path, last_step: int) -> OpenSubsets:
-    configured = [Subset(**dict(subset)) for subset in config.data.subsets]
-    recorded = on_main(lambda: read_subsets(file) if file.exists() else [])
-    subsets = on_main(lambda: continue_subsets(recorded, configured))
+    recorded, subsets = on_main(lambda: data_subsets(config, file))
     with counting("indexing shards") as progress:
         opened = open_subsets(
             subsets[:last_step],

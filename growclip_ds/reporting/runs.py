@@ -20,6 +20,7 @@ from growclip_ds.evaluation.subject import digest_of_weights
 from growclip_ds.growth.phases import Phase
 from growclip_ds.growth.space import Candidate
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.records import device_seconds
 
 Results = Mapping[str, Result]  # by set
 
@@ -115,6 +116,8 @@ class Run:
 
     def epochs(self, record: PhaseRecord, iterations: int) -> float:
         """Passes over the step's data in so many iterations of a phase; none where it came with `model.start`."""
+        if not iterations:
+            return 0.0
         if record.epochs is not None:
             return record.epochs * iterations / record.iterations
         return iterations * self.config.training.global_batch_size / record.samples if record.samples else 0.0
@@ -199,9 +202,7 @@ def _phase_record(
     if model:
         architecture = Architecture(**model["architecture"])
     seconds, ranks = _number(record, "seconds"), _number_if_there(record, "ranks")
-    device_seconds = _number_if_there(record, "device_seconds")
-    if device_seconds is None and ranks is not None:  # an older record; it may have had other ranks before
-        device_seconds = ranks * seconds
+    _number_if_there(record, "device_seconds")  # that it is one
     return PhaseRecord(
         step=step,
         phase=phase,
@@ -209,7 +210,7 @@ def _phase_record(
         parameters=_number(record, "parameters"),
         iterations=_number(record, "iterations"),
         seconds=seconds,
-        device_seconds=device_seconds,
+        device_seconds=device_seconds(record),
         epochs=_number_if_there(record, "epochs"),
         results=_results(record.get("evaluation") or []),
         curve=[(_number(point, "iteration"), _results(point["evaluation"])) for point in record.get("curve") or []],

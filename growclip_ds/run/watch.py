@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from growclip_ds.config.config import Config
 from growclip_ds.data.remote import is_remote
-from growclip_ds.data.subsets import Subset, continue_subsets, count_subsets, read_subsets
+from growclip_ds.data.subsets import Subset, count_subsets
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.records import data_subsets
 
 _FEWEST_POINTS = 8  # of a curve that is judged
 
@@ -61,9 +62,7 @@ def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
         return Decision(step, False, f"waits for data: the list has {listed} subsets")
     if step == 1:
         return Decision(step, True, "its data is there")
-    configured = [Subset(**dict(subset)) for subset in config.data.subsets]
-    recorded = read_subsets(folder.data_file) if folder.data_file.exists() else []
-    subsets = continue_subsets(recorded, configured)
+    recorded, subsets = data_subsets(config, folder.data_file)
     samples = [_samples(subset) for subset in subsets[:step]]
     now, before = sum(samples), sum(samples[:-1])
     arrived = f"{now:,} samples instead of {before:,}, {now / before:.2f} times as many"

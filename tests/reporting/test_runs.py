@@ -285,6 +285,9 @@ def test_epochs_are_those_that_the_phase_made(tmp_path: Path) -> None:
     write_phase(run, 1, samples=1000, iterations=120, epochs=30)
     (read,) = read_runs([run])
     assert read.epochs(read.steps[1], 60) == 15
+    write_phase(run, 2, "finetune", iterations=0, epochs=0)  # a supernet that only inherits
+    (read,) = read_runs([run])
+    assert read.epochs(read.of_step(2)[0], 0) == 0
     write_phase(run, 2, samples=500, iterations=20)  # as it was before they were recorded
     (read,) = read_runs([run])
     assert read.epochs(read.steps[2], 20) == 2
