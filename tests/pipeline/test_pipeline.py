@@ -228,6 +228,7 @@ def test_frozen_dimensions_limits_and_held_out_pairs(data: Path, group: Groups, 
         "training.activation_checkpointing=offload",
         "training.optimizer=adamw",
         "epochs.supernet=0",
+        "evaluation.every_epochs=1",
     )
     group(2).run(grow, data, run.path, 3, None, overrides)
     record = run.record(2, Phase.SELECTION)
@@ -237,8 +238,11 @@ def test_frozen_dimensions_limits_and_held_out_pairs(data: Path, group: Groups, 
     space = GrowthSpace(Architecture(0, 1, 1, 1, 1, 0), 1, 1, 1, ["conv_layers", "text_blocks", "shared_blocks"])
     assert set(rows) == {c for c in space if model.sizes.parameters_of(c) <= 700_000}
     assert 1 < len(rows) < len(space) == 8
-    assert run.record(2, Phase.FINETUNE)["iterations"] == 0
-    assert run.record(2, Phase.TRAIN)["iterations"] == 2 * 2 * (SUBSET - 6) // 16 + 1
+    finetuned, trained = run.record(2, Phase.FINETUNE), run.record(2, Phase.TRAIN)
+    assert finetuned["iterations"] == 0
+    assert [point["iteration"] for point in finetuned["curve"]] == [0]  # what the supernet has inherited
+    assert trained["iterations"] == 2 * 2 * (SUBSET - 6) // 16 + 1
+    assert trained["curve"][-1]["iteration"] == trained["iterations"]
 
 
 def test_phase_records_are_json_that_a_script_can_read(run: RunFolder) -> None:
