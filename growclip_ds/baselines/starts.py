@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from growclip_ds.growth.inheritance import Momentum
+from growclip_ds.growth.inheritance import PIM
 from growclip_ds.model.plan import ModelPlan, Weights
 
 
@@ -20,21 +20,17 @@ def continued(plan: ModelPlan, read: Callable[[str], Tensor]) -> Weights:
     return ((name, read(name)) for name in plan.shapes)
 
 
-def shrunk_and_perturbed(
-    plan: ModelPlan, read: Callable[[str], Tensor], momentum: Momentum, seed: int | str
-) -> Weights:
+def shrunk_and_perturbed(plan: ModelPlan, read: Callable[[str], Tensor], pim: PIM, seed: int | str) -> Weights:
     """Every tensor as β·old + γ·rand (SAP: Ash and Adams 2020, equation 1, with the constants of Eq. 5).
 
-    Norms, biases and the temperature stay as they are, unless `momentum` blends vectors too: the same rule as for
-    growing models, so that the methods differ in nothing else.
+    Norms, biases and the temperature stay as they are, unless `pim` blends vectors too: the same rule as for growing
+    models, so that the methods differ in nothing else.
 
     Args:
         plan: of the model.
         read: gives a tensor of the last step's model by name.
-        momentum: β and γ.
+        pim: β and γ.
         seed: of the draw.
     """
     for name, drawn in plan.initial(seed):
-        old = read(name).to(drawn.dtype)
-        keep = plan.is_vector(name) and not momentum.blend_vectors
-        yield name, old if keep else momentum.beta * old + momentum.gamma * drawn
+        yield name, pim.blend(read(name).to(drawn.dtype), drawn, plan.is_vector(name))

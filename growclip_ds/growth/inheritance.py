@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,12 +28,12 @@ STACKS = {
 
 
 @dataclass(frozen=True)
-class Momentum:
-    """How old and new are blended: ω = β · ω_old + γ · ω_rand (Eq. 5 and 8).
+class PIM:
+    """Parameter inheriting with momentum: what is kept of the old weights, and what random draws add.
 
     Attributes:
-        beta: share of the old weights.
-        gamma: share of a random draw.
+        beta: β, the share of the old weights.
+        gamma: γ, the share of a random draw.
         fresh: scale of the random draw where the old model has no weight (new heads, channels and embeddings).
         blend_vectors: whether norms, biases and the temperature are blended too, with their initial values as the
             draw, instead of kept as they are.
@@ -44,6 +44,16 @@ class Momentum:
     fresh: float = 1.0
     blend_vectors: bool = False
 
+    def blend(self, old: Tensor, drawn: Tensor, vector: bool) -> Tensor:
+        """ω = β · ω_old + γ · ω_rand (Eq. 5 and 8); a norm, a bias or the temperature stays ω_old."""
+        if vector and not self.blend_vectors:
+            return old
+        return self.beta * old + self.gamma * drawn
+
+    def left_out(self) -> PIM:
+        """Without the momentum: nothing shrinks, nothing is added (Table 5)."""
+        return replace(self, beta=1.0, gamma=0.0)
+
 
 def inherited_tensor(
     name: str,
@@ -51,7 +61,7 @@ def inherited_tensor(
     old: Architecture,
     new: Architecture,
     read: Callable[[str], Tensor],
-    momentum: Momentum,
+    pim: PIM,
     seed: int | str,
 ) -> Tensor:
     """One tensor of the grown model, in fp32.
@@ -62,28 +72,27 @@ def inherited_tensor(
         old: the architecture to grow from.
         new: the architecture to grow to.
         read: gives a tensor of the old model by name; larger ones (a supernet's) are cut to the new shape.
-        momentum: how to blend.
+        pim: how old and new are blended.
         seed: of the random draw, together with the name.
     """
-    random = initial_tensor(name, shape, new, seed)
+    vector = is_vector(name)
+    fresh = 1.0 if vector else pim.fresh
+    grown = initial_tensor(name, shape, new, seed)
     source = _source_name(name, old, new)
     if source is None:
-        return random if is_vector(name) else random.mul_(momentum.fresh)
+        return grown.mul_(fresh)
     inherited = read(source)
     common = tuple(map(min, inherited.shape, shape))
-    fresh = 1.0 if is_vector(name) else momentum.fresh
-    random[common[0] :].mul_(fresh)
+    grown[common[0] :].mul_(fresh)
     # Rows at a time: a tensor is then in memory twice, old and new, and not four times.
     rows = max(1, CHUNK * shape[0] // math.prod(shape))
     old_rows = leading_slice(inherited, common).split(rows)
-    for drawn, source_rows in zip(random[: common[0]].split(rows), old_rows, strict=True):
-        blended = source_rows.to(random.dtype)
-        overlap = leading_slice(drawn, tuple(blended.shape))
-        if not is_vector(name) or momentum.blend_vectors:
-            blended = momentum.beta * blended + momentum.gamma * overlap
+    for drawn, source_rows in zip(grown[: common[0]].split(rows), old_rows, strict=True):
+        overlap = leading_slice(drawn, tuple(source_rows.shape))
+        blended = pim.blend(source_rows.to(drawn.dtype), overlap, vector)
         drawn.mul_(fresh)
         overlap.copy_(blended)
-    return random
+    return grown
 
 
 def inherited_tensors(
@@ -91,12 +100,12 @@ def inherited_tensors(
     new: Architecture,
     sizes: ModelSizes,
     read: Callable[[str], Tensor],
-    momentum: Momentum,
+    pim: PIM,
     seed: int | str,
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the grown model with its name, one at a time, in the order of `parameter_shapes`."""
     for name, shape in new.parameter_shapes(sizes).items():
-        yield name, inherited_tensor(name, shape, old, new, read, momentum, seed)
+        yield name, inherited_tensor(name, shape, old, new, read, pim, seed)
 
 
 def inherit(
@@ -116,7 +125,7 @@ def inherit(
     model = old_model.empty_like(architecture)
     with torch.no_grad():
         tensors = inherited_tensors(
-            old_model.architecture, architecture, model.sizes, weights.__getitem__, Momentum(beta, gamma), seed
+            old_model.architecture, architecture, model.sizes, weights.__getitem__, PIM(beta, gamma), seed
         )
         model.load_tensors(dict(tensors))
     return model

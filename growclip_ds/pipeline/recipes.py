@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,7 +20,7 @@ from growclip_ds.checkpoint.checkpoint import Checkpoint
 from growclip_ds.config.config import Config
 from growclip_ds.distributed import on_every_rank
 from growclip_ds.errors import InputError
-from growclip_ds.growth.inheritance import Momentum, inherited_tensor, inherited_tensors
+from growclip_ds.growth.inheritance import PIM, inherited_tensor, inherited_tensors
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.growth.space import GrowthSpace, growth_space
 from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan, Weights
@@ -42,7 +41,7 @@ class Recipe(ABC):
         self.config, self.folder, self.inputs = run.config, run.folder, run.inputs
         growth = self.config.growth
         fresh = 1.0 if growth.fresh_weights == "full" else growth.gamma
-        self.momentum = Momentum(growth.beta, growth.gamma, fresh, growth.blend_vectors)
+        self.pim = PIM(growth.beta, growth.gamma, fresh, growth.blend_vectors)
 
     @abstractmethod
     def run(self, step: int, phase: Phase) -> None:
@@ -118,9 +117,9 @@ class GrowCLIPRecipe(Recipe):
     def train_selected(self, step: int) -> None:
         """Phase 3: the selected architecture inherits from its slice of the supernet (Eq. 8) and is trained."""
         chosen = self._chosen(step)
-        momentum = self.momentum if self.config.ablation.pim_selected else _all_of_the_old(self.momentum)
+        pim = self.pim if self.config.ablation.pim_selected else self.pim.left_out()
         read, seed = self._supernet(step, Phase.TRAIN), self._seed(step, Phase.TRAIN)
-        weights = inherited_tensors(chosen, chosen, self.inputs.sizes, read, momentum, seed)
+        weights = inherited_tensors(chosen, chosen, self.inputs.sizes, read, pim, seed)
         self._train(step, self._plan(chosen), weights)
 
     def _supernet(self, step: int, phase: Phase) -> Callable[[str], Tensor]:
@@ -129,9 +128,9 @@ class GrowCLIPRecipe(Recipe):
         if before:
             return self._weights(step, before[-1]).read
         old, new = self._weights(step - 1, Phase.TRAIN), self._growth_space(step).supernet
-        momentum = self.momentum if self.config.ablation.pim_supernet else _all_of_the_old(self.momentum)
+        pim = self.pim if self.config.ablation.pim_supernet else self.pim.left_out()
         shapes, seed = new.parameter_shapes(self.inputs.sizes), self._seed(step, Phase.FINETUNE)
-        return lambda name: inherited_tensor(name, shapes[name], old.architecture, new, old.read, momentum, seed)
+        return lambda name: inherited_tensor(name, shapes[name], old.architecture, new, old.read, pim, seed)
 
     def _chosen(self, step: int) -> Architecture:
         ablation = self.config.ablation
@@ -180,7 +179,7 @@ class FixedRecipe(Recipe):
         read = self._weights(step - 1, Phase.TRAIN).read
         if self.config.method == "twp":
             return continued(self.model, read)
-        return shrunk_and_perturbed(self.model, read, self.momentum, seed)
+        return shrunk_and_perturbed(self.model, read, self.pim, seed)
 
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -225,8 +224,3 @@ def fixed_model(config: Config, inputs: RunInputs) -> ModelPlan:
             "(data.tokenizer.name_or_path)"
         )
     return plan
-
-
-def _all_of_the_old(momentum: Momentum) -> Momentum:
-    """Inheriting as it is without PIM: nothing shrinks, nothing is added."""
-    return replace(momentum, beta=1.0, gamma=0.0)

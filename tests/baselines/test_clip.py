@@ -18,7 +18,7 @@ from growclip_ds.checkpoint.model_weights import plan_of
 from growclip_ds.config.config import MS_CLIP, VIT_B_16
 from growclip_ds.distributed import rank
 from growclip_ds.errors import InputError
-from growclip_ds.growth.inheritance import Momentum
+from growclip_ds.growth.inheritance import PIM
 from growclip_ds.model.packed import pack
 from growclip_ds.model.plan import GrowCLIPPlan, num_parameters
 from growclip_ds.optim import Lamb
@@ -122,12 +122,12 @@ def test_starts() -> None:
     assert list(kept) == list(drawn)
     assert all(torch.equal(tensor, old[name]) for name, tensor in kept.items())
 
-    shrunk = dict(shrunk_and_perturbed(PLAN, old.__getitem__, Momentum(0.3, 0.001, 1.0, False), "0/2/train"))
+    shrunk = dict(shrunk_and_perturbed(PLAN, old.__getitem__, PIM(0.3, 0.001, 1.0, False), "0/2/train"))
     for name in (matrix, "vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.weight"):
         assert torch.allclose(shrunk[name], 0.3 * old[name] + 0.001 * drawn[name])
     for name in (norm, "text_model.encoder.layers.0.mlp.fc1.bias", "logit_scale"):
         assert torch.equal(shrunk[name], old[name])
-    blended = dict(shrunk_and_perturbed(PLAN, old.__getitem__, Momentum(0.3, 0.001, 1.0, True), "0/2/train"))
+    blended = dict(shrunk_and_perturbed(PLAN, old.__getitem__, PIM(0.3, 0.001, 1.0, True), "0/2/train"))
     assert torch.allclose(blended[norm], 0.3 * old[norm] + 0.001)
 
 

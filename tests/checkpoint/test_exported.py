@@ -15,7 +15,7 @@ from growclip_ds.checkpoint.checkpoint import Checkpoint
 from growclip_ds.checkpoint.exported import ExportedModel, is_exported
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.subject import find_subject
-from growclip_ds.growth.inheritance import Momentum, inherited_tensors
+from growclip_ds.growth.inheritance import PIM, inherited_tensors
 from growclip_ds.hub.export import export
 from growclip_ds.hub.provenance import read_provenance
 from tests.evaluation.models import tokenizer
@@ -63,7 +63,7 @@ def test_what_grows_from_it_is_what_grows_from_the_checkpoint(exported: tuple[Pa
     old, new = checkpoint.architecture, Architecture(2, 2, 2, 1, 3, 2)
     grown = []
     for source in (checkpoint, ExportedModel(folder)):
-        tensors = inherited_tensors(old, new, source.sizes, source.read, Momentum(), "0/3/finetune")
+        tensors = inherited_tensors(old, new, source.sizes, source.read, PIM(), "0/3/finetune")
         grown.append(dict(tensors))
     assert grown[0].keys() == grown[1].keys()
     assert all(torch.equal(grown[0][name], grown[1][name]) for name in grown[0])

@@ -27,7 +27,7 @@ from growclip_ds.data.tokens import load_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation import ModelEncoder, evaluate, load_evaluation_set
 from growclip_ds.evaluation.subject import find_subject
-from growclip_ds.growth.inheritance import Momentum, inherited_tensors
+from growclip_ds.growth.inheritance import PIM, inherited_tensors
 from growclip_ds.growth.phases import Phase
 from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan
 from growclip_ds.monitor import read_summaries
@@ -39,7 +39,7 @@ from tests.pipeline_runs import TIMES, grow, grow_until, write_data
 
 BASE = Architecture(0, 1, 1, 1, 1, 0)
 SPACE = GrowthSpace(BASE, 1, 1, 1)
-PIM, PLAIN = Momentum(0.3, 0.001), Momentum(1.0, 0.0)
+INHERITED, PLAIN = PIM(0.3, 0.001), PIM(1.0, 0.0)
 SHORT = ("epochs.first=1", "epochs.selected=1", "evaluation.datasets=[]")
 STILL = (*SHORT, "training.learning_rate=1e-30", "training.weight_decay=0.0")
 
@@ -113,7 +113,7 @@ def test_starts_of_a_fixed_growclip(data: Path, group: Groups, tmp_path: Path) -
         first, drawn = dict(plan.initial("0/1/train")), dict(plan.initial("0/2/train"))
         assert_unmoved(weights(run, 1, Phase.TRAIN), first)
         if method == "sap":
-            inherited = inherited_tensors(shared, shared, plan.sizes, first.__getitem__, PIM, "0/2/train")
+            inherited = inherited_tensors(shared, shared, plan.sizes, first.__getitem__, INHERITED, "0/2/train")
             assert_unmoved(weights(run, 2, Phase.TRAIN), inherited)
         else:
             assert phases(run) == [(1, "train", 3), (2, "train", 6)]
@@ -163,17 +163,17 @@ def test_ablations(data: Path, group: Groups, tmp_path: Path, name: str) -> None
     group(2).run(grow, data, run.path, 2, None, (*STILL, *overrides))
     assert phases(run) == [(1, "train", 3), *((2, *phase) for phase in expected)]
     assert sum(iterations for _, iterations in expected) == 18
-    momentum, seed = PLAIN if name == "neither PIM" else PIM, int("seed=1" in overrides)
+    pim, seed = PLAIN if name == "neither PIM" else INHERITED, int("seed=1" in overrides)
     chosen, sizes = plan_of(run, 2).architecture, plan_of(run, 2).sizes
     supernet = Architecture(0, 1, 1, 1, 2, 0) if name == "one dimension" else SPACE.supernet
     if name == "fine-tuning left out":
         supernet = Architecture(0, 1, 2, 1, 2, 0)
     old = weights(run, 1, Phase.TRAIN)
-    inherited = dict(inherited_tensors(BASE, supernet, sizes, old.__getitem__, momentum, f"{seed}/2/finetune"))
+    inherited = dict(inherited_tensors(BASE, supernet, sizes, old.__getitem__, pim, f"{seed}/2/finetune"))
     for phase in (Phase.FINETUNE, Phase.SELECTION):
         if str(phase) in dict(expected):
             assert_unmoved(weights(run, 2, phase), inherited)
-    start = inherited_tensors(chosen, chosen, sizes, inherited.__getitem__, momentum, f"{seed}/2/train")
+    start = inherited_tensors(chosen, chosen, sizes, inherited.__getitem__, pim, f"{seed}/2/train")
     assert_unmoved(weights(run, 2, Phase.TRAIN), start)
     if name == "neither PIM":
         assert torch.equal(

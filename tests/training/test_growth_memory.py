@@ -13,7 +13,7 @@ import pytest
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.checkpoint.checkpoint import Checkpoint, describe, owners, write_checkpoint
 from growclip_ds.distributed import rank, world_size
-from growclip_ds.growth.inheritance import Momentum, inherited_tensors
+from growclip_ds.growth.inheritance import PIM, inherited_tensors
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.initial import initial_tensor
 from growclip_ds.optim import Lamb
@@ -71,7 +71,7 @@ def grow(folder: str) -> dict[str, float]:
     checkpoint = Checkpoint(folder)
 
     def weights():
-        return inherited_tensors(OLD, S4, ModelSizes(), checkpoint.read, Momentum(), seed=0)
+        return inherited_tensors(OLD, S4, ModelSizes(), checkpoint.read, PIM(), seed=0)
 
     with Peak() as first:
         engine.load_masters(weights())
