@@ -17,7 +17,7 @@ from growclip_ds.data.subsets import Subset
 from growclip_ds.data.tokens import load_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase, phase_epochs
-from growclip_ds.growth.space import Candidate
+from growclip_ds.growth.selection import Candidate
 from growclip_ds.run.folder import MAY_CHANGE, RunFolder
 from growclip_ds.run.records import data_subsets
 

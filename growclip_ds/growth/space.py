@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,30 +13,6 @@ from growclip_ds.architecture import Architecture
 
 if TYPE_CHECKING:
     from growclip_ds.config.config import Config
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An evaluated member of a growth space.
-
-    Attributes:
-        architecture: its sizes.
-        parameters: P(ψ), without the temperature.
-        accuracy: A(ψ) in percent.
-        metric: Eq. 7.
-    """
-
-    architecture: Architecture
-    parameters: int
-    accuracy: float
-    metric: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Candidate:
-        return cls(**values | {"architecture": Architecture(**values["architecture"])})
 
 
 class GrowthSpace:

@@ -81,7 +81,7 @@ class GrowCLIP(nn.Module):
         image_stream = self.image(images, image_sequences, architecture)
         text_stream = self.text(text, architecture)
         if architecture.shared_blocks:
-            stream = torch.cat([self.enter_shared(s, architecture) for s in (image_stream, text_stream)])
+            stream = torch.cat([self.enter_shared(s, architecture.shared_width) for s in (image_stream, text_stream)])
             modalities = {"image": image_stream.shape[0], "text": text_stream.shape[0]}
             stream = self.shared(stream, modalities, image_sequences.followed_by(text.sequences), architecture)
             image_stream, text_stream = stream.split(list(modalities.values()))
@@ -97,7 +97,7 @@ class GrowCLIP(nn.Module):
         sequences = self.image_sequences(images)
         stream = self.image(images, sequences, architecture)
         if architecture.shared_blocks:
-            stream = self.enter_shared(stream, architecture)
+            stream = self.enter_shared(stream, architecture.shared_width)
             stream = self.shared(stream, {"image": stream.shape[0]}, sequences, architecture)
         return self.image_head(self.class_tokens(stream))
 
@@ -107,7 +107,7 @@ class GrowCLIP(nn.Module):
         text = self._packed(input_ids)
         stream = self.text(text, architecture)
         if architecture.shared_blocks:
-            stream = self.enter_shared(stream, architecture)
+            stream = self.enter_shared(stream, architecture.shared_width)
             stream = self.shared(stream, {"text": stream.shape[0]}, text.sequences, architecture)
         return self.text_head(self.last_tokens(stream, text))
 
@@ -136,9 +136,9 @@ class GrowCLIP(nn.Module):
         return Sequences(cu_seqlens, (Run(n, n * length, length, causal=False),))
 
     @staticmethod
-    def enter_shared(stream: Tensor, architecture: Architecture) -> Tensor:
+    def enter_shared(stream: Tensor, width: int) -> Tensor:
         """(T, d) -> (T, shared width): the narrower stream enters with its missing channels zero."""
-        return F.pad(stream, (0, architecture.shared_width - stream.shape[1]))
+        return F.pad(stream, (0, width - stream.shape[1]))
 
     def class_tokens(self, stream: Tensor) -> Tensor:
         """(n · tokens, d) -> (n, d)."""

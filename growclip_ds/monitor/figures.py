@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from growclip_ds.architecture import STEM_CHANNELS, Architecture
-from growclip_ds.growth.space import Candidate
-from growclip_ds.monitor.words import best_first, grown, millions, smallest
+from growclip_ds.growth.selection import Candidate, best_first
+from growclip_ds.monitor.words import grown, millions, smallest
 
 OLD, NEW = "#9db4c8", "#f2a65a"
 LAYER, GAP = 1.0, 0.22  # heights; widths are channels

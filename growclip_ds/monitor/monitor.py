@@ -13,7 +13,7 @@ from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import Config
 from growclip_ds.growth.phases import Phase, phase_epochs
-from growclip_ds.growth.space import Candidate
+from growclip_ds.growth.selection import Candidate, best_first
 from growclip_ds.model.plan import ModelPlan, num_parameters
 from growclip_ds.monitor.curves import Curves
 from growclip_ds.monitor.figures import architecture_figure, selection_figure
@@ -22,7 +22,7 @@ from growclip_ds.monitor.reports import CheckpointCost, Progress, Result
 from growclip_ds.monitor.starvation import StarvationWatch
 from growclip_ds.monitor.summary import read_summaries
 from growclip_ds.monitor.tables import architecture_markdown, candidates_markdown, print_summary
-from growclip_ds.monitor.words import best_first, millions
+from growclip_ds.monitor.words import millions
 from growclip_ds.run.folder import RunFolder
 
 GIB = 2**30

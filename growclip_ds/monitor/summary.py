@@ -9,7 +9,7 @@ from typing import Any
 from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import load_config
 from growclip_ds.growth.phases import Phase
-from growclip_ds.growth.space import Candidate
+from growclip_ds.growth.selection import Candidate
 from growclip_ds.run.folder import RunFolder
 
 

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.growth.space import Candidate
+from growclip_ds.growth.selection import Candidate, best_first
 from growclip_ds.monitor.summary import StepSummary
-from growclip_ds.monitor.words import LEGEND, SYMBOLS, best_first, duration, grown, millions, smallest
+from growclip_ds.monitor.words import LEGEND, SYMBOLS, duration, grown, millions, smallest
 
 WIDTH = 100  # columns, where the output is no terminal
 MOST_SET_COLUMNS = 2  # beyond, the sets have a table of their own

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import astuple
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.growth.space import Candidate
 
 SYMBOLS = ("l^I", "b^I", "h^I", "b^T", "h^T", "b^S")
 LEGEND = "l^I convolutions, b^I h^I image and b^T h^T text blocks and heads, b^S shared blocks"
@@ -35,8 +34,3 @@ def grown(architecture: Architecture, base: Architecture) -> str:
         symbol for symbol, new, old in zip(SYMBOLS, astuple(architecture), astuple(base), strict=True) if new > old
     ]
     return " ".join(names) or "nothing"
-
-
-def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """As architecture selection ranks them."""
-    return sorted(candidates, key=lambda candidate: (-candidate.metric, candidate.parameters, candidate.architecture))

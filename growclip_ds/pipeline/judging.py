@@ -12,8 +12,9 @@ from growclip_ds.config.config import Config
 from growclip_ds.data.batch import batches_in_order
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.evaluation import ClassificationResult, ModelEncoder, RetrievalResult, evaluate, retrieve_pairs
-from growclip_ds.growth.selection import SupernetEncoder, rank_candidates
+from growclip_ds.growth.selection import rank_candidates
 from growclip_ds.growth.space import GrowthSpace
+from growclip_ds.growth.supernet_encoder import SupernetEncoder
 from growclip_ds.monitor import Monitor
 from growclip_ds.pipeline.prepare import RunInputs
 from growclip_ds.training.engine import Engine

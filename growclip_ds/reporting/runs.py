@@ -18,7 +18,7 @@ from growclip_ds.evaluation.results import Result, result_from_json
 from growclip_ds.evaluation.stored import folder_beside, results_beside
 from growclip_ds.evaluation.subject import digest_of_weights
 from growclip_ds.growth.phases import Phase
-from growclip_ds.growth.space import Candidate
+from growclip_ds.growth.selection import Candidate
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.records import device_seconds
 

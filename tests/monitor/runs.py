@@ -11,7 +11,7 @@ from growclip_ds import Architecture, GrowthSpace
 from growclip_ds.architecture import ModelSizes
 from growclip_ds.config.config import Config
 from growclip_ds.growth.phases import Phase
-from growclip_ds.growth.space import Candidate
+from growclip_ds.growth.selection import Candidate
 from growclip_ds.model.plan import GrowCLIPPlan
 from growclip_ds.monitor import Monitor
 from growclip_ds.run.folder import RunFolder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from growclip_ds import Architecture
-from growclip_ds.growth.space import Candidate
+from growclip_ds.growth.selection import Candidate
 from growclip_ds.monitor import read_summaries
 from tests.monitor.runs import BASE, SETS
 

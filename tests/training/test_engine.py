@@ -19,7 +19,7 @@ from torch import Tensor
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.errors import InputError
-from growclip_ds.growth.selection import SupernetEncoder
+from growclip_ds.growth.supernet_encoder import SupernetEncoder
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import pack
 from growclip_ds.optim import Lamb
