@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.architecture import Shape
 from growclip_ds.checkpoint.model_weights import ModelWeights, digest_of, plan_of
 from growclip_ds.checkpoint.weights_file import DTYPES, checksum, tensor_bytes
 from growclip_ds.checkpoint.writing import FORMAT, INDEX, VERSION, CheckpointWriting, index_checksum
@@ -29,11 +28,6 @@ from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan
 
 class DamagedError(InputError):
     """What is on the disk is not what was written: proof, not a failure to read it."""
-
-
-def describe(architecture: Architecture, sizes: ModelSizes, end_of_text: int, **more: Any) -> dict[str, Any]:
-    """Of a GrowCLIP's checkpoint: what it takes to build the model, and whatever else is worth keeping (as JSON)."""
-    return {**GrowCLIPPlan(architecture, sizes, end_of_text).describe(), **more}
 
 
 def owners(shapes: Mapping[str, Shape], ranks: int) -> dict[str, int]:
@@ -52,7 +46,6 @@ def write_checkpoint(
     shapes: Mapping[str, Shape],
     owner: Callable[[str], int],
     description: Mapping[str, Any],
-    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> None:
     """Writes a checkpoint that appears whole or not at all; all ranks call it together.
 
@@ -62,15 +55,14 @@ def write_checkpoint(
     Args:
         folder: of the new checkpoint; must not exist.
         tensors: every name once, with the whole tensor on the rank that owns it; elsewhere its value is ignored.
-        shapes: of all tensors.
+        shapes: of all tensors, which are fp32.
         owner: the rank that writes a tensor, as `owners` chooses them.
-        description: what the weights are of, as JSON; see `describe`. Rank 0's is kept.
-        dtypes: of the tensors that are not fp32.
+        description: what the weights are of, as JSON. Rank 0's is kept.
 
     Raises:
         InputError: on every rank, if the folder exists already, or cannot be written on some rank.
     """
-    writing = CheckpointWriting(Path(folder), shapes, owner, description, dtypes)
+    writing = CheckpointWriting(Path(folder), shapes, owner, description)
     writing.write(tensors)
     writing.publish()
 
@@ -193,7 +185,7 @@ def save_model(model: GrowCLIP, folder: Path | str, **more: Any) -> None:
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     owner = owners(shapes, world_size())
-    description = describe(model.architecture, model.sizes, model.end_of_text, **more)
+    description = GrowCLIPPlan(model.architecture, model.sizes, model.end_of_text).describe() | more
     tensors = ((n, p.detach().float() if owner[n] == rank() else None) for n, p in parameters.items())
     write_checkpoint(folder, tensors, shapes, owner.__getitem__, description)
 
@@ -221,7 +213,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: format {kind!r} version {version!r}; this program reads {FORMAT!r} version {VERSION}"
         )
-    if "crc32" in index and index_checksum(index) != index["crc32"]:  # the first checkpoints had none
+    if index_checksum(index) != index.get("crc32"):
         raise DamagedError(f"{file}: damaged (its checksum differs); copy the checkpoint again")
     return index
 

@@ -32,10 +32,9 @@ class CheckpointWriting:
 
     Args:
         folder: of the new checkpoint, on a file system that the ranks share; must not exist.
-        shapes: of all tensors.
+        shapes: of all tensors, which are fp32.
         owner: the rank that writes a tensor.
         description: what the weights are of, as JSON. Rank 0's is kept.
-        dtypes: of the tensors that are not fp32.
 
     Attributes:
         seconds: that this rank took to write its file; 0 before it has.
@@ -50,18 +49,12 @@ class CheckpointWriting:
         shapes: Mapping[str, Shape],
         owner: Callable[[str], int],
         description: Mapping[str, Any],
-        dtypes: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         self.folder, self.shapes, self.description = folder, shapes, description
         self.seconds = 0.0
         self._partial = folder.parent / f".{folder.name}.partial"
         self._file = f"weights-{rank():05d}-of-{world_size():05d}.safetensors"
-        dtypes = dtypes or {}
-        self._mine = {
-            name: (dtypes.get(name, torch.float32), tuple(shape))
-            for name, shape in shapes.items()
-            if owner(name) == rank()
-        }
+        self._mine = {name: (torch.float32, tuple(shape)) for name, shape in shapes.items() if owner(name) == rank()}
         self._written: tuple[dict[str, str], int] | None = None  # checksums and size
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from fractions import Fraction
 
 import numpy as np
 
@@ -123,19 +122,19 @@ class TrainingOrder:
     Args:
         samples: N, samples of one epoch.
         global_batch_size: B, samples of an iteration over all ranks.
-        epochs: length of the phase, not necessarily whole.
+        epochs: length of the phase.
         seed: with the epoch, decides the order.
 
     Attributes:
-        length: samples of the phase, ⌈epochs · N⌉.
+        length: samples of the phase, epochs · N.
         iterations: ⌈epochs · N / B⌉.
     """
 
-    def __init__(self, samples: int, global_batch_size: int, epochs: float, seed: int) -> None:
+    def __init__(self, samples: int, global_batch_size: int, epochs: int, seed: int) -> None:
         self.samples = samples
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self.length = math.ceil(Fraction(str(epochs)) * samples)  # 0.1 epochs of 30 samples are 3, not 4
+        self.length = epochs * samples
         self.iterations = math.ceil(self.length / global_batch_size)
         self._epoch = EpochOrder(samples, seed, 0)
 

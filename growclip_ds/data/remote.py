@@ -15,7 +15,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -95,14 +94,12 @@ class RemoteOrder:
     """
 
     def __init__(
-        self, shards: RemoteShards, global_batch_size: int, epochs: float, seed: int, deals: Sequence[Deal]
+        self, shards: RemoteShards, global_batch_size: int, epochs: int, seed: int, deals: Sequence[Deal]
     ) -> None:
         self.shards, self.global_batch_size, self.seed, self.deals = shards, global_batch_size, seed, tuple(deals)
         self.samples = len(shards)
         self.iterations_of_epoch = math.ceil(self.samples / global_batch_size)
-        whole, part = divmod(Fraction(str(epochs)), 1)
-        last = math.ceil(math.ceil(part * self.samples) / global_batch_size)
-        self.iterations = int(whole) * self.iterations_of_epoch + last
+        self.iterations = epochs * self.iterations_of_epoch
 
     def batch_size(self, iteration: int) -> int:
         """Samples of a global batch."""

@@ -81,7 +81,7 @@ class TrainingStream:
         *,
         image_size: int,
         global_batch_size: int,
-        epochs: float,
+        epochs: int,
         seed: int,
         micro_batches: int = 1,
         workers: int = 0,

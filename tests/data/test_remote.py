@@ -74,11 +74,6 @@ def test_a_lane_is_read_in_several_places_at_once() -> None:
     assert len({url for url, _ in in_turn(order.lane(0, 0, 0))[:20]}) == PLACES
 
 
-def test_part_of_an_epoch() -> None:
-    order = RemoteOrder(SHARDS, 24, 1.5, seed=1, deals=[Deal(0, 2, 1, 1)])
-    assert order.iterations == 5 + 3
-
-
 def test_the_first_subsets() -> None:
     assert SHARDS.first(39) == RemoteShards(SHARDS.urls[:3], COUNTS[:3])
     assert len(SHARDS.first(N)) == N

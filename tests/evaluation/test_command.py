@@ -19,13 +19,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import CLIPConfig, CLIPModel
 
 from growclip_ds import evaluation
-from growclip_ds.checkpoint.checkpoint import describe, load_model, write_checkpoint
+from growclip_ds.checkpoint.checkpoint import load_model, write_checkpoint
 from growclip_ds.cli.program import main
 from growclip_ds.data.tokens import train_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.lists import read_list
 from growclip_ds.evaluation.stored import ResultStore
 from growclip_ds.evaluation.subject import find_subject
+from growclip_ds.model.plan import GrowCLIPPlan
 from tests.evaluation import sets
 from tests.evaluation.models import tokenizer, write_model, write_run
 from tests.group import Groups
@@ -207,7 +208,7 @@ def other_shape(folder: Path) -> None:
     tensors = dict(model.named_parameters())
     larger = replace(model.architecture, image_blocks=2)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    description = describe(larger, model.sizes, model.end_of_text)
+    description = GrowCLIPPlan(larger, model.sizes, model.end_of_text).describe()
     write_checkpoint(weights, tensors.items(), shapes, lambda _: 0, description)
 
 
