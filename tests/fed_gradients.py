@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from growclip_ds.architecture import Shape
-from growclip_ds.optim import AdamW, Lamb, SubnetOptimizer
+from growclip_ds.optim import OPTIMIZERS
 from growclip_ds.training.engine import Engine
 
 # Sizes that no number of ranks divides, more dimensions than two, and tensors of one dimension.
@@ -29,7 +29,6 @@ SHAPES: dict[str, Shape] = {
     "layers.3.weight": (11, 13),
     "layers.3.bias": (3,),
 }
-OPTIMIZERS: dict[str, type[SubnetOptimizer]] = {"lamb": Lamb, "adamw": AdamW}
 BOUND = 2.7  # of the temperature
 
 

@@ -4,4 +4,6 @@ from growclip_ds.optim.adamw import AdamW
 from growclip_ds.optim.lamb import Lamb
 from growclip_ds.optim.subnet import SubnetOptimizer
 
-__all__ = ["AdamW", "Lamb", "SubnetOptimizer"]
+OPTIMIZERS: dict[str, type[SubnetOptimizer]] = {"lamb": Lamb, "adamw": AdamW}  # by their names in a configuration
+
+__all__ = ["OPTIMIZERS", "AdamW", "Lamb", "SubnetOptimizer"]

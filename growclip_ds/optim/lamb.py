@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
 
 from growclip_ds.optim.subnet import ActiveTensors, SubnetOptimizer
 from growclip_ds.optim.zero_shards import FlatShard
@@ -21,17 +19,6 @@ class Lamb(SubnetOptimizer):
     two numbers a tensor. The ratio is not clamped, and is 1 where a norm is 0. One-dimensional tensors (norms, biases,
     the temperature) have neither trust ratio nor weight decay. Gradients are not normalised beforehand.
     """
-
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 1e-4,
-        upper_bounds: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, upper_bounds)
 
     def update(
         self, shard: FlatShard, buffers: Buffers, tensors: ActiveTensors, steps: list[int], group: dict[str, Any]

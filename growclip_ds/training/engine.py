@@ -153,7 +153,12 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.loss_scale_before = self.loss_scale
-        self._deepspeed.step()
+        with _scale_changed_afterwards(self._zero):
+            self._deepspeed.step()
+        if self.skipped and getattr(self._zero, "averaged_gradients", None):
+            # With the optimiser offloaded, sums of micro-batches in fp32 are kept after a skipped step (stages 1 and
+            # 2), and the next gradients would be added to them.
+            self._zero.averaged_gradients = dict.fromkeys(self._zero.averaged_gradients)
         if hasattr(self._zero, "grad_partitions_flat_buffer"):
             # Stage 3 writes gradients over last iteration's, so what a parameter without a gradient had stays, and
             # would enter the next gradient norm.
@@ -252,6 +257,26 @@ def _complete(ds_config: Mapping[str, Any]) -> dict[str, Any]:
     config["steps_per_print"] = None
     config.setdefault("log_level", "error")
     return config
+
+
+@contextlib.contextmanager
+def _scale_changed_afterwards(zero_optimizer: Any) -> Iterator[None]:
+    """Has fp16's loss scale change when the step is over: DeepSpeed raises it first and divides by the new one.
+
+    The gradients of such an iteration would be half as large, at stage 3 their norm too.
+    """
+    overflows: list[bool] = []
+    change = getattr(zero_optimizer, "_update_scale", None)
+    if change is None:  # DeepSpeed's BF16_Optimizer
+        yield
+        return
+    zero_optimizer._update_scale = overflows.append
+    try:
+        yield
+    finally:
+        del zero_optimizer._update_scale
+    for overflow in overflows:
+        change(overflow)
 
 
 def _clear_cache(function: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import datetime
 import gc
+import itertools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +124,9 @@ def skip_all(scenarios: list[Scenario]) -> list[tuple[Any, ...]]:
 def test_gradients_that_are_not_finite_change_nothing(group: Groups) -> None:
     scenarios = [Scenario(stage, dtype=dtype) for stage in (1, 2, 3) for dtype in ("fp32", "bf16", *FP16)]
     scenarios += [Scenario(2, dtype="bf16", zero=OFFLOAD), Scenario(3, zero=OFFLOAD)]
+    summed_in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}}
+    for stage, dtype in itertools.product((1, 2, 3), ("bf16", *FP16)):
+        scenarios.append(Scenario(stage, dtype=dtype, zero=OFFLOAD, config=summed_in_fp32))
     for rank, results in enumerate(group(2).run(skip_all, scenarios)):
         for scenario, (states, skipped, norms) in zip([s for s in scenarios for _ in "ab"], results, strict=True):
             assert skipped == [False, True, False], scenario
@@ -166,6 +170,42 @@ def search_loss_scale(stages: list[int]) -> list[tuple[list[bool], list[float], 
         error = relative_error(in_fp16.weights, in_fp32.weights) if dist.get_rank() == 0 else 0.0
         found.append((skipped[:3], norms[:3], scales, norms[3], error))
     return found
+
+
+def raise_loss_scale(stages: list[int]) -> list[tuple[list[float], list[float], float]]:
+    """The same gradients five times while the loss scale of fp16 doubles in the third and the fifth.
+
+    Gives, by stage, the scale before each step, the gradient norms, and how far the first moment is from one gradient's.
+    """
+    scaling = {"fp16": {"enabled": True, "initial_scale_power": 4, "loss_scale_window": 2, "hysteresis": 1}}
+    found = []
+    for stage in stages:
+        scenario = Scenario(stage, "adamw", dtype="fp16", config=scaling)
+        engine = build(scenario)
+        scales, norms = [], []
+        for iteration in range(5):
+            engine.backward(engine(scenario.gradients(0, dist.get_rank())))
+            engine.step(learning_rate(iteration))
+            scales.append(engine.loss_scale_before["cur_scale"])
+            norms.append(engine.gradient_norm)
+            if iteration == 0:
+                first = collect(engine).exp_avg
+        last, error = collect(engine).exp_avg, 0.0
+        if dist.get_rank() == 0:
+            # Five times the same gradient: the moment is (1 - 0.9⁵) of it, and (1 - 0.9) after the first.
+            error = relative_error(last, {name: moment * (1 - 0.9**5) / 0.1 for name, moment in first.items()})
+        found.append((scales, norms, error))
+        engine.destroy()
+    return found
+
+
+@pytest.mark.skipif(not FP16, reason="this CPU has no fp16 in PyTorch")
+def test_a_loss_scale_that_rises_leaves_the_gradients_as_they_are(group: Groups) -> None:
+    for results in group(2).run(raise_loss_scale, [1, 2, 3]):
+        for scales, norms, error in results:
+            assert scales == [16, 16, 16, 32, 32]
+            assert norms == pytest.approx([norms[0]] * 5, rel=1e-3)
+            assert error < 1e-3
 
 
 @pytest.mark.skipif(not FP16, reason="this CPU has no fp16 in PyTorch")
