@@ -74,40 +74,25 @@ class Trainer:
                 without an update, or if a checkpoint cannot be written.
             Stopped: on every rank, after an iteration and with a checkpoint, if some rank was asked to stop.
         """
-        clock = _Clock()
-        samples, reported = 0, self.health.skipped
+        lap = _Lap()
         stream = self.stream
-        for iteration, batches in enumerate(clock.timed(iter(stream)), start=stream.start_iteration):
+        for iteration, batches in enumerate(lap.waiting_for(iter(stream)), start=stream.start_iteration):
             size = stream.order.batch_size(iteration)
             self.watch.reached(f"iteration {iteration + 1}")
             stopping, due, counts = self._agree(batches, size)
             rate = learning_rate(iteration)
-            outcome = self._iterate(iteration, batches, rate, subnet(iteration), counts)
+            outcome = self._train_step(iteration, batches, rate, subnet(iteration), counts)
             for batch in batches:
                 self.seen.update(pairs_seen=len(batch), text_tokens_seen=batch.text.ids.numel())
-            samples += size
+            lap.samples += size
+            lap.skipped += outcome.skipped
             done = iteration + 1
             if done % self.report_every == 0 or done == stream.iterations:
-                seconds, waited = clock.lap()
-                loss_scale = self.engine.loss_scale
-                progress = Progress(
-                    iteration=done,
-                    iterations=stream.iterations,
-                    loss=outcome.loss,
-                    learning_rate=rate,
-                    logit_scale=outcome.logit_scale,
-                    gradient_norm=outcome.gradient_norm,
-                    skipped=self.health.skipped - reported,
-                    loss_scale=None if loss_scale is None else loss_scale["cur_scale"],
-                    samples_per_second=samples / seconds,
-                    data_wait_share=max(distributed.all_gather_object(waited / seconds)),  # others wait for that rank
-                    broken_samples={str(cause): n for cause, n in self.limit.broken.items()},
-                )
-                self.report(progress)
-                samples, reported = 0, self.health.skipped
+                self.report(self._progress(done, rate, outcome, lap))
+                lap.start()
             if done in self.evaluate_after and not stopping:
                 self.watch.reached("")
-                with clock.stopped():
+                with lap.stopped():
                     try:
                         self.evaluate(done)
                     except Stopped:
@@ -135,7 +120,7 @@ class Trainer:
             self.keeper.publish()
         return bool(stopping), bool(due), pairs_of
 
-    def _iterate(
+    def _train_step(
         self, iteration: int, batches: list[Batch], rate: float, architecture: Architecture | None, counts: list[int]
     ) -> Outcome:
         moved = [batch.to(self.engine.device, non_blocking=True) for batch in batches]
@@ -147,22 +132,53 @@ class Trainer:
         keys = itertools.chain.from_iterable(batch.keys for batch in batches)
         return self.health.judge(attempt(), attempt, self.engine, iteration + 1, list(keys))
 
+    def _progress(self, done: int, rate: float, outcome: Outcome, lap: _Lap) -> Progress:
+        loss_scale = self.engine.loss_scale
+        return Progress(
+            iteration=done,
+            iterations=self.stream.iterations,
+            loss=outcome.loss,
+            learning_rate=rate,
+            logit_scale=outcome.logit_scale,
+            gradient_norm=outcome.gradient_norm,
+            skipped=lap.skipped,
+            loss_scale=None if loss_scale is None else loss_scale["cur_scale"],
+            samples_per_second=lap.samples / lap.seconds,
+            data_wait_share=max(distributed.all_gather_object(lap.waited / lap.seconds)),  # others wait for that rank
+            broken_samples={str(cause): n for cause, n in self.limit.broken.items()},
+        )
 
-class _Clock:
-    """Time since the last lap, and how much of it went by waiting for an iterator."""
+
+class _Lap:
+    """What has gone by since the last report.
+
+    Attributes:
+        samples: trained on, over all ranks.
+        skipped: iterations without an update.
+        waited: seconds of waiting for the stream.
+    """
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = 0.0
+        self.start()
 
-    def timed(self, iterator: Iterator[T]) -> Iterator[T]:
+    def start(self) -> None:
+        self.samples = self.skipped = 0
+        self.waited = 0.0
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def waiting_for(self, iterator: Iterator[T]) -> Iterator[T]:
+        """The iterator's items; what it takes to get them counts as waiting."""
         while True:
             before = time.perf_counter()
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - before
+            self.waited += time.perf_counter() - before
             yield item
 
     @contextlib.contextmanager
@@ -171,9 +187,3 @@ class _Clock:
         before = time.perf_counter()
         yield
         self._start += time.perf_counter() - before
-
-    def lap(self) -> tuple[float, float]:
-        now = time.perf_counter()
-        seconds, waited = now - self._start, self._waited
-        self._start, self._waited = now, 0.0
-        return seconds, waited

@@ -38,7 +38,7 @@ class SlowStream(TrainingStream):
 class SlowTrainer(Trainer):
     """Computes for a while and nothing."""
 
-    def _iterate(self, *_: object) -> Outcome:
+    def _train_step(self, *_: object) -> Outcome:
         time.sleep(COMPUTING)
         return Outcome(1.0, 1.0, 1.0, False)
 
