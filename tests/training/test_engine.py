@@ -175,7 +175,7 @@ def search_loss_scale(stages: list[int]) -> list[tuple[list[bool], list[float], 
 def raise_loss_scale(stages: list[int]) -> list[tuple[list[float], list[float], float]]:
     """The same gradients five times while the loss scale of fp16 doubles in the third and the fifth.
 
-    Gives, by stage, the scale before each step, gradient norms, and how far the first moment is from that of one gradient.
+    Gives, by stage, the scale before each step, gradient norms, and the error of the first moment, which is known.
     """
     scaling = {"fp16": {"enabled": True, "initial_scale_power": 4, "loss_scale_window": 2, "hysteresis": 1}}
     found = []
