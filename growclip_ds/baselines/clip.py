@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def load_clip(folder: Path | str) -> FixedCLIP:
     with _explained(folder):
         model = FixedCLIP(CLIPConfig.from_pretrained(folder)).float()
     missing = dict(model.named_parameters())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors, torch.no_grad():
                 for name in missing.keys() & tensors.keys():
@@ -165,6 +166,19 @@ def load_clip(folder: Path | str) -> FixedCLIP:
             "copy the checkpoint again, or save it with transformers as safetensors"
         )
     return model
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that `transformers` takes: a folder may hold the same weights in other precisions. Else all there are."""
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: cannot be read ({error}); copy the checkpoint again") from error
 
 
 @contextlib.contextmanager

@@ -121,18 +121,22 @@ def _open(given: Sequence[str], progress: object) -> tuple[list[IndexedShard], l
     """The local shards, indexed, and the addresses of remote ones with their samples."""
     from growclip_ds.data.data_list import one_pattern
     from growclip_ds.data.remote import is_remote
-    from growclip_ds.data.remote_stream import count_samples
     from growclip_ds.data.shards import open_shards
-    from growclip_ds.data.subsets import find_shards, read_subsets
+    from growclip_ds.data.subsets import Subset, count_streamed, find_shards, read_subsets
 
-    patterns: list[str] = []
+    subsets: list[Subset] = []
     for text in given:
         listed = text.endswith((".yaml", ".yml"))
-        patterns += [subset.shards for subset in read_subsets(text)] if listed else [one_pattern([text])]
-    paths = [path for pattern in patterns for path in find_shards(pattern)]
-    urls = [path for path in paths if is_remote(path)]
-    local = open_shards([path for path in paths if not is_remote(path)], progress)
-    return local, list(zip(urls, count_samples(urls, progress), strict=True))
+        subsets += read_subsets(text) if listed else [Subset(text, one_pattern([text]))]
+    paths: list[str] = []
+    remote: list[tuple[str, int]] = []
+    for subset in subsets:
+        found = find_shards(subset.shards)
+        if is_remote(subset.shards):
+            remote += zip(found, count_streamed(subset, found, progress), strict=True)
+        else:
+            paths += found
+    return open_shards(paths, progress), remote
 
 
 def _lines(report: DataReport, found: dict) -> list[str]:

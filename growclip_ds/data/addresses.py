@@ -27,7 +27,10 @@ class _Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        read = self._answer.readinto(buffer)
+        try:
+            read = self._answer.readinto(buffer)
+        except HTTPException as error:
+            raise _as_os_error(error) from error
         if not read and self._answer.length:
             raise OSError(f"the connection ended {self._answer.length:,} bytes too early")
         return read
@@ -58,7 +61,11 @@ def _open_http(url: str, mode: str = "rb", bufsize: int = 8192) -> _Body:
     try:
         return _Body(urlopen(request, timeout=TIMEOUT))
     except HTTPException as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        raise _as_os_error(error) from error
+
+
+def _as_os_error(error: HTTPException) -> OSError:
+    return OSError(f"{type(error).__name__}: {error}")
 
 
 def _open_s3(url: str, mode: str = "rb", bufsize: int = 8192) -> Pipe:

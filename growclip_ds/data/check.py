@@ -8,15 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from io import BytesIO
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from PIL import Image
 
 from growclip_ds.data.faults import BrokenSample, Cause, Fault
 from growclip_ds.data.index_file import IndexedShard
-from growclip_ds.data.pictures import decode_picture
+from growclip_ds.data.pictures import decode_picture, open_picture
 from growclip_ds.data.remote import Piece
 from growclip_ds.data.remote_stream import stream_piece
 from growclip_ds.data.samples import Sample, ShardReader, decode_caption
@@ -102,7 +98,7 @@ def check_data(
         local: indexed tars.
         remote: addresses of shards to stream, and their samples.
         tokenizer: to measure captions with; None: they are measured in words.
-        workers: processes that read and decode; 1: this one.
+        workers: processes that read and decode; 0 or 1: this one.
         progress: told how many shards are done.
     """
     shards: list[IndexedShard | Piece] = [*local, *(Piece(url, 0, samples) for url, samples in remote)]
@@ -116,7 +112,7 @@ def check_data(
 
 
 def _reports(shards: Sequence[IndexedShard | Piece], tokenizer: Tokenizer | None, workers: int) -> Iterator[DataReport]:
-    if workers == 1 or len(shards) < 2:
+    if workers < 2 or len(shards) < 2:
         yield from (check_shard(shard, tokenizer) for shard in shards)
         return
     with ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn")) as pool:
@@ -131,7 +127,7 @@ def check_shard(shard: IndexedShard | Piece, tokenizer: Tokenizer | None = None)
         name, samples = shard.url, stream_piece(shard)
     else:
         name, samples = shard.path, _samples(shard)
-        report.size = Path(shard.path).stat().st_size
+        report.size = shard.identity[0]
         report.samples = sum(shard.left_out.values())
         report.broken.update(shard.left_out)
         report.broken_samples += [BrokenPlace(*fault, name) for fault in shard.faults()]
@@ -158,7 +154,7 @@ def _measure(sample: Sample, report: DataReport) -> str:
     """
     caption = decode_caption(sample.caption)
     decode_picture(sample.picture, _SIDE)
-    with Image.open(BytesIO(sample.picture)) as picture:
+    with open_picture(sample.picture) as picture:
         report.short_sides[min(picture.size)] += 1
         report.long_sides[max(picture.size)] += 1
         report.formats[picture.format or "?"] += 1

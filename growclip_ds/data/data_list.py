@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import glob
 import itertools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from growclip_ds.data.remote import is_remote
 from growclip_ds.data.shards import Progress
@@ -29,16 +33,21 @@ def add_subset(file: Path, name: str, patterns: Sequence[str], progress: Progres
 
     Raises:
         InputError: the list or a shard cannot be read, the name is taken, a shard is in the list already, under this
-            or another path, or subsets of the list are no longer what they were.
+            or another path, subsets of the list are no longer what they were, or its folder cannot be written.
     """
-    listed = _listed(file)
-    if any(subset.name == name for subset in listed):
-        raise InputError(
-            f"{file} has a data subset '{name}' already; take another name, or give --extend to put more shards into it"
-        )
-    counted = list(count_subsets([*listed, Subset(name, one_pattern(patterns))], progress=progress))
-    write_subsets(counted, file)
-    return counted
+    new = Subset(name, one_pattern(patterns))
+
+    def appended(listed: list[Subset]) -> list[Subset]:
+        nonlocal new
+        if any(subset.name == name for subset in listed):
+            raise InputError(
+                f"{file} has a data subset '{name}' already; take another name, or give --extend to put more shards "
+                "into it"
+            )
+        *old, new = count_subsets([*listed, new], progress=progress)
+        return [*old, new]
+
+    return _change(file, appended)
 
 
 def extend_subset(file: Path, name: str, patterns: Sequence[str], progress: Progress | None = None) -> list[Subset]:
@@ -59,20 +68,70 @@ def extend_subset(file: Path, name: str, patterns: Sequence[str], progress: Prog
         InputError: the list has no such subset, the old and the new shards cannot be written as one pattern, or what
             `add_subset` refuses.
     """
-    listed = _listed(file)
-    place = next((place for place, subset in enumerate(listed) if subset.name == name), None)
-    if place is None:
-        raise InputError(f"{file} has no data subset '{name}' to extend; leave out --extend to append it")
     addition = Subset(f"{name} (extension)", one_pattern(patterns))
-    joined = _join(listed[place].shards, addition.shards)  # before what may take hours is counted
-    # Beside all others, so that what one of them has already is refused.
-    *counted, added = count_subsets([*listed, addition], progress=progress)
-    old = counted[place]
-    samples = (old.samples or 0) + (added.samples or 0)
-    of_shards = (old.shard_samples or ()) + (added.shard_samples or ())
-    counted[place] = replace(old, shards=joined, samples=samples, shard_samples=of_shards or None)
-    write_subsets(counted, file)
-    return counted
+
+    def extended(listed: list[Subset]) -> list[Subset]:
+        nonlocal addition
+        place = next((place for place, subset in enumerate(listed) if subset.name == name), None)
+        if place is None:
+            raise InputError(f"{file} has no data subset '{name}' to extend; leave out --extend to append it")
+        joined = _join(listed[place].shards, addition.shards)  # before what may take hours is counted
+        # Beside all others, so that what one of them has already is refused.
+        *counted, addition = count_subsets([*listed, addition], progress=progress)
+        old = counted[place]
+        samples = (old.samples or 0) + (addition.samples or 0)
+        of_shards = (old.shard_samples or ()) + (addition.shard_samples or ())
+        counted[place] = replace(old, shards=joined, samples=samples, shard_samples=of_shards or None)
+        return counted
+
+    return _change(file, extended)
+
+
+def _change(file: Path, changed: Callable[[list[Subset]], list[Subset]]) -> list[Subset]:
+    """Writes a list as it is to become, and returns it.
+
+    Counting may take hours, in which others may change the list: what it is to become is then found out once more.
+    """
+    while True:
+        listed = _listed(file)
+        subsets = changed(listed)
+        with _locked(file):
+            if _listed(file) == listed:
+                write_subsets(subsets, file)
+                return subsets
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """For one process at a time, where the file system has locks.
+
+    Raises:
+        InputError: the list's folder cannot be written.
+    """
+    lock = file.with_name(f".{file.name}.lock")
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            opened = lock.open("a")
+        except OSError as error:
+            raise InputError(f"{lock} cannot be written ({error.strerror}); see that you may write there") from None
+        with opened:
+            with contextlib.suppress(OSError):  # no locks
+                fcntl.flock(opened, fcntl.LOCK_EX)
+            if not _is_at(lock, opened):  # the process that had it has removed it
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, opened: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _listed(file: Path) -> list[Subset]:

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from growclip_ds.data.faults import Cause, in_words
 from growclip_ds.errors import InputError
 
-FEWEST_JUDGED = 10_000  # samples: the share of fewer, such as of the first batch, says little
+FEWEST_SAMPLES = 10_000  # samples: the share of fewer, such as of the first batch, says little
 
 
 class FaultLimit:
-    """Judges the broken samples of all ranks: each iteration the ranks add up their `counts`, and `judge` the sums.
+    """Checks the broken samples of all ranks: each iteration the ranks add up their `counts`, and `check` the sums.
 
     Args:
         samples: N, samples of one epoch.
-        share: of the samples that may be broken, 0 to 1; judged over what was read, but over 10,000 samples, or an
+        share: of the samples that may be broken, 0 to 1; checked over what was read, but over 10,000 samples, or an
             epoch if that is shorter, at least.
         read: samples that the phase has read before, by all ranks.
 
@@ -29,7 +29,7 @@ class FaultLimit:
         self.share = share
         self.read = read
         self.broken: Counter[Cause] = Counter()
-        self._judged = min(samples, FEWEST_JUDGED)
+        self._fewest = min(samples, FEWEST_SAMPLES)
 
     def counts(self, faults: Mapping[Cause, int], usable: int) -> list[int]:
         """What this rank has to tell the others, once an iteration, before it is trained on.
@@ -40,7 +40,7 @@ class FaultLimit:
         """
         return [*(faults.get(cause, 0) for cause in Cause), usable]
 
-    def judge(self, totals: Sequence[int], samples: int) -> None:
+    def check(self, totals: Sequence[int], samples: int) -> None:
         """Takes note of the sums of all ranks' counts.
 
         Args:
@@ -58,7 +58,7 @@ class FaultLimit:
                 f"no sample of a batch of {samples:,} can be used; so far {in_words(self.broken)}; "
                 "see that the shards can be read (`growclip data check`), then start the run again"
             )
-        total, out_of = sum(counts), max(self.read, self._judged)
+        total, out_of = sum(counts), max(self.read, self._fewest)
         if total > self.share * out_of:
             raise InputError(
                 f"{total:,} broken samples among {out_of:,}, more than the {self.share:.2%} of data.max_broken_share: "

@@ -83,7 +83,7 @@ def candidates(path: str) -> list[Path]:
     """Where the index of a tar may be, the best place first."""
     tar = Path(path)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.blake2b(str(tar.resolve()).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    name = hashlib.blake2b(os.path.realpath(tar).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return [tar.parent / FOLDER / f"{tar.name}.idx", cache / "growclip" / "index" / f"{name}.idx"]
 
 
@@ -97,10 +97,10 @@ def read_index(path: str) -> IndexedShard | None:
     for file in candidates(path):
         try:
             found = _read(path, file)
-        except (OSError, ValueError, KeyError, TypeError, struct.error):  # none, another format's, or damaged
-            continue
-        if found.identity == identify(path):
-            return found
+            if found.identity == identify(path):
+                return found
+        except (OSError, ValueError, KeyError, TypeError, struct.error):
+            continue  # no index, another format's, a damaged one, or a tar that cannot be opened
     return None
 
 

@@ -43,7 +43,7 @@ def decode_picture(data: bytes, size: int, exact: bool = False) -> Tensor:
         BrokenSample: the data are no JPEG, PNG or WebP, are damaged, or have more than `MAX_PIXELS` pixels.
     """
     try:
-        with _open(data) as picture:
+        with open_picture(data) as picture:
             square = _square(data, picture, size, exact)
     except BrokenSample:
         raise
@@ -76,11 +76,14 @@ class _JpegPixels(JpegImageFile):
         return Image.Exif()
 
 
-def _open(data: bytes) -> ImageFile:
+def open_picture(data: bytes) -> ImageFile:
     """Reads a picture's header.
 
     These three readers alone: Pillow's others are rarely used, and one of them starts a PostScript interpreter. Not by
-    `Image.open`, which only warns of pictures up to twice its limit.
+    `Image.open`, which only warns of pictures up to twice its limit, and of what is damaged beside the pixels.
+
+    Raises:
+        BrokenSample: the data begin as no JPEG, PNG or WebP does. Of damaged ones, whatever Pillow's reader raises.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return _JpegPixels(BytesIO(data))

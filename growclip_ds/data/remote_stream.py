@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.error import HTTPError
@@ -89,7 +89,7 @@ def reopening(open_stream: Callable[[], Iterator[T]], url: str, patience: Patien
             return
         except Exception as error:  # of the tar reader, the pipe, the program that fetches: each has its own
             failures = 1 if done > before else failures + 1
-            own = own + 1 if done == before and (0 < seen == done or _is_refusal(error)) else 0
+            own = own + 1 if done == before and (0 < seen == done or is_refusal(error)) else 0
             pause = min(PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE)
             lasts = patience.lasts(pause) or failures == 1  # once always: the others may have waited for the same
             if failures > RETRIES or own > _OWN_RETRIES or not lasts:
@@ -99,7 +99,7 @@ def reopening(open_stream: Callable[[], Iterator[T]], url: str, patience: Patien
         time.sleep(pause)  # here, where the error and with it the broken stream are let go
 
 
-def _is_refusal(error: Exception) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Whether a server has answered that there is nothing to be had; 408, 425 and 429 mean later."""
     return isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 425, 429)
 
@@ -122,10 +122,26 @@ class _ToItsEnd:
 
 
 def _open_tar(url: str, wanted: Callable[[str], bool]) -> tuple[_ToItsEnd, Iterator[dict[str, Any]]]:
-    """A tar's stream and the samples that are read from it, as webdataset groups members of names that are wanted."""
+    """A tar's stream and the members that are read from it, of names that are wanted."""
     stream = _ToItsEnd(open_address(url))
     # Members are taken as bytes: webdataset's decoders, some of which unpickle, are not used.
-    return stream, group_by_keys(tar_file_expander([{"url": url, "stream": stream}], select_files=wanted))
+    return stream, tar_file_expander([{"url": url, "stream": stream}], select_files=wanted)
+
+
+def _without_repeats(members: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A tar's members as `group_by_keys` takes them; of those that come twice in a sample the first, as in `scan`."""
+    current: str | None = None
+    extensions: set[str] = set()
+    for member in members:
+        key, extension = key_and_extension(member.get("fname", ""))  # none at the tar's end
+        if key is None:
+            yield member
+            continue
+        if key != current:
+            current, extensions = key, set()
+        if extension not in extensions:
+            extensions.add(extension)
+            yield member
 
 
 def whole_tar(url: str, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
@@ -134,9 +150,9 @@ def whole_tar(url: str, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any
     Raises:
         OSError: the stream ends before the tar does, which is then seen after all samples but the last, or half of it.
     """
-    stream, samples = _open_tar(url, wanted)
+    stream, members = _open_tar(url, wanted)
     last = None
-    for sample in samples:
+    for sample in group_by_keys(members):
         if last is not None:
             yield last
         last = sample
@@ -148,9 +164,9 @@ def whole_tar(url: str, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any
 
 def _stream_once(url: str) -> Iterator[Sample | Fault]:
     wanted = {*PICTURE_EXTENSIONS, CAPTION_EXTENSION}
-    stream, samples = _open_tar(url, lambda name: key_and_extension(name)[1] in wanted)
+    stream, members = _open_tar(url, lambda name: key_and_extension(name)[1] in wanted)
     half = None
-    for sample in samples:
+    for sample in group_by_keys(_without_repeats(members)):
         if half is not None:
             yield half
             half = None

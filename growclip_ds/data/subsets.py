@@ -165,10 +165,7 @@ def _count_remote(
             )
 
     def count() -> list[tuple[int, ...]]:
-        return [
-            known if len(known := subset.shard_samples or ()) == len(urls) else count_samples(urls, progress)
-            for subset, urls in zip(subsets, patterns, strict=True)
-        ]
+        return [count_streamed(subset, urls, progress) for subset, urls in zip(subsets, patterns, strict=True)]
 
     counted = []
     for subset, samples in zip(subsets, on_main(count), strict=True):
@@ -176,6 +173,21 @@ def _count_remote(
             raise InputError(f"data subset '{subset.name}': no sample in {subset.shards}; correct the pattern")
         counted.append(replace(_with_samples(subset, sum(samples)), shard_samples=tuple(samples)))
     return tuple(counted)
+
+
+def count_streamed(subset: Subset, urls: Sequence[str], progress: Progress | None = None) -> tuple[int, ...]:
+    """Samples of each shard of a subset to stream: those that it lists, or, if it does not list all, counted ones.
+
+    Args:
+        subset: to stream.
+        urls: of its shards.
+        progress: told how many shards are counted.
+
+    Raises:
+        InputError: a shard cannot be streamed.
+    """
+    known = subset.shard_samples or ()
+    return known if len(known) == len(urls) else count_samples(urls, progress)
 
 
 def _copy_or_own(shard: str, staged: Path | str | None) -> str:

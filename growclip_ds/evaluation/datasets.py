@@ -150,8 +150,8 @@ def load_evaluation_set(
     if not source.is_remote and not Path(location).is_dir():
         raise InputError(f"evaluation set {location}: no such folder; give one in the layout of CLIP-benchmark")
     name = name or set_name(source.location, split)
-    text = source.read("dataset_type.txt")
-    kind = "classification" if text is None else text.strip()
+    text = source.read("dataset_type.txt", is_required=False)
+    kind = "classification" if text is None else text.strip().lower()
     shards = _shards(source, split)
     dataset: ClassificationSet | RetrievalSet
     if kind == "classification":

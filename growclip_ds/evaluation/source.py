@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError
 
 from growclip_ds.data import remote_stream
 from growclip_ds.data.addresses import open_address
 from growclip_ds.data.remote import is_remote
 from growclip_ds.errors import InputError
 
-TIMEOUT = 30  # seconds for a text file to begin to arrive
+_RETRIES_OF_OPTIONAL = 3  # of a command, for a file that a set may do without
+_NOT_FOUND = 127  # a shell's exit code, where there is no such program
+_HUB = r"https://(?:[^/@]+@)?huggingface\.co/datasets/[^/]+/[^/]+"
 _HUB_FILES = "/resolve/main"  # under the address of a data set on the Hugging Face hub
 
 
@@ -46,24 +47,25 @@ class Source:
         if self.location.startswith("pipe:"):
             return self.location.replace("{}", shlex.quote(path))
         folder = self.location.rstrip("/")
-        if re.fullmatch(r"https://huggingface\.co/datasets/[^/]+/[^/]+", folder):
+        if re.fullmatch(_HUB, folder):
             folder += _HUB_FILES
         return f"{folder.replace('/tree/', '/resolve/', 1)}/{path}"
 
-    def read(self, path: str) -> str | None:
+    def read(self, path: str, is_required: bool = True) -> str | None:
         """A text file's content; None if there is no such file.
 
-        Of a command that fails nobody knows why, so the file counts as missing.
+        Args:
+            path: of the file in the set.
+            is_required: whether a set needs it. What a command does not give, again and again, is an error then, and
+                else taken for missing: why a command fails is not known.
 
         Raises:
             InputError: the file cannot be read, or is not UTF-8.
         """
         address = self.address(path)
         try:
-            data = self._fetch(address) if self.is_remote else Path(address).read_bytes()
+            data = _fetch(address, is_required) if self.is_remote else _content_of(address)
             return None if data is None else data.decode("utf-8")
-        except FileNotFoundError:
-            return None
         except UnicodeDecodeError:
             raise InputError(f"{address}: the file is not UTF-8; save it as UTF-8") from None
         except OSError as error:
@@ -71,25 +73,46 @@ class Source:
             remedy = "see that it can be fetched" if self.is_remote else "see that it is a file you may read"
             raise InputError(f"{address}: cannot be read ({reason}); {remedy}") from None
 
-    @staticmethod
-    def _fetch(address: str) -> bytes | None:
-        if not address.startswith("http"):
-            try:
-                with open_address(address) as stream:
-                    return stream.read()
-            except OSError:
+
+def _content_of(path: str) -> bytes | None:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _fetch(address: str, is_required: bool) -> bytes | None:
+    """For the meaning of `is_required` and None see `Source.read`.
+
+    Raises:
+        InputError: the program that fetches such addresses is not installed.
+        OSError: the file cannot be had.
+    """
+    is_http = address.startswith("http")
+    retries = remote_stream.RETRIES if is_http or is_required else _RETRIES_OF_OPTIONAL
+    for attempt in range(retries + 1):
+        stream = None
+        try:
+            with open_address(address) as stream:
+                return stream.read()
+        except HTTPError as error:
+            if error.code == 404:
                 return None
-        for attempt in range(remote_stream.RETRIES + 1):
-            try:
-                with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
-                    return answer.read()
-            except urllib.error.HTTPError as error:
-                if error.code == 404:
+            if attempt == retries or remote_stream.is_refusal(error):
+                raise OSError(f"HTTP {error.code} {error.reason}") from None
+        except FileNotFoundError as error:  # of a command
+            raise InputError(
+                f"{address}: {error.filename}, which fetches it, is not installed; install it, or copy the set"
+            ) from None
+        except ValueError as error:
+            raise OSError(str(error)) from None  # no address
+        except OSError as error:
+            status = getattr(stream, "status", None)  # of a command
+            if status == _NOT_FOUND:
+                raise OSError("a program of its command was not found") from None
+            if attempt == retries:
+                if not is_http and not is_required:
                     return None
-                if attempt == remote_stream.RETRIES or error.code < 500:
-                    raise OSError(f"HTTP {error.code} {error.reason}") from None
-            except OSError as error:
-                if attempt == remote_stream.RETRIES:
-                    raise OSError(str(error)) from None
-            time.sleep(remote_stream.PAUSE)
-        raise AssertionError("the last attempt returns or raises")
+                raise OSError(f"its command ended with exit code {status}" if status else str(error)) from None
+        time.sleep(remote_stream.PAUSE)
+    raise AssertionError("the last attempt returns or raises")

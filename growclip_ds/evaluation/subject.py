@@ -81,9 +81,9 @@ class Subject:
         return tokenizer
 
     def _own_tokenizer(self) -> str:
-        folders = [self.folder / "tokenizer", self.folder.parent / "tokenizer"]
+        folders = [] if self._is_checkpoint else [self.folder]
+        folders += [self.folder / "tokenizer", self.folder.parent / "tokenizer"]
         folders += [self.run.tokenizer] if self.run else []
-        folders += [] if self._is_checkpoint else [self.folder]
         for folder in folders:
             if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
                 return str(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 
 _ORIENTATION = 0x0112  # EXIF's tag
+_FORMATS = {3: "H", 4: "I"}  # TIFF's types SHORT and LONG
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -81,7 +83,7 @@ def _picture(image: Any) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     image.load()  # a PNG may state its transparency, like its orientation, after the pixels
-    stated = image.getexif().get(_ORIENTATION)
+    stated = _orientation(image.info.get("exif") or b"")
     if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow's own conversion would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
@@ -89,6 +91,24 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     return image.transpose(_UPRIGHT[stated]) if stated in _UPRIGHT else image
+
+
+def _orientation(exif: bytes) -> int:
+    """What EXIF alone states, as in training; Pillow's `getexif` also looks in XMP, and raises on damaged EXIF."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, directory)
+        for place in range(directory + 2, directory + 2 + 12 * entries, 12):
+            tag, kind = struct.unpack_from(order + "HH", tiff, place)
+            if tag == _ORIENTATION and kind in _FORMATS:
+                return struct.unpack_from(order + _FORMATS[kind], tiff, place + 8)[0]
+    except struct.error:
+        pass  # cut off
+    return 1
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:

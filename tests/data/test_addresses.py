@@ -31,6 +31,12 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", f"http://localhost:{self.server.server_port}/there")
             self.end_headers()
             return
+        if self.path == "/chunks":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"10\r\nbody")
+            return
         self.send_response(404 if self.path == "/missing" else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -105,3 +111,8 @@ def test_addresses_with_any_characters(server):
     with open_address(address(server, "/größe a%20b.tar?x=[1]")) as stream:
         assert stream.read() == BODY
     assert server.requests[0][0] == "/gr%C3%B6%C3%9Fe%20a%20b.tar?x=[1]"
+
+
+def test_chunks_that_end_too_early_are_an_error(server):
+    with open_address(address(server, "/chunks")) as stream, pytest.raises(OSError, match="IncompleteRead"):
+        stream.read()

@@ -8,8 +8,10 @@ import pytest
 
 from growclip_ds.cli.program import main
 from growclip_ds.data.check import bins, check_data, summary
+from growclip_ds.data.faults import Cause
 from growclip_ds.data.shards import open_shards
-from tests.data.corpus import caption, small_tokenizer, write_faulty, write_shards
+from growclip_ds.data.subsets import Subset, write_subsets
+from tests.data.corpus import caption, pair, picture, small_tokenizer, write_faulty, write_shard, write_shards
 
 
 def test_everything_is_counted(tmp_path: Path) -> None:
@@ -33,12 +35,40 @@ def test_several_processes_and_streamed_shards_find_the_same(tmp_path: Path) -> 
     paths = sorted(folder.glob("*.tar"))
     tokenizer = small_tokenizer()
     here = check_data(open_shards(paths), tokenizer=tokenizer)
-    assert check_data(open_shards(paths), tokenizer=tokenizer, workers=2).to_json() == here.to_json()
+    for workers in (0, 2):
+        assert check_data(open_shards(paths), tokenizer=tokenizer, workers=workers).to_json() == here.to_json()
     streamed = check_data([], [(f"pipe:cat {path}", 10) for path in paths], tokenizer)
     assert streamed.to_json() | {"bytes": here.size} == here.to_json()
     assert here.unit == "tokens"
     assert here.caption_lengths.total() == 30
     assert min(here.caption_lengths) > 2  # start and end of text, and something between
+
+
+def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
+    return jpeg[:2] + bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content + jpeg[2:]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    ("marker", "content"),
+    [
+        (0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\xff"),  # a directory that is cut off
+        (0xE2, b"MPF\0MM\0*\0\0\0\x08\0\xff"),
+        (0xE2, b"MPF\0MM\0*\0\0\0\x08\0\0\0\0\0\0"),  # several pictures, without their number
+    ],
+    ids=["EXIF", "MPO", "MPO without number"],
+)
+def test_what_is_damaged_beside_the_pixels_is_passed_over(tmp_path: Path, marker: int, content: bytes) -> None:
+    """As in training, which does not look there."""
+    odd = with_segment(picture(0), marker, content)
+    report = check_data(open_shards([write_shard(tmp_path / "0.tar", [pair(0) | {"jpg": odd}])]))
+    assert (report.samples, report.broken, report.formats) == (1, Counter(), {"JPEG": 1})
+
+
+def test_a_shard_that_is_gone_is_in_the_report(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").symlink_to(tmp_path / "gone.tar")
+    report = check_data(open_shards([tmp_path / "0.tar"]))
+    assert (report.size, report.samples, report.broken) == (0, 1, Counter({Cause.DAMAGED_SHARD: 1}))
 
 
 def test_numbers_in_short() -> None:
@@ -69,3 +99,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*command, "--json", "--max-broken-share", "0.2"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["samples"], found["usable"], len(found["broken_samples"])) == (90, 73, 8)
+
+
+def test_streamed_shards_of_a_list_are_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, log, listing = write_shards(tmp_path / "data", 25), tmp_path / "streamed", tmp_path / "list.yaml"
+    shards = f"pipe:echo x >> {log}; cat {folder}/{{00000..00002}}.tar"
+    for counts, streams in (((10, 10, 5), 3), ((10, 15), 6)):
+        log.unlink(missing_ok=True)
+        write_subsets([Subset("far", shards, 25, counts)], listing)
+        assert main(["data", "check", str(listing), "--workers", "1"]) == 0
+        assert "25, of them usable 25" in capsys.readouterr().out
+        assert len(log.read_text().split()) == streams

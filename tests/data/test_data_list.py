@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from growclip_ds.cli.program import main
 from growclip_ds.config.config import load_config
+from growclip_ds.data import data_list
 from growclip_ds.data.data_list import add_subset, extend_subset, one_pattern
-from growclip_ds.data.subsets import Subset, count_subsets, find_shards, open_subsets, read_subsets
+from growclip_ds.data.subsets import Subset, count_subsets, find_shards, open_subsets, read_subsets, write_subsets
 from growclip_ds.errors import InputError
 from tests.data.corpus import write_shards
 
@@ -196,3 +201,65 @@ def test_extensions_that_are_refused_leave_the_list(base: Path) -> None:
     with pytest.raises(InputError, match="none has no data subset 'first' to extend"):
         extend_subset(base / "none", "first", ["a"])
     assert not (base / "none").exists()
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Has the list changed by another process while shards are first counted."""
+    changes = [change]
+
+    def count(*arguments: Any, **options: Any) -> Sequence[Subset]:
+        counted = count_subsets(*arguments, **options)
+        if changes:
+            changes.pop()()
+        return counted
+
+    monkeypatch.setattr(data_list, "count_subsets", count)
+
+
+def test_subsets_that_are_added_at_once_are_all_kept(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, log = base / "list.yaml", base / "streamed"
+    remote = f"pipe:echo x >> {log}; cat {base}/a/{{00000..00002}}.tar"
+    meanwhile(monkeypatch, lambda: add_subset(file, "other", [f"pipe:cat {base}/b/{{00000..00001}}.tar"]))
+    added = add_subset(file, "first", [remote])
+    assert added == read_subsets(file)
+    assert [(subset.name, subset.samples) for subset in added] == [("other", 12), ("first", 30)]
+    assert len(log.read_text().split()) == 3  # counted once
+
+
+@pytest.mark.parametrize(
+    ("name", "shards", "message"),
+    [
+        ("first", "b", "has a data subset 'first' already"),
+        ("other", "a/00001.tar", r"00001\.tar is in data subset 'other' and again in 'first'"),
+    ],
+)
+def test_what_another_process_has_added_is_not_added_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch, name: str, shards: str, message: str
+) -> None:
+    file = base / "list.yaml"
+    meanwhile(monkeypatch, lambda: add_subset(file, name, [shards]))
+    with pytest.raises(InputError, match=message):
+        add_subset(file, "first", ["a"])
+    assert [subset.name for subset in read_subsets(file)] == [name]
+
+
+def test_a_subset_that_is_extended_twice_at_once_has_both(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = base / "list.yaml"
+    add_subset(file, "first", ["a/00000.tar"])
+    meanwhile(monkeypatch, lambda: extend_subset(file, "first", ["a/00001.tar"]))
+    assert extend_subset(file, "first", ["b/00000.tar"]) == read_subsets(file)
+    (subset,) = read_subsets(file)
+    assert subset == Subset("first", f"{base}/{{a/00000.tar,a/00001.tar,b/00000.tar}}", 30)
+
+
+def test_a_list_is_changed_by_one_process_at_a_time(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(subsets: Sequence[Subset], file: Path) -> None:
+        time.sleep(0.05)
+        write_subsets(subsets, file)
+
+    monkeypatch.setattr(data_list, "write_subsets", write)
+    file, tars = base / "lists" / "list.yaml", [*base.glob("[ab]/*.tar")]
+    with ThreadPoolExecutor(len(tars)) as pool:
+        list(pool.map(lambda tar: add_subset(file, tar.parent.name + tar.stem, [str(tar)]), tars))
+    assert len(read_subsets(file)) == len(tars) == 5
+    assert [path.name for path in file.parent.iterdir()] == ["list.yaml"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from growclip_ds.data.fault_limit import FEWEST_JUDGED, FaultLimit
+from growclip_ds.data.fault_limit import FEWEST_SAMPLES, FaultLimit
 from growclip_ds.data.faults import Cause, Fault, FaultList
 from growclip_ds.data.shards import index_shards
 from growclip_ds.data.stream import TrainingStream
@@ -86,7 +86,7 @@ def test_shards_deleted_during_the_run(tmp_path: Path, workers: int) -> None:
 
 def check(limit: FaultLimit, faults: Counter, usable: int, samples: int) -> None:
     """An iteration of the training loop."""
-    limit.judge(all_reduce_sum(torch.tensor(limit.counts(faults, usable))).tolist(), samples)
+    limit.check(all_reduce_sum(torch.tensor(limit.counts(faults, usable))).tolist(), samples)
 
 
 def broken_after(iterations: int, samples: int, share: float, faults: int) -> tuple[int, str]:
@@ -116,7 +116,7 @@ def test_the_share_is_of_what_was_read_but_not_of_too_little() -> None:
     one = Counter({Cause.BROKEN_PICTURE: 50})
     check(limit, one, usable=50, samples=100)
     assert limit.broken == one  # half of the first batch says little
-    with pytest.raises(InputError, match=rf"101 broken samples among {FEWEST_JUDGED:,}, more than the 1\.00%"):
+    with pytest.raises(InputError, match=rf"101 broken samples among {FEWEST_SAMPLES:,}, more than the 1\.00%"):
         check(limit, Counter({Cause.BROKEN_PICTURE: 101}), usable=50, samples=100)
     limit = FaultLimit(10**6, 0.01)
     for read in range(1000):

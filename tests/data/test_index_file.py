@@ -67,6 +67,16 @@ def test_what_has_changed_is_scanned_again(tar: Path, change: str) -> None:
     assert read_index(str(tar)) == again
 
 
+@pytest.mark.parametrize("target", ["gone.tar", "00000.tar"], ids=["dangling", "loop"])
+def test_the_index_of_a_tar_that_cannot_be_opened_is_not_used(tar: Path, target: str) -> None:
+    build_index(str(tar))
+    tar.unlink()
+    tar.symlink_to(tar.parent / target)
+    assert read_index(str(tar)) is None
+    (found,) = open_shards([tar])
+    assert (found.samples, found.faults()) == (0, [Fault(str(tar), Cause.DAMAGED_SHARD)])
+
+
 def test_an_index_of_an_older_format_is_built_again(tar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_index(str(tar))
     monkeypatch.setattr(index_file, "FORMAT", index_file.FORMAT + 1)

@@ -20,6 +20,8 @@ from growclip_ds.data import remote_stream
 from growclip_ds.data.faults import Cause, Fault
 from growclip_ds.data.remote import Deal, Piece, RemoteShards
 from growclip_ds.data.remote_stream import captions, count_samples, reopening, stream_piece, stream_shard
+from growclip_ds.data.samples import Sample, ShardReader
+from growclip_ds.data.shards import index_shards
 from growclip_ds.data.stream import TrainingStream
 from growclip_ds.data.subsets import Subset, open_subsets, read_subsets
 from growclip_ds.data.tokens import Tokenizer
@@ -249,6 +251,20 @@ def test_pairs_that_are_none(tmp_path: Path) -> None:
     assert (first, second) == (Fault("a", Cause.NO_CAPTION), Fault("b", Cause.NO_PICTURE))
     assert (third.key, third.caption) == ("000003", caption(3).encode())
     assert list(captions(RemoteShards((f"pipe:cat {shard}",), (3,)))) == [caption(3)]
+
+
+def test_of_what_comes_twice_the_first_counts_as_in_a_local_shard(tmp_path: Path) -> None:
+    members = [("a.jpg", b"1"), ("a.txt", b"one"), ("a.JPG", b"2"), ("b.txt", b"two"), ("b.png", b"3")]
+    members += [("b.txt", b"again"), ("b.png", b"4")]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    reader = ShardReader(index_shards([tmp_path / "0.tar"]))
+    samples = [Sample("a", b"1", b"one"), Sample("b", b"3", b"two")]
+    assert list(stream_shard(f"pipe:cat {tmp_path / '0.tar'}")) == samples
+    assert [reader.read(position) for position in range(2)] == samples
 
 
 class Trap:

@@ -184,6 +184,15 @@ def write_clip(folder: Path) -> Path:
     return folder
 
 
+def test_a_model_of_transformers_has_its_own_tokenizer(folder: Path) -> None:
+    """Not that of a run in whose folder it happens to lie."""
+    subject = find_subject(write_clip(folder / "run" / "clip"))
+    train_tokenizer(["others"] * 20, 270, 24).save(folder / "run" / "tokenizer")
+    words = tokenizer()
+    sizes = replace(load_model(folder / "run/step_1/train/weights").sizes, vocab_size=words.vocab_size)
+    assert subject.tokenizer(None, sizes, words.end_of_text).vocab_size == words.vocab_size
+
+
 def test_a_clip_checkpoint_of_transformers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = write_clip(folder / "clip")
     assert main(["evaluate", str(clip), "--sets", str(folder / "things"), "--json", str(folder / "c.json")]) == 0

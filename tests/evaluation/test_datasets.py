@@ -40,8 +40,11 @@ def test_reads_a_classification_set(tmp_path: Path) -> None:
     assert torch.equal(pixels.permute(0, 2, 3, 1), torch.stack([torch.from_numpy(sets.picture(i)) for i in range(3)]))
 
 
-def test_reads_a_retrieval_set(tmp_path: Path) -> None:
-    dataset = load_evaluation_set(make_retrieval_set(tmp_path / "pairs"))
+@pytest.mark.parametrize("kind", ["retrieval", "Retrieval\n"])
+def test_reads_a_retrieval_set(tmp_path: Path, kind: str) -> None:
+    folder = make_retrieval_set(tmp_path / "pairs")
+    (folder / "dataset_type.txt").write_text(kind)
+    dataset = load_evaluation_set(folder)
     assert isinstance(dataset, RetrievalSet)
     [(pixels, captions, _)] = batches(dataset, sets.SIZE, 8)
     assert captions == [["one", "eins"], ["two"]]

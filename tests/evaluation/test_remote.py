@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from growclip_ds.errors import InputError
 from growclip_ds.evaluation import ClassificationSet, RetrievalSet, evaluate, load_evaluation_set
 from growclip_ds.evaluation.source import Source
 from tests.evaluation import sets
-from tests.evaluation.served import serve
+from tests.evaluation.served import Quiet, serve
 from tests.group import Groups
 
 LABELS = [3, 1, 4, 1, 5, 0, 2, 6, 5, 3, 5]
@@ -75,6 +76,11 @@ def test_identity_is_of_the_addresses(folder: Path, host: str) -> None:
             "https://huggingface.co/datasets/a/wds_food",
             "wds_food",
             "https://huggingface.co/datasets/a/wds_food/resolve/main/x",
+        ),
+        (
+            "https://user:to:ken@huggingface.co/datasets/a/b",
+            "b",
+            "https://user:to:ken@huggingface.co/datasets/a/b/resolve/main/x",
         ),
         ("https://huggingface.co/datasets/a/b/tree/v2/", "b", "https://huggingface.co/datasets/a/b/resolve/v2/x"),
         ("https://host/sets/food/", "food", "https://host/sets/food/x"),
@@ -159,3 +165,74 @@ def test_a_host_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
 
 def test_a_remote_retrieval_set_says_so(host: str) -> None:
     assert isinstance(load_evaluation_set(f"{host}/pairs"), RetrievalSet)
+
+
+class Difficult(Quiet):
+    """Wants a password; has no time for the first request of one file, and sends half of another, once."""
+
+    def do_GET(self) -> None:
+        requests = self.server.requests
+        first = self.path not in requests
+        requests.append(self.path)
+        if self.headers["Authorization"] != f"Basic {base64.b64encode(b'me:p@ss').decode()}":
+            self.send_error(401)
+        elif first and self.path.endswith("/classnames.txt"):
+            self.send_error(429)
+        elif first and self.path.endswith("/zeroshot_classification_templates.txt"):
+            content = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:9])
+        else:
+            super().do_GET()
+
+
+def test_text_files_are_fetched_as_tars_are(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "things", tmp_path / "my sets" / "things")
+    with serve(tmp_path, Difficult) as host:
+        address = f"{host.replace('http://', 'http://me:p%40ss@')}/my sets/things"
+        assert evaluate_on_rank([address]) == evaluate_on_rank([str(tmp_path / "my sets" / "things")])
+        with pytest.raises(
+            InputError, match=r"dataset_type\.txt: cannot be read \(HTTP 401 .*see that it can be fetch"
+        ):
+            load_evaluation_set(f"{host}/my sets/things")
+
+
+@pytest.mark.parametrize("address", ["http://host:port/set", "http://[host/set"])
+def test_what_is_no_address_is_an_error(address: str) -> None:
+    with pytest.raises(InputError, match=r"\.txt: cannot be read .*see that it can be fetched"):
+        load_evaluation_set(address)
+
+
+def test_a_command_that_fails_once_is_run_again(folder: Path, tmp_path: Path) -> None:
+    """A set of captions without its `dataset_type.txt` would be one of classes."""
+    once = f"at={tmp_path}/$(basename {{}}); test -e $at || {{ touch $at; exit 1; }}; cat"
+    assert isinstance(load_evaluation_set(f"pipe:{once} {folder}/pairs/{{}}"), RetrievalSet)
+
+
+def test_a_command_fails_where_a_set_has_no_type(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder / "things", tmp_path / "things")
+    (copy / "dataset_type.txt").unlink()
+    assert isinstance(load_evaluation_set(f"pipe:cat {copy}/{{}}"), ClassificationSet)
+    (copy / "classnames.txt").unlink()
+    with pytest.raises(
+        InputError, match=r"classnames\.txt: cannot be read \(its command ended with exit code 1\); see"
+    ):
+        load_evaluation_set(f"pipe:cat {copy}/{{}}")
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("s3://sets/food", r"s3://sets/food/\S+\.txt: aws, which fetches it, is not installed; install it"),
+        ("gs://sets/food", r"gs://sets/food/\S+\.txt: gsutil, which fetches it, is not installed"),
+        ("pipe:missing-program {}", r"\.txt: cannot be read \(a program of its command was not found\)"),
+    ],
+)
+def test_a_program_that_is_not_installed_is_said(
+    location: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=message):
+        load_evaluation_set(location)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -173,6 +176,38 @@ def test_pictures_become_the_pixels_of_evaluation(folder: Path) -> None:
     assert torch.equal(processor(arrays, return_tensors="pt")["pixel_values"], expected[:2])
     with pytest.raises(ValueError, match="uint8"):
         processor(noise[47, 70][..., :3] / 255)
+
+
+def test_the_orientation_is_that_of_evaluation(recwarn: pytest.WarningsRecorder) -> None:
+    """EXIF's alone: Pillow also looks in XMP and in text of a PNG, and warns of what is damaged."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (47, 70, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    raw = PngInfo()
+    raw.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n")
+    in_text = PngInfo()
+    in_text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    files = [encoded(picture, kind, xmp=xmp) for kind in ("JPEG", "WEBP")]
+    files += [encoded(picture, "PNG", pnginfo=text) for text in (raw, in_text)]
+    files += [encoded(picture, kind, exif=exif) for kind in ("JPEG", "WEBP", "PNG")]
+    tag = struct.pack(">HHI", 0x0112, 4, 1)
+    for block in (
+        b"MM\0*" + struct.pack(">IH", 8, 1) + tag + struct.pack(">I", 8),  # as LONG
+        b"MM\0*" + struct.pack(">IH", 8, 1) + tag,
+        b"MM\0*" + struct.pack(">I", 8) + b"\xff",
+        b"no TIFF",
+    ):
+        files += [encoded(picture, kind, exif=b"Exif\0\0" + block) for kind in ("JPEG", "WEBP")]
+    expected = normalise(torch.stack([decode_picture(file, 32, exact=True) for file in files]))
+    assert len(expected.unique(dim=0)) > 2
+    processor = GrowCLIPImageProcessor({"shortest_edge": 32})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, when it opens them
+        opened = [Image.open(BytesIO(file)) for file in files]
+    recwarn.clear()
+    assert torch.equal(processor(opened, return_tensors="pt")["pixel_values"], expected)
+    assert not recwarn.list
 
 
 def orientations() -> list[Image.Exif]:
