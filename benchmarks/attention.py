@@ -8,17 +8,21 @@ Without one: writes what the kernels should take on an H200 (prediction.py), for
 
 What is compared. Ours takes and gives back the projection's (T, H, 3, 64) as training does. The others get separate
 contiguous queries, keys and values in the layout they like best and give three gradients, so they are spared the
-copies that a packed projection would cost them. Packed captions: the backends take them padded to 77, `varlen` (flash)
-packed. GB/s count each input and output once (forward 4 tensors of the tokens, backward 8), TFLOP/s only scores that
-are asked for (causal: half), backward 2.5 times forward. Memory caches are cleared between calls.
+copies that a packed projection would cost them. Packed captions: the backends take them padded to 77; `varlen`,
+PyTorch's built-in FlashAttention-2, takes them packed. Pictures and captions together, as the shared encoder
+has them, are one call of ours; the others, which have one causality a call, take two. GB/s count each input and output
+once (forward 4 tensors of the tokens, backward 8), TFLOP/s only scores that are asked for (causal: half), backward 2.5
+times forward. Memory caches are cleared between calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own f
 
 from benchmarks import common
 from benchmarks.captions import built_in_captions, built_in_tokenizer
-from growclip_kernels import attention
+from growclip_kernels.packed_attention import SequenceGroup, Sequences, attend
 
 HEADS = (6, 10, 16)  # of the smallest, a middle and the widest encoder that is grown
-CONTEXT = 77
+PICTURE, CONTEXT = 197, 77  # tokens
 TOKENS = 400_000 // max(HEADS)  # times heads: enough programs for many waves
 CAPABILITY = (9, 0)
 BACKENDS = {
@@ -44,16 +48,24 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+CHECKED = 64  # sequences of each part that are compared with float64
 TOLERANCE = 1e-2  # relative L2 distance of bf16 from float64
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sequences to attend: their lengths, and whether they are causal."""
+Gradients = tuple[Tensor, ...]
 
-    name: str
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences of one causality: their lengths, and an upper bound of them."""
+
     lengths: tuple[int, ...]
+    longest: int
     causal: bool
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
 
     @property
     def scores(self) -> int:
@@ -62,100 +74,175 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A way to attend: makes the output of its inputs, and takes rows (T, H, 64) to its output's layout and back."""
+class Shape:
+    """A batch to attend."""
 
     name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def sequences(self) -> int:
+        return sum(len(part.lengths) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to attend: makes outputs of its inputs, and takes rows (T, H, 64) to the outputs' layout and back."""
+
     inputs: tuple[Tensor, ...]
-    attend: Callable[..., Tensor]
-    to_rows: Callable[[Tensor], Tensor]
-    from_rows: Callable[[Tensor], Tensor]
-    gradient_rows: Callable[[tuple[Tensor, ...]], Tensor]
+    attend: Callable[..., tuple[Tensor, ...]]
+    to_rows: Callable[[tuple[Tensor, ...]], Tensor]
+    from_rows: Callable[[Tensor], tuple[Tensor, ...]]
+    gradient_rows: Callable[[Gradients], Tensor]
 
 
 def shapes() -> list[Shape]:
-    """Pictures of ViT-B/16, full captions, and captions as they come, some 400,000 tokens over the heads each."""
+    """Pictures of ViT-B/16, full captions, captions as they come, and as many of these as pictures with them.
+
+    Some 200,000 tokens each, times 6 to 16 heads.
+    """
     captions = built_in_tokenizer()(built_in_captions(20_000)).cu_seqlens.diff().tolist()
     count = next(i for i in range(len(captions)) if sum(captions[:i]) >= 8 * TOKENS)
+    pairs = next(i for i in range(len(captions)) if sum(captions[:i]) + PICTURE * i >= 8 * TOKENS)
     return [
-        Shape("197", (197,) * (8 * TOKENS // 197), False),
-        Shape("77 causal", (CONTEXT,) * (8 * TOKENS // CONTEXT), True),
-        Shape("captions", tuple(captions[:count]), True),
+        Shape("197", (Part((PICTURE,) * (8 * TOKENS // PICTURE), PICTURE, False),)),
+        Shape("77 causal", (Part((CONTEXT,) * (8 * TOKENS // CONTEXT), CONTEXT, True),)),
+        Shape("captions", (Part(tuple(captions[:count]), CONTEXT, True),)),
+        Shape(
+            "197 + captions",
+            (Part((PICTURE,) * pairs, PICTURE, False), Part(tuple(captions[:pairs]), CONTEXT, True)),
+        ),
     ]
 
 
-def contestants(qkv: Tensor, shape: Shape) -> Iterator[Contestant]:
-    """Ours and those that PyTorch has for the shape; qkv (T, H, 3, 64)."""
-    heads = qkv.shape[1]
-    lengths = torch.tensor(shape.lengths, device=qkv.device)
-    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
-    longest = CONTEXT if shape.causal else max(shape.lengths)
-    packed = (qkv.detach().clone().requires_grad_(),)
+def contestants(qkv: Tensor, shape: Shape) -> dict[str, Callable[[], Contestant]]:
+    """What makes ours and those that PyTorch has for the shape, by name; qkv (T, H, 3, 64)."""
+    calls = ", two calls" if len(shape.parts) > 1 else ""
 
-    def ours(qkv: Tensor) -> Tensor:
-        return attention(qkv, cu_seqlens, longest, shape.causal)
+    def of_parts(make: Callable[[Tensor, Part], Contestant]) -> Contestant:
+        parts = zip(qkv.detach().split([part.tokens for part in shape.parts]), shape.parts, strict=True)
+        return _joined([make(rows, part) for rows, part in parts], [part.tokens for part in shape.parts])
 
-    def as_is(rows: Tensor) -> Tensor:
-        return rows
+    return {
+        "ours": lambda: _ours(qkv, shape),
+        f"varlen (torch's FlashAttention-2){calls}": lambda: of_parts(_varlen),
+        **{
+            f"sdpa {name}{calls}": lambda b=backend: of_parts(lambda rows, part: _sdpa(rows, part, b))
+            for name, backend in BACKENDS.items()
+        },
+    }
 
-    yield Contestant("ours", packed, ours, as_is, as_is, lambda gradients: gradients[0])
 
-    parts = tuple(part.contiguous().requires_grad_() for part in qkv.detach().unbind(2))  # (T, H, 64) each
-    try:
-        from torch.nn.attention.varlen import varlen_attn
+def _ours(qkv: Tensor, shape: Shape) -> Contestant:
+    groups = tuple(SequenceGroup(len(p.lengths), p.tokens, p.longest, p.causal) for p in shape.parts)
+    lengths = list(itertools.chain.from_iterable(part.lengths for part in shape.parts))
+    sequences = Sequences(_boundaries(torch.tensor(lengths, device=qkv.device)), groups)
+    return Contestant(
+        inputs=(qkv.detach().clone().requires_grad_(),),
+        attend=lambda qkv: (attend(qkv, sequences),),
+        to_rows=lambda outputs: outputs[0],
+        from_rows=lambda rows: (rows,),
+        gradient_rows=lambda gradients: gradients[0],
+    )
 
-        window = (-1, 0) if shape.causal else (-1, -1)
 
-        def varlen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=window)
+def _varlen(qkv: Tensor, part: Part) -> Contestant:
+    from torch.nn.attention.varlen import varlen_attn  # from 2.10 on
 
-        yield Contestant("varlen (flash)", parts, varlen, as_is, as_is, lambda gradients: torch.stack(gradients, 2))
-    except ImportError as error:
-        print(f"varlen (flash) is left out: {error}")
+    cu_seqlens = _boundaries(torch.tensor(part.lengths, device=qkv.device))
+    if "is_causal" in inspect.signature(varlen_attn).parameters:  # 2.10; a window since
+        masked: dict[str, Any] = {"is_causal": part.causal}
+    else:
+        masked = {"window_size": (-1, 0) if part.causal else (-1, -1)}
 
-    kept = (torch.arange(longest, device=qkv.device) < lengths[:, None]).flatten().nonzero().flatten()
+    def varlen(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return (varlen_attn(q, k, v, cu_seqlens, cu_seqlens, part.longest, part.longest, **masked),)
+
+    return Contestant(
+        inputs=tuple(rows.contiguous().requires_grad_() for rows in qkv.unbind(2)),  # (T, H, 64) each
+        attend=varlen,
+        to_rows=lambda outputs: outputs[0],
+        from_rows=lambda rows: (rows,),
+        gradient_rows=lambda gradients: torch.stack(gradients, 2),
+    )
+
+
+def _sdpa(qkv: Tensor, part: Part, backend: SDPBackend) -> Contestant:
+    heads, lengths = qkv.shape[1], torch.tensor(part.lengths, device=qkv.device)
+    kept = (torch.arange(part.longest, device=qkv.device) < lengths[:, None]).flatten().nonzero().flatten()
 
     def padded(t: Tensor) -> Tensor:  # (T, H, 64) -> (B, H, L, 64)
-        full = t.new_zeros(len(shape.lengths) * longest, heads, 64).index_copy(0, kept, t)
-        return full.view(-1, longest, heads, 64).transpose(1, 2).contiguous()
+        full = t.new_zeros(len(part.lengths) * part.longest, heads, 64).index_copy(0, kept, t)
+        return full.view(-1, part.longest, heads, 64).transpose(1, 2).contiguous()
 
     def unpadded(t: Tensor) -> Tensor:
         return t.transpose(1, 2).reshape(-1, heads, 64)[kept]
 
-    def gradient_rows(gradients: tuple[Tensor, ...]) -> Tensor:
-        return torch.stack([unpadded(gradient) for gradient in gradients], 2)
+    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        with sdpa_kernel(backend):
+            return (F.scaled_dot_product_attention(q, k, v, is_causal=part.causal),)
 
-    dense = tuple(padded(part.detach()).requires_grad_() for part in parts)
-    for name, backend in BACKENDS.items():
+    return Contestant(
+        inputs=tuple(padded(rows).requires_grad_() for rows in qkv.unbind(2)),
+        attend=sdpa,
+        to_rows=lambda outputs: unpadded(outputs[0]),
+        from_rows=lambda rows: (padded(rows),),
+        gradient_rows=lambda gradients: torch.stack([unpadded(gradient) for gradient in gradients], 2),
+    )
 
-        def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend = backend) -> Tensor:
-            with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal)
 
-        yield Contestant(f"sdpa {name}", dense, sdpa, unpadded, padded, gradient_rows)
+def _joined(parts: Sequence[Contestant], tokens: Sequence[int]) -> Contestant:
+    """One that attends parts of a batch in calls of their own, of three inputs and one output each."""
+
+    def attend(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(out for i, part in enumerate(parts) for out in part.attend(*inputs[3 * i : 3 * i + 3]))
+
+    def from_rows(rows: Tensor) -> tuple[Tensor, ...]:
+        return tuple(out for part, own in zip(parts, rows.split(tokens), strict=True) for out in part.from_rows(own))
+
+    def gradient_rows(gradients: Gradients) -> Tensor:
+        return torch.cat([part.gradient_rows(gradients[3 * i : 3 * i + 3]) for i, part in enumerate(parts)])
+
+    return Contestant(
+        inputs=tuple(tensor for part in parts for tensor in part.inputs),
+        attend=attend,
+        to_rows=lambda outputs: torch.cat([p.to_rows((out,)) for p, out in zip(parts, outputs, strict=True)]),
+        from_rows=from_rows,
+        gradient_rows=gradient_rows,
+    )
+
+
+def _boundaries(lengths: Tensor) -> Tensor:
+    return F.pad(lengths.cumsum(0), (1, 0)).int()
 
 
 def errors(contestant: Contestant, qkv: Tensor, shape: Shape, weights: Tensor) -> tuple[float, float]:
-    """Relative distances of output and gradient from float64, on the first sequences."""
+    """Relative distances of output and gradient from float64, on each part's first sequences."""
     out = contestant.attend(*contestant.inputs)
     gradient = torch.autograd.grad(out, contestant.inputs, contestant.from_rows(weights))
-    rows, gradient_rows = contestant.to_rows(out.detach()), contestant.gradient_rows(gradient)
-    count = 64
-    start = 0
+    rows, gradient_rows = contestant.to_rows(tuple(o.detach() for o in out)), contestant.gradient_rows(gradient)
+    begin = 0
     far, size = torch.zeros(2, 2, dtype=torch.float64)
-    for length in shape.lengths[:count]:
-        part = slice(start, start + length)
-        exact = qkv[part].detach().double().requires_grad_()
-        q, k, v = (t.transpose(0, 1) for t in exact.unbind(2))
-        scores = q @ k.transpose(1, 2) / 8
-        if shape.causal:
-            scores = scores.masked_fill(torch.ones_like(scores[0]).triu(1).bool(), -torch.inf)
-        expected = (scores.softmax(-1) @ v).transpose(0, 1)
-        (expected_gradient,) = torch.autograd.grad(expected, exact, weights[part].double())
-        for i, (ours, theirs) in enumerate(((rows[part], expected), (gradient_rows[part], expected_gradient))):
-            far[i] += (ours.double() - theirs).square().sum().item()
-            size[i] += theirs.square().sum().item()
-        start += length
+    for part in shape.parts:
+        start = begin
+        for length in part.lengths[:CHECKED]:
+            own = slice(start, start + length)
+            exact = qkv[own].detach().double().requires_grad_()
+            q, k, v = (t.transpose(0, 1) for t in exact.unbind(2))
+            scores = q @ k.transpose(1, 2) / 8
+            if part.causal:
+                scores = scores.masked_fill(torch.ones_like(scores[0]).triu(1).bool(), -torch.inf)
+            expected = (scores.softmax(-1) @ v).transpose(0, 1)
+            (expected_gradient,) = torch.autograd.grad(expected, exact, weights[own].double())
+            for i, (ours, theirs) in enumerate(((rows[own], expected), (gradient_rows[own], expected_gradient))):
+                far[i] += (ours.double() - theirs).square().sum().item()
+                size[i] += theirs.square().sum().item()
+            start += length
+        begin += part.tokens
     distance = (far / size).sqrt()
     return float(distance[0]), float(distance[1])
 
@@ -163,28 +250,30 @@ def errors(contestant: Contestant, qkv: Tensor, shape: Shape, weights: Tensor) -
 def measure(shape: Shape, heads: int, device: torch.device) -> list[dict[str, Any]]:
     """A row for each contestant."""
     generator = torch.Generator(device).manual_seed(0)
-    tokens = sum(shape.lengths)
+    tokens = shape.tokens
     qkv = torch.randn(tokens, heads, 3, 64, device=device, generator=generator).bfloat16()
     weights = torch.randn(tokens, heads, 64, device=device, generator=generator).bfloat16()
+    operations = 4 * 64 * heads * sum(part.scores for part in shape.parts)
+    moved = tokens * heads * 64 * 2
     rows = []
-    for contestant in contestants(qkv, shape):
-        row: dict[str, Any] = {"shape": shape.name, "heads": heads, "sequences": len(shape.lengths)}
-        row |= {"contestant": contestant.name, "tokens": tokens}
+    for name, make in contestants(qkv, shape).items():
+        row: dict[str, Any] = {"shape": shape.name, "heads": heads, "sequences": shape.sequences}
+        row |= {"contestant": name, "tokens": tokens}
         rows.append(row)
         try:
+            contestant = make()
             row["error"], row["gradient_error"] = errors(contestant, qkv, shape, weights)
             if not max(row["error"], row["gradient_error"]) <= TOLERANCE:
                 raise RuntimeError(f"wrong: {row['error']:.1e} and {row['gradient_error']:.1e} from float64")
-        except RuntimeError as reason:  # a backend that cannot, out of memory, or a wrong result: say so, go on
-            row["failed"] = str(reason).splitlines()[0][:80]
+            grad = contestant.from_rows(weights)
+            out = contestant.attend(*contestant.inputs)
+            forward = common.median_ms(lambda c=contestant: c.attend(*c.inputs), device)
+            backward = common.median_ms(
+                lambda c=contestant, o=out, g=grad: torch.autograd.grad(o, c.inputs, g, retain_graph=True), device
+            )
+        except Exception as error:  # a backend that cannot, out of memory, or a wrong result: say so, go on
+            row["failed"] = common.failure(error)
             continue
-        grad = contestant.from_rows(weights)
-        out = contestant.attend(*contestant.inputs)
-        forward = common.median_ms(lambda c=contestant: c.attend(*c.inputs), device)
-        backward = common.median_ms(
-            lambda c=contestant, o=out, g=grad: torch.autograd.grad(o, c.inputs, g, retain_graph=True), device
-        )
-        operations, moved = 4 * 64 * shape.scores * heads, tokens * heads * 64 * 2
         row |= {"forward_ms": forward, "backward_ms": backward, "both_ms": forward + backward}
         row |= {"forward_gb_s": 4 * moved / forward / 1e6, "backward_gb_s": 8 * moved / backward / 1e6}
         row |= {"forward_tflop_s": operations / forward / 1e9, "backward_tflop_s": 2.5 * operations / backward / 1e9}
@@ -209,8 +298,9 @@ def predictions() -> list[dict[str, Any]]:
     rows = []
     for shape in shapes():
         for heads in HEADS:
-            forward, backward = attention_seconds(list(shape.lengths), heads, H200, used, CAPABILITY)
-            row = {"shape": shape.name, "heads": heads, "sequences": len(shape.lengths), "tokens": sum(shape.lengths)}
+            parts = [attention_seconds(list(part.lengths), heads, H200, used, CAPABILITY) for part in shape.parts]
+            forward, backward = (sum(seconds) for seconds in zip(*parts, strict=True))
+            row = {"shape": shape.name, "heads": heads, "sequences": shape.sequences, "tokens": shape.tokens}
             moved = row["tokens"] * heads * 64 * 2
             row |= {"contestant": "ours, predicted", "forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward}
             row |= {"both_ms": 1e3 * (forward + backward), "forward_gb_s": 4 * moved / forward / 1e9}
@@ -246,10 +336,14 @@ def main() -> None:
         print(f"\nThere is no GPU here: these are predictions ({path})")
         return
     limits = common.ceilings(device)
-    rows = [row for shape in shapes() for heads in HEADS for row in measure(shape, heads, device)]
+    rows: list[dict[str, Any]] = []
+    for shape in shapes():
+        for heads in HEADS:
+            rows += measure(shape, heads, device)
+            path = common.write_results("attention", rows, device, limits, folder=options.results)
     print(common.markdown_table(rows, COLUMNS))
     print(limits)
-    print(common.write_results("attention", rows, device, limits, folder=options.results))
+    print(path)
 
 
 if __name__ == "__main__":

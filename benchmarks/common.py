@@ -119,6 +119,11 @@ def median_ms(function: Callable[[], Any], device: torch.device) -> float:
     return 1000 * statistics.median(durations)
 
 
+def failure(error: Exception) -> str:
+    """What a row says of a contestant that failed: the error's name, which alone tells what Triton has raised."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:80]
+
+
 def iteration_seconds(step: Callable[[], Any], iterations: int, device: torch.device) -> list[float]:
     """Durations of training steps by the wall clock, which includes what the device waits for."""
     durations = []

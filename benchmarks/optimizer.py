@@ -9,13 +9,13 @@ The shard is that of one rank alone: all of S4's 189 million elements, weight, g
 is updated whole, and confined to a candidate, the leading rows and columns of each tensor. Before anything is timed,
 the update is compared with float64 on a smaller model of the same kind. On a GPU torch's fused AdamW stands beside.
 
-Bytes are those that the kernels have to move (growclip_kernels/optimizer/updates.py): AdamW reads four numbers an
+Bytes are those that the kernels have to move (growclip_kernels/optimizer/kernels.py): AdamW reads four numbers an
 element and writes three; LAMB's first pass does too, its second reads two and writes one. What tables and partial sums
 add is counted. The prediction for an H200 is these at the rate at which one was measured to copy (prediction.py); S4's
 step there is predicted from its operations (growclip_ds/costs/flops.py) at the rate of large products.
 
 The share of a step is of a small model of S4's kind on the CPU, of S4 on a GPU: the time that the optimiser's `step`
-takes of a whole training iteration at ZeRO 2, in one process.
+takes of a whole training iteration at ZeRO 2, in one process. It is left out where a package of training is missing.
 """
 
 from __future__ import annotations
@@ -36,15 +36,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own f
 from benchmarks import common
 from benchmarks.captions import built_in_captions, built_in_tokenizer
 from benchmarks.prediction import H200
-from benchmarks.steps import Batch
-from benchmarks.train_step import PRESETS
+from benchmarks.presets import PRESETS
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.costs.flops import forward_flops, training_flops
 from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.optim import AdamW, Lamb
 from growclip_ds.optim.leading_box import leading_box
-from growclip_ds.training.engine import Engine, init_distributed
-from growclip_ds.training.iteration import train_iteration
 from growclip_kernels.dispatch import uses_triton
 from growclip_kernels.optimizer import Buffers, Region, Regions, adamw, lamb_apply, lamb_direction, torch_path
 from growclip_kernels.optimizer import trust_ratios as ratios_of
@@ -93,16 +89,15 @@ def main() -> None:
         rows += [measure(update, of, where, whole.end, device, step_ms) for update in ("AdamW", "LAMB")]
     if device.type == "cuda":
         rows.append(fused_adamw(whole.end, device))
-    init_distributed()
-    shares = [share(update, device) for update in ("AdamW", "LAMB")]
+    shares, missing = shares_of_a_step(device)
     print(common.markdown_table(rows, COLUMNS), common.markdown_table(shares, SHARES), sep="\n\n")
     notes = [
+        *missing,
         f"S4's step on an H200, 512 pairs, is predicted to take {step_ms:.0f} ms: its operations at "
         f"{PRODUCTS / 1e12:.0f} TFLOP/s; the update is a rank's alone, several share it",
         f"shares: {'S4, 512 pairs' if device.type == 'cuda' else f'{SMALL}, 8 pairs'}, ZeRO 2, one process",
     ]
     print(common.write_results("optimizer", [*rows, *shares], device, common.ceilings(device), notes))
-    torch.distributed.destroy_process_group()
 
 
 def regions(largest: Architecture, sampled: Architecture, sizes: ModelSizes) -> Regions:
@@ -194,8 +189,26 @@ def fused_adamw(size: int, device: torch.device) -> dict[str, Any]:
     return {"update": "AdamW", "of": "S4", "path": "torch, fused", "million": size / 1e6, "ms": ms}
 
 
+def shares_of_a_step(device: torch.device) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows, or a note which package is missing to make them."""
+    try:
+        from growclip_ds.distributed.rendezvous import init_distributed
+
+        init_distributed()
+        shares = [share(update, device) for update in ("AdamW", "LAMB")]
+    except ImportError as error:  # the figures above need neither DeepSpeed nor what training reads its settings with
+        return [], [f"no shares of a step: {error}"]
+    torch.distributed.destroy_process_group()
+    return shares, []
+
+
 def share(update: str, device: torch.device) -> dict[str, Any]:
     """Of training iterations, the part that the optimiser's `step` takes."""
+    from benchmarks.steps import Batch
+    from growclip_ds.optim import AdamW, Lamb
+    from growclip_ds.training.engine import Engine
+    from growclip_ds.training.iteration import train_iteration
+
     preset = PRESETS["gpu" if device.type == "cuda" else "cpu-small"]
     config = {
         "train_micro_batch_size_per_gpu": preset.batch_size,

@@ -27,12 +27,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not the repository
 
 from benchmarks import common
+from benchmarks.presets import PRESETS
 from benchmarks.steps import LEARNING_RATE, Contest, of_ranks
-from benchmarks.train_step import PRESETS
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
+from growclip_ds.distributed.rendezvous import init_distributed
 from growclip_ds.optim import Lamb
-from growclip_ds.training.engine import init_distributed
 from growclip_ds.training.iteration import train_iteration
 
 ITERATIONS = 3  # from the second on, stage 3 follows the order of the first

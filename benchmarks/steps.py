@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from benchmarks import common
 from benchmarks.captions import built_in_captions, built_in_tokenizer, fill, pad
 from benchmarks.contenders import Contender
 from benchmarks.parts import TimedEngine, median_shares
+from benchmarks.presets import Preset
 from growclip_ds import distributed
-from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import load_config
 from growclip_ds.config.deepspeed import DeepSpeedFile, load_deepspeed_config, resolve
 from growclip_ds.costs.flops import clip_forward_flops, forward_flops, training_flops
@@ -37,29 +38,6 @@ GUESSING = 0.25  # by which part of ln n the first loss may differ from it
 
 Step = Callable[[], float]  # an iteration, which returns the loss
 Masters = Callable[[Callable[[str], int]], Iterator[tuple[str, Tensor | None]]]  # as `Engine.masters`
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What is run on a kind of device.
-
-    Attributes:
-        compared: architecture that is compared with the contenders.
-        largest: the one that is run beside it.
-        names: of the two.
-        sizes: of the input.
-        batch_size: pairs a rank.
-        iterations: timed ones.
-        bf16: working precision; fp32 otherwise.
-    """
-
-    compared: Architecture
-    largest: Architecture
-    names: tuple[str, str]
-    sizes: ModelSizes
-    batch_size: int
-    iterations: int
-    bf16: bool
 
 
 class Batch:

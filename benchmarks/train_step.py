@@ -43,32 +43,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own f
 from benchmarks import common
 from benchmarks.contenders import find_contenders
 from benchmarks.parts import BACKWARD, LOSS, OTHER_FORWARD, REST, STEP
-from benchmarks.steps import PARTS, Contest, Preset, Step, of_ranks
-from growclip_ds.architecture import Architecture, ModelSizes
+from benchmarks.presets import PRESETS
+from benchmarks.steps import PARTS, Contest, Step, of_ranks
+from growclip_ds.architecture import Architecture
 from growclip_ds.distributed import is_main, world_size
+from growclip_ds.distributed.rendezvous import init_distributed
 from growclip_ds.optim import AdamW, Lamb
-from growclip_ds.training.engine import init_distributed
 
-PRESETS = {
-    "gpu": Preset(
-        compared=Architecture(0, 12, 12, 12, 8, 0),
-        largest=Architecture(6, 18, 10, 10, 8, 8),
-        names=("ViT-B/16 size", "S4"),
-        sizes=ModelSizes(),
-        batch_size=512,
-        iterations=12,
-        bf16=True,
-    ),
-    "cpu-small": Preset(  # a quarter of the width and a third of the depth, so the stem weighs more
-        compared=Architecture(0, 4, 3, 4, 2, 0),
-        largest=Architecture(2, 6, 3, 3, 2, 3),
-        names=("small", "small S4"),
-        sizes=ModelSizes(vocab_size=8192, embed_dim=128),
-        batch_size=8,
-        iterations=3,
-        bf16=False,
-    ),
-}
 PROFILED_OPERATORS = 40
 
 COLUMNS = {

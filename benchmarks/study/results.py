@@ -6,11 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.records import PhaseRecord
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Results:
 
     def steps(self, name: str) -> int:
         """Growth steps of a run."""
-        return max(step for step, _, _ in self._records(name))
+        return max(record.step for record in self._records(name))
 
     def accuracy(self, name: str, step: int) -> float:
         """Percent after a growth step, the mean of the sets that the run reports."""
@@ -46,30 +46,24 @@ class Results:
 
     def figures(self, name: str, step: int) -> dict[str, float]:
         """Percent after a growth step on each set: top-1, or of a retrieval set the mean R@1 of both directions."""
-        return {found["dataset"]: _figure(found) for found in self._trained(name, step)["evaluation"]}
+        return {result.dataset: result.accuracy for result in self._trained(name, step).evaluation}
 
     def parameters(self, name: str, step: int) -> int:
-        return self._trained(name, step)["parameters"]
+        return self._trained(name, step).parameters
 
     def architecture(self, name: str, step: int) -> Architecture:
-        return Architecture(**self._trained(name, step)["model"]["architecture"])
+        return self._trained(name, step).architecture
 
     def seconds(self, name: str) -> float:
         """Of all phases together."""
-        return sum(record["seconds"] for _, _, record in self._records(name))
+        return sum(record.seconds for record in self._records(name))
 
     def pairs_seen(self, name: str) -> int:
         """In the training of all phases together."""
-        return sum(record["pairs_seen"] for _, _, record in self._records(name))
+        return sum(record.training.pairs_seen for record in self._records(name) if record.training is not None)
 
-    def _trained(self, name: str, step: int) -> dict[str, Any]:
+    def _trained(self, name: str, step: int) -> PhaseRecord:
         return RunFolder(self.path / name).record(step, Phase.TRAIN)
 
-    def _records(self, name: str) -> list[tuple[int, Phase, dict[str, Any]]]:
+    def _records(self, name: str) -> list[PhaseRecord]:
         return list(RunFolder(self.path / name).records())
-
-
-def _figure(evaluation: dict[str, Any]) -> float:
-    if evaluation["type"] == "classification":
-        return evaluation["top1"]
-    return fmean((evaluation["image_to_text"]["R@1"], evaluation["text_to_image"]["R@1"]))

@@ -14,7 +14,7 @@ from growclip_ds.model.encoders import Head, ImageEncoder, SharedEncoder, TextEn
 from growclip_ds.model.initial import initial_tensor
 from growclip_ds.model.layers import leading_slice
 from growclip_ds.model.packed import PackedTokens, pack_padded
-from growclip_kernels.packed_attention import Run, Sequences
+from growclip_kernels.packed_attention import SequenceGroup, Sequences
 
 
 class GrowCLIP(nn.Module):
@@ -133,7 +133,7 @@ class GrowCLIP(nn.Module):
         """The pictures (n, 3, S, S) as attention takes them."""
         n, length = images.shape[0], self.sizes.image_tokens
         cu_seqlens = torch.arange(n + 1, dtype=torch.int32, device=images.device) * length
-        return Sequences(cu_seqlens, (Run(n, n * length, length, causal=False),))
+        return Sequences(cu_seqlens, (SequenceGroup(n, n * length, length, causal=False),))
 
     @staticmethod
     def enter_shared(stream: Tensor, width: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from growclip_kernels.packed_attention import Run, Sequences, check_boundaries
+from growclip_kernels.packed_attention import SequenceGroup, Sequences, check_boundaries
 
 
 class PackedTokens(NamedTuple):
@@ -40,7 +40,9 @@ class PackedTokens(NamedTuple):
             ValueError: `cu_seqlens` is on the CPU and wrong.
         """
         self._check()
-        return Sequences(self.cu_seqlens, (Run(self.num_captions, self.ids.numel(), self.max_seqlen, causal=True),))
+        return Sequences(
+            self.cu_seqlens, (SequenceGroup(self.num_captions, self.ids.numel(), self.max_seqlen, causal=True),)
+        )
 
     def _check(self) -> None:
         """On the CPU, before captions go elsewhere: a GPU would have to be waited for."""

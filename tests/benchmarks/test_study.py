@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,11 @@ import pytest
 from benchmarks.study.results import Results
 from benchmarks.study.runs import GROWN, MAIN, METHODS, RATES, Plan, fixed_parameters, nearest
 from benchmarks.study.tables import tables
+from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import load_config
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
+from tests.records import classified, phase_record, retrieved
 
 CONFIG = "configs/study.yaml"
 
@@ -27,24 +28,13 @@ def finish(plan: Plan, name: str, accuracy: float = 50.0, steps: int = 3) -> Non
     run.path.mkdir(parents=True)
     run.config_file.write_text("")
     for step in range(1, steps + 1):
-        architecture = {"conv_layers": 0, "image_blocks": 4, "image_heads": 2, "text_blocks": 3, "text_heads": 2}
-        record = {
-            "parameters": 2_000_000,
-            "model": {"kind": "growclip", "architecture": architecture | {"shared_blocks": 1}},
-            "evaluation": [
-                {"dataset": "scenes_objects", "type": "classification", "top1": accuracy - 10},
-                {
-                    "dataset": "scenes_retrieval",
-                    "type": "retrieval",
-                    "image_to_text": {"R@1": accuracy},
-                    "text_to_image": {"R@1": accuracy + 20},
-                },
-            ],
-            "seconds": 60.0,
-            "pairs_seen": 1000,
-        }
-        run.phase(step, Phase.TRAIN).mkdir(parents=True)
-        (run.phase(step, Phase.TRAIN) / "phase.json").write_text(json.dumps(record))
+        record = phase_record(
+            step,
+            parameters=2_000_000,
+            architecture=Architecture(0, 4, 2, 3, 2, 1),
+            evaluation=(classified("scenes_objects", accuracy - 10), retrieved("scenes_retrieval", accuracy + 10)),
+        )
+        run.finish(record)
 
 
 def finish_all(plan: Plan) -> list[str]:

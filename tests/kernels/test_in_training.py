@@ -17,7 +17,7 @@ from growclip_ds.model.packed import pack
 from growclip_ds.optim import AdamW
 from growclip_ds.training.engine import Engine
 from growclip_ds.training.iteration import train_iteration
-from growclip_kernels.packed_attention import operators
+from growclip_kernels.packed_attention import triton_path
 from tests.fed_gradients import rank0
 from tests.kernels.device import runs_kernels_on_ranks
 
@@ -30,8 +30,8 @@ def train(kernels: str, stage: int, checkpointing: str) -> tuple[list[float], di
     """Losses of three iterations on sampled subnets, rank 0's weights, and how often attention's kernels ran."""
     os.environ["GROWCLIP_KERNELS"] = kernels
     runs = []
-    launches = operators._launches
-    operators._launches = lambda *arguments: runs.append(arguments) or launches(*arguments)
+    launches = triton_path._launches
+    triton_path._launches = lambda *arguments: runs.append(arguments) or launches(*arguments)
     torch.manual_seed(0)
     weights = GrowCLIP(SPACE.supernet, **SIZES).state_dict()
     engine = Engine(
@@ -59,7 +59,7 @@ def train(kernels: str, stage: int, checkpointing: str) -> tuple[list[float], di
         return losses, dict(engine.masters(rank0)), len(runs)
     finally:
         engine.destroy()
-        operators._launches = launches
+        triton_path._launches = launches
         del os.environ["GROWCLIP_KERNELS"]
 
 

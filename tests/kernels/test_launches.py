@@ -1,18 +1,23 @@
-"""What dispatch launches is what the table of resources says: the same programs, and no others.
+"""What dispatch launches is what the table of resources says, the same programs and no others; and how many of each.
 
 In a process of its own, where Triton believes in a GPU and compiles for it as at a launch, but launches nothing.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 GENERATIONS = (8, 9)
 SCRIPT = """
+import json
 import sys
 
 import torch
@@ -22,9 +27,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from growclip_kernels import attention, contrastive_loss, dispatch, resources, sigmoid_loss
-from growclip_kernels.packed_attention import operators
-from growclip_kernels.contrastive import triton_path
+from growclip_kernels.contrastive import triton_path as losses
 from growclip_kernels.optimizer import Buffers, Region, Regions, Span, triton_path as updates
+from growclip_kernels.packed_attention import SequenceGroup, Sequences, attend, triton_path as of_attention
 
 CAPABILITY = (int(sys.argv[1]), 0)
 TARGET = GPUTarget("cuda", 10 * CAPABILITY[0], 32)
@@ -36,13 +41,14 @@ class StandIn:
     get_current_target = staticmethod(lambda: TARGET)
 
 
-launched, listed = set(), set()
+launched, listed, grids = set(), set(), []
 run, compile = JITFunction.run, triton.compile
 
 
 def compile_only(self, *arguments, grid, warmup, **options):
     compiled = run(self, *arguments, grid=grid, warmup=True, **options)
     launched.add(compiled.asm["ptx"])
+    grids.append((self.__name__, *grid))
     return compiled
 
 
@@ -59,7 +65,7 @@ def boundaries(lengths):
 driver.set_active(StandIn())
 JITFunction.run = compile_only
 dispatch._obstacle = lambda device: None
-operators.capability_of = triton_path.capability_of = lambda device: CAPABILITY
+of_attention.capability_of = losses.capability_of = lambda device: CAPABILITY
 mixed = (5, 1, 300, 100, 197, 16), torch.tensor([True, False] * 3)
 batches = [((197, 197), False), ((77, 77), True), mixed, ((1,), True)]
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -71,6 +77,12 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
         images, texts = (torch.randn(n, d).to(dtype).requires_grad_() for _ in range(2))
         scale = torch.tensor([10.0], requires_grad=True)
         (contrastive_loss(images, texts, scale) + sigmoid_loss(images, texts, scale, -scale)).backward()
+shared_encoder = Sequences(
+    boundaries((197, 197, 0, 5, 60, 77)), (SequenceGroup(2, 394, 197, False), SequenceGroup(4, 142, 77, True))
+)
+grids.clear()
+attend(torch.randn(536, 3, 3, 64).bfloat16().requires_grad_(), shared_encoder).sum().backward()
+of_groups = list(grids)
 for tensors in (1, 15, 16, 40):
     regions = Regions([Region((Span(20 * tensor, 1, 17, 17),), True) for tensor in range(tensors)])
     buffers, steps = Buffers(*torch.randn(4, 1000)), [1] * tensors
@@ -81,17 +93,20 @@ for tensors in (1, 15, 16, 40):
 resources.triton.compile = listing
 for configuration in resources.configurations(CAPABILITY):
     resources.compile_for(configuration, CAPABILITY)
-print(len(listed), len(launched), len(listed & launched))
+programs = {"listed": len(listed), "launched": len(launched), "both": len(listed & launched)}
+print(json.dumps(programs | {"of groups": of_groups}))
 """
+
+Outcome = Callable[[int], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, subprocess.Popen[str]]:
-    """The script for each generation, side by side: each compiles for half a minute."""
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What the script says for a generation; for all of them it runs side by side: each compiles for half a minute."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["GROWCLIP_KERNELS"] = "triton"
     # A cache of its own: others' programs name other paths of the source.
-    return {
+    processes = {
         generation: subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(generation)],
             env=environment | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))},
@@ -102,10 +117,27 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, subprocess.
         for generation in GENERATIONS
     }
 
+    @functools.cache
+    def outcome(generation: int) -> dict[str, Any]:
+        output, errors = processes[generation].communicate()
+        assert processes[generation].returncode == 0, errors
+        return json.loads(output)
+
+    return outcome
+
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_programs_launched_are_those_listed(processes: dict[int, subprocess.Popen[str]], generation: int) -> None:
-    output, errors = processes[generation].communicate()
-    assert processes[generation].returncode == 0, errors
-    listed, launched, both = map(int, output.split())
-    assert listed == launched == both > 25
+def test_programs_launched_are_those_listed(outcome: Outcome, generation: int) -> None:
+    found = outcome(generation)
+    assert found["listed"] == found["launched"] == found["both"] > 25
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_each_group_has_launches_of_its_own(outcome: Outcome, generation: int) -> None:
+    """Two pictures and four captions of three heads: pictures take one launch, captions one a size that they may have.
+
+    None has programs for the other group's sequences, which would only return.
+    """
+    programs = [2 * 3, 4 * 3, 4 * 3, 4 * 3]
+    expected = [[f"{way}_on_chip", count] for way in ("forward", "backward") for count in programs]
+    assert outcome(generation)["of groups"] == expected

@@ -9,7 +9,7 @@ import torch
 
 from growclip_kernels.configuration import Configuration
 from growclip_kernels.contrastive import plan
-from growclip_kernels.contrastive.scores import gradient_kernel, log_sum_exp_kernel
+from growclip_kernels.contrastive.kernels import gradient_kernel, log_sum_exp_kernel
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _FEATURES = ("images", "texts", "gradient")

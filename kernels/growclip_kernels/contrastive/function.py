@@ -114,17 +114,18 @@ class _SoftmaxLoss(torch.autograd.Function):
         images, all_texts, scale, row_lse, column_lse = ctx.saved_tensors
         ranks: Ranks = ctx.ranks
         factor = _accumulated(scale, images)
-        d_images, d_texts, d_factor = _path(images).gradient(
-            images, all_texts, factor, row_lse, column_lse, ranks.offset
-        )
-        step = grad_loss / ranks.total
-        return (
-            d_images.mul_(step).to(images.dtype),
-            ranks.sum_scatter(d_texts).mul_(step).to(images.dtype),
-            (d_factor * step).to(scale.dtype).reshape(scale.shape),
-            None,
-            None,
-        )
+        with torch.autocast(images.device.type, enabled=False):  # the caller's may be on here again
+            d_images, d_texts, d_factor = _path(images).gradient(
+                images, all_texts, factor, row_lse, column_lse, ranks.offset
+            )
+            step = grad_loss / ranks.total
+            return (
+                d_images.mul_(step).to(images.dtype),
+                ranks.sum_scatter(d_texts).mul_(step).to(images.dtype),
+                (d_factor * step).to(scale.dtype).reshape(scale.shape),
+                None,
+                None,
+            )
 
 
 class _SigmoidLoss(torch.autograd.Function):

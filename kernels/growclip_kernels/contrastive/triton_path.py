@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from growclip_kernels.contrastive import plan
-from growclip_kernels.contrastive.scores import gradient_kernel, log_sum_exp_kernel
+from growclip_kernels.contrastive.kernels import gradient_kernel, log_sum_exp_kernel
 from growclip_kernels.devices import capability_of
 
 DEPTH = 64  # features are padded to a multiple: a zero changes no product, and kernels need no masks

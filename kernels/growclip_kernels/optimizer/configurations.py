@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from growclip_kernels.configuration import Configuration
+from growclip_kernels.optimizer.kernels import adamw_kernel, lamb_apply_kernel, lamb_direction_kernel, squares_kernel
 from growclip_kernels.optimizer.regions import BLOCK
 from growclip_kernels.optimizer.triton_path import SUM_BLOCK, SUM_WARPS, WARPS
-from growclip_kernels.optimizer.updates import adamw_kernel, lamb_apply_kernel, lamb_direction_kernel, squares_kernel
 
 _TYPES = {
     "spans": "*i64",

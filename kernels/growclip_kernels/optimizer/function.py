@@ -9,27 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from growclip_kernels.dispatch import interpreted, uses_triton
 from growclip_kernels.optimizer import torch_path
-from growclip_kernels.optimizer.regions import Regions, Span
-
-
-class Buffers(NamedTuple):
-    """What an update works on: (n,) fp32 each, dense, laid out alike. The gradient's memory is used up."""
-
-    weight: Tensor
-    gradient: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-    def of(self, span: Span) -> Buffers:
-        """A span of each, as views."""
-        return Buffers(*(span.of(buffer) for buffer in self))
+from growclip_kernels.optimizer.regions import Buffers, Regions
 
 
 def adamw(

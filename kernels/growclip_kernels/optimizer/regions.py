@@ -1,4 +1,4 @@
-"""Which elements of a flat shard an update concerns, and the tables by which one launch finds them all."""
+"""A flat shard, which of its elements an update concerns, and the tables by which one launch finds them all."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ class Span(NamedTuple):
         step = flat.stride(0)
         offset = flat.storage_offset() + self.offset * step
         return flat.as_strided((self.rows, self.columns), (self.stride * step, step), offset)
+
+
+class Buffers(NamedTuple):
+    """What an update works on: (n,) fp32 each, dense, laid out alike. The gradient's memory is used up."""
+
+    weight: Tensor
+    gradient: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+    def of(self, span: Span) -> Buffers:
+        """A span of each, as views."""
+        return Buffers(*(span.of(buffer) for buffer in self))
 
 
 class Region(NamedTuple):

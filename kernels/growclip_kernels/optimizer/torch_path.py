@@ -1,24 +1,23 @@
 """The updates with PyTorch's operators, a span at a time, in the memory that is there: the reference of the kernels.
 
-`buffers` are `Buffers`; arguments and results are those of `function`.
+Arguments and results are those of `function`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from growclip_kernels.optimizer.regions import Regions
+from growclip_kernels.optimizer.regions import Buffers, Regions
 
 ROW = 4096  # elements
 
 
 def adamw(
-    buffers: Any,
+    buffers: Buffers,
     regions: Regions,
     steps: Sequence[int],
     lr: float,
@@ -37,7 +36,7 @@ def adamw(
 
 
 def lamb_direction(
-    buffers: Any,
+    buffers: Buffers,
     regions: Regions,
     steps: Sequence[int],
     betas: tuple[float, float],
@@ -59,7 +58,7 @@ def lamb_direction(
     return squares
 
 
-def lamb_apply(buffers: Any, regions: Regions, ratios: Tensor, lr: float) -> None:
+def lamb_apply(buffers: Buffers, regions: Regions, ratios: Tensor, lr: float) -> None:
     for ratio, region in zip(ratios, regions.regions, strict=True):
         for span in region.spans:
             weight, direction, _, _ = buffers.of(span)

@@ -1,19 +1,18 @@
 """The updates with Triton's kernels: one launch for all regions of a shard, and one more for LAMB's sums of squares.
 
-The host waits for nothing. `buffers` are `Buffers`; arguments and results are those of `function`.
+The host waits for nothing. Arguments and results are those of `function`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from growclip_kernels.optimizer.regions import BLOCK, Regions, to_device
-from growclip_kernels.optimizer.updates import adamw_kernel, lamb_apply_kernel, lamb_direction_kernel, squares_kernel
+from growclip_kernels.optimizer.kernels import adamw_kernel, lamb_apply_kernel, lamb_direction_kernel, squares_kernel
+from growclip_kernels.optimizer.regions import BLOCK, Buffers, Regions, to_device
 
 WARPS = 8
 SUM_BLOCK = 512  # partial sums that are added at a time
@@ -21,7 +20,7 @@ SUM_WARPS = 4
 
 
 def adamw(
-    buffers: Any,
+    buffers: Buffers,
     regions: Regions,
     steps: Sequence[int],
     lr: float,
@@ -39,7 +38,7 @@ def adamw(
 
 
 def lamb_direction(
-    buffers: Any,
+    buffers: Buffers,
     regions: Regions,
     steps: Sequence[int],
     betas: tuple[float, float],
@@ -65,7 +64,7 @@ def lamb_direction(
     return squares
 
 
-def lamb_apply(buffers: Any, regions: Regions, ratios: Tensor, lr: float) -> None:
+def lamb_apply(buffers: Buffers, regions: Regions, ratios: Tensor, lr: float) -> None:
     tables = regions.tables(buffers.weight.device)
     if tables.blocks:
         with torch.cuda.device_of(buffers.weight):

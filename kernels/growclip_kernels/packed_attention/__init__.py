@@ -1,6 +1,6 @@
 """Self-attention of packed sequences: no sequence sees another, nothing is computed for padding."""
 
 from growclip_kernels.packed_attention.function import attend, attention, check_boundaries
-from growclip_kernels.packed_attention.sequences import Run, Sequences
+from growclip_kernels.packed_attention.sequences import SequenceGroup, Sequences
 
-__all__ = ["Run", "Sequences", "attend", "attention", "check_boundaries"]
+__all__ = ["SequenceGroup", "Sequences", "attend", "attention", "check_boundaries"]

@@ -16,7 +16,9 @@ _OTHERS = {
     "delta": "*fp32",
     "cu_seqlens": "*i32",
     "flags": "*u8",
-    **dict.fromkeys(("tokens", "heads", "stride_token", "flagged", "all_causal", "shorter", "tiles"), "i32"),
+    **dict.fromkeys(
+        ("tokens", "heads", "stride_token", "flagged", "all_causal", "first_sequence", "shorter", "tiles"), "i32"
+    ),
 }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from growclip_kernels.dispatch import uses_triton
-from growclip_kernels.packed_attention.sequences import Run, Sequences, runs_of
-from growclip_kernels.packed_attention.torch_path import HEAD_WIDTH, attention_torch
+from growclip_kernels.packed_attention import torch_path
+from growclip_kernels.packed_attention.sequences import HEAD_WIDTH, Sequences
 
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -36,13 +38,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | T
     _check(qkv, cu_seqlens, causal)
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:  # -1: in no backward pass
         check_boundaries(cu_seqlens, qkv.shape[0], max_seqlen)
-    if _is_for_triton(qkv):
-        from growclip_kernels.packed_attention.operators import attention_triton
-
-        return attention_triton(qkv, cu_seqlens, max_seqlen, causal)
-    if isinstance(causal, Tensor):
-        return attention_torch(qkv, cu_seqlens, runs_of(cu_seqlens, causal))
-    return attention_torch(qkv, cu_seqlens, (Run(cu_seqlens.numel() - 1, qkv.shape[0], max_seqlen, causal),))
+    return _path(qkv).attention(qkv, cu_seqlens, max_seqlen, causal)
 
 
 def attend(qkv: Tensor, sequences: Sequences) -> Tensor:
@@ -56,23 +52,27 @@ def attend(qkv: Tensor, sequences: Sequences) -> Tensor:
         (T, H, 64).
 
     Raises:
-        ValueError: a shape, type or device that is not the above, or another number of tokens.
+        ValueError: a shape, type or device that is not the above, or another number of tokens or sequences.
     """
-    _check(qkv, sequences.cu_seqlens, sequences.causal)
+    _check(qkv, sequences.cu_seqlens)
     if sequences.tokens != qkv.shape[0]:
         raise ValueError(f"qkv has {qkv.shape[0]} tokens, but the sequences {sequences.tokens}")
-    if _is_for_triton(qkv):
-        from growclip_kernels.packed_attention.operators import attention_triton
-
-        return attention_triton(qkv, sequences.cu_seqlens, sequences.max_seqlen, sequences.causal)
-    return attention_torch(qkv, sequences.cu_seqlens, sequences.runs)
-
-
-def _is_for_triton(qkv: Tensor) -> bool:
-    return qkv.dtype in TRITON_DTYPES and uses_triton(qkv.device)
+    count, bounded = sum(group.sequences for group in sequences.groups), sequences.cu_seqlens.numel() - 1
+    if count != bounded:
+        raise ValueError(f"groups have {count} sequences, but cu_seqlens has boundaries of {bounded}")
+    return _path(qkv).attend(qkv, sequences)
 
 
-def _check(qkv: Tensor, cu_seqlens: Tensor, causal: bool | Tensor) -> None:
+def _path(qkv: Tensor) -> ModuleType:
+    """What computes: the kernels, for types that they are made for."""
+    if qkv.dtype in TRITON_DTYPES and uses_triton(qkv.device):
+        from growclip_kernels.packed_attention import triton_path  # not every machine has Triton
+
+        return triton_path
+    return torch_path
+
+
+def _check(qkv: Tensor, cu_seqlens: Tensor, causal: bool | Tensor = False) -> None:
     if qkv.dim() != 4 or qkv.shape[2:] != (3, HEAD_WIDTH):
         raise ValueError(f"qkv must be (tokens, heads, 3, {HEAD_WIDTH}), not {tuple(qkv.shape)}")
     if not qkv.is_floating_point():

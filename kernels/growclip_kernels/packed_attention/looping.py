@@ -24,12 +24,12 @@ from growclip_kernels.packed_attention.on_chip import (
 
 @triton.jit(do_not_specialize=[*VARYING, "tiles"])
 def forward_looping(
-    qkv, out, lse, cu_seqlens, flags, tokens, heads, stride_token, flagged, all_causal, shorter, tiles,
+    qkv, out, lse, cu_seqlens, flags, tokens, heads, stride_token, flagged, all_causal, first_sequence, shorter, tiles,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program makes `QUERIES` rows of one head: qkv (T, H, 3, 64) -> out (T, H, 64), lse (H, T) to base 2."""
     head, start, length, causal = sequence_of(
-        tl.program_id(0) // tiles, cu_seqlens, flags, heads, tokens, flagged, all_causal
+        tl.program_id(0) // tiles, cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence
     )  # fmt: skip
     first_row = tl.program_id(0) % tiles * QUERIES
     if length > shorter and first_row < length:
@@ -60,12 +60,12 @@ def forward_looping(
 @triton.jit(do_not_specialize=[*VARYING, "tiles"])
 def backward_queries(
     qkv, out, grad_out, lse, delta, grad_qkv, cu_seqlens, flags,
-    tokens, heads, stride_token, flagged, all_causal, shorter, tiles,
+    tokens, heads, stride_token, flagged, all_causal, first_sequence, shorter, tiles,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The queries' part of grad_qkv, a tile of queries a program, and delta (H, T): rows' sums of out · grad_out."""
     head, start, length, causal = sequence_of(
-        tl.program_id(0) // tiles, cu_seqlens, flags, heads, tokens, flagged, all_causal
+        tl.program_id(0) // tiles, cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence
     )  # fmt: skip
     first_row = tl.program_id(0) % tiles * QUERIES
     if length > shorter and first_row < length:
@@ -96,12 +96,12 @@ def backward_queries(
 @triton.jit(do_not_specialize=[*VARYING, "tiles"])
 def backward_keys(
     qkv, grad_out, lse, delta, grad_qkv, cu_seqlens, flags,
-    tokens, heads, stride_token, flagged, all_causal, shorter, tiles,
+    tokens, heads, stride_token, flagged, all_causal, first_sequence, shorter, tiles,
     KEYS: tl.constexpr, QUERIES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The keys' and values' parts of grad_qkv, a tile of keys a program. Scores stand transposed, (KEYS, QUERIES)."""
     head, start, length, causal = sequence_of(
-        tl.program_id(0) // tiles, cu_seqlens, flags, heads, tokens, flagged, all_causal
+        tl.program_id(0) // tiles, cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence
     )  # fmt: skip
     first_key = tl.program_id(0) % tiles * KEYS
     if length > shorter and first_key < length:

@@ -5,9 +5,9 @@ scores is whole and its softmax needs no correction. Backward: it holds queries,
 the keys some at a time. The scores of a turn then serve all three gradients, those of its keys and values are complete
 when it ends, and only the queries' gradient is carried on: nothing is summed over programs.
 
-Sequences of a batch differ in length, and tiles are of a fixed size. A launch serves those whose length lies in
-(`shorter`, tile]; programs of others return at once. Loads never leave the `tokens` that there are, whatever
-`cu_seqlens` holds.
+Sequences of a batch differ in length, and tiles are of a fixed size. A launch serves those of a group, from
+`first_sequence` on, whose length lies in (`shorter`, tile]; programs of others return at once. Loads and stores never
+leave the `tokens` that there are, whatever `cu_seqlens` holds.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ PARTS = tl.constexpr(3 * 64)  # elements of a head: its query, key and value
 LOG2_SCALE = tl.constexpr(0.125 * 1.4426950408889634)
 SCALE = tl.constexpr(0.125)
 # Arguments that vary from call to call: no kernel is compiled again because one of them is 1, or a multiple of 16.
-VARYING = ["tokens", "heads", "flagged", "all_causal", "shorter"]
+VARYING = ["tokens", "heads", "flagged", "all_causal", "first_sequence", "shorter"]
 
 
 @triton.jit
-def sequence_of(program, cu_seqlens, flags, heads, tokens, flagged, all_causal):
+def sequence_of(program, cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence):
     """Which (sequence, head) a program works on: head, first token, length, and whether it is causal."""
-    sequence = program // heads
-    start = tl.load(cu_seqlens + sequence)
-    length = tl.minimum(tl.load(cu_seqlens + sequence + 1), tokens) - start
+    sequence = first_sequence + program // heads
+    start = tl.maximum(tl.load(cu_seqlens + sequence), 0)
+    length = tl.maximum(tl.minimum(tl.load(cu_seqlens + sequence + 1), tokens), start) - start
     causal = tl.load(flags + sequence, mask=flagged != 0, other=0).to(tl.int32) + all_causal
     return program % heads, start.to(tl.int64), length, causal != 0
 
@@ -67,12 +67,12 @@ def sum_over_queries(weights, tile, TRANSPOSED: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_on_chip(
-    qkv, out, lse, cu_seqlens, flags, tokens, heads, stride_token, flagged, all_causal, shorter,
+    qkv, out, lse, cu_seqlens, flags, tokens, heads, stride_token, flagged, all_causal, first_sequence, shorter,
     KEYS: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """qkv (T, H, 3, 64) -> out (T, H, 64), lse (H, T): log2 of each row's sum of exponentials."""
     head, start, length, causal = sequence_of(
-        tl.program_id(0), cu_seqlens, flags, heads, tokens, flagged, all_causal
+        tl.program_id(0), cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence
     )  # fmt: skip
     if length > shorter and length <= KEYS:
         base = qkv + start * stride_token + head * PARTS
@@ -96,12 +96,13 @@ def forward_on_chip(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_on_chip(
-    qkv, out, grad_out, lse, grad_qkv, cu_seqlens, flags, tokens, heads, stride_token, flagged, all_causal, shorter,
+    qkv, out, grad_out, lse, grad_qkv, cu_seqlens, flags,
+    tokens, heads, stride_token, flagged, all_causal, first_sequence, shorter,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
     """Writes grad_qkv (T, H, 3, 64), all three parts."""
     head, start, length, causal = sequence_of(
-        tl.program_id(0), cu_seqlens, flags, heads, tokens, flagged, all_causal
+        tl.program_id(0), cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence
     )  # fmt: skip
     if length > shorter and length <= QUERIES:
         base = qkv + start * stride_token + head * PARTS

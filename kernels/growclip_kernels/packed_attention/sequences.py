@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+HEAD_WIDTH = 64  # elements of a head's query, key or value
 
-@dataclass(frozen=True)
-class Run:
+
+class SequenceGroup(NamedTuple):
     """Neighbouring sequences of one causality.
 
     Attributes:
@@ -32,41 +34,26 @@ class Sequences:
 
     Attributes:
         cu_seqlens: (B + 1,) int32, where sequences begin and end: starts with 0, ends with T.
-        runs: of all sequences, in their order.
-        flags: (B,) booleans, which sequences are causal; None if runs do not differ in that.
+        groups: of all sequences, in their order.
     """
 
     cu_seqlens: Tensor
-    runs: tuple[Run, ...]
-    flags: Tensor | None = None
+    groups: tuple[SequenceGroup, ...]
 
     @property
     def tokens(self) -> int:
-        return sum(run.tokens for run in self.runs)
-
-    @property
-    def max_seqlen(self) -> int:
-        return max(run.max_seqlen for run in self.runs)
-
-    @property
-    def causal(self) -> bool | Tensor:
-        """As `attention` takes it."""
-        return self.runs[0].causal if self.flags is None else self.flags
+        return sum(group.tokens for group in self.groups)
 
     def followed_by(self, others: Sequences) -> Sequences:
         """These and the others behind them."""
-        runs, device = self.runs + others.runs, self.cu_seqlens.device
-        flags = None
-        if len({run.causal for run in runs}) > 1:
-            flags = torch.cat([torch.full((run.sequences,), run.causal, device=device) for run in runs])
-        return Sequences(torch.cat([self.cu_seqlens, others.cu_seqlens[1:] + self.tokens]), runs, flags)
+        return Sequences(torch.cat([self.cu_seqlens, others.cu_seqlens[1:] + self.tokens]), self.groups + others.groups)
 
 
-def runs_of(cu_seqlens: Tensor, causal: Tensor) -> tuple[Run, ...]:
-    """The runs of boundaries (B + 1,) with a flag (B,) each. Waits for the device."""
+def groups_of(cu_seqlens: Tensor, causal: Tensor) -> tuple[SequenceGroup, ...]:
+    """The groups of boundaries (B + 1,) with a flag (B,) each. Waits for the device."""
     ends, flags = cu_seqlens.tolist(), causal.tolist()
-    runs = []
-    for flag, group in itertools.groupby(range(len(flags)), key=flags.__getitem__):
-        lengths = [ends[i + 1] - ends[i] for i in group]
-        runs.append(Run(len(lengths), sum(lengths), max(lengths), flag))
-    return tuple(runs)
+    groups = []
+    for flag, members in itertools.groupby(range(len(flags)), key=flags.__getitem__):
+        lengths = [ends[i + 1] - ends[i] for i in members]
+        groups.append(SequenceGroup(len(lengths), sum(lengths), max(lengths), flag))
+    return tuple(groups)

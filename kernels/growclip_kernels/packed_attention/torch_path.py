@@ -1,33 +1,39 @@
-"""The PyTorch path of attention: scaled_dot_product_attention over runs of sequences of one causality."""
+"""The PyTorch path of attention: scaled_dot_product_attention over groups of sequences of one causality."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growclip_kernels.packed_attention.sequences import Run
-
-HEAD_WIDTH = 64
+from growclip_kernels.packed_attention.sequences import HEAD_WIDTH, SequenceGroup, Sequences, groups_of
 
 
-def attention_torch(qkv: Tensor, cu_seqlens: Tensor, runs: Sequence[Run]) -> Tensor:
-    """The PyTorch path of `attention`, of its arguments checked: (T, H, 3, 64) -> (T, H, 64)."""
-    outputs, sequence, token = [], 0, 0
-    for run in runs:  # pictures and captions differ: pad each run to its own longest
-        boundaries = cu_seqlens[sequence : sequence + run.sequences + 1]
-        part = qkv[token : token + run.tokens]
-        outputs.append(_attend(part, boundaries - token if token else boundaries, run.max_seqlen, run.causal))
-        sequence, token = sequence + run.sequences, token + run.tokens
+def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor) -> Tensor:
+    """`function.attention`, of arguments that were checked."""
+    if isinstance(causal, Tensor):
+        groups = groups_of(cu_seqlens, causal)
+    else:
+        groups = (SequenceGroup(cu_seqlens.numel() - 1, qkv.shape[0], max_seqlen, causal),)
+    return attend(qkv, Sequences(cu_seqlens, groups))
+
+
+def attend(qkv: Tensor, sequences: Sequences) -> Tensor:
+    """`function.attend`, of arguments that were checked."""
+    outputs, first, token = [], 0, 0
+    for group in sequences.groups:  # pictures and captions differ: pad each group to its own longest
+        boundaries = sequences.cu_seqlens[first : first + group.sequences + 1]
+        part = qkv[token : token + group.tokens]
+        outputs.append(_attend_group(part, boundaries - token if token else boundaries, group))
+        first, token = first + group.sequences, token + group.tokens
     if len(outputs) == 1:
         return outputs[0]
     return torch.cat(outputs) if outputs else qkv[:, :, 0]
 
 
-def _attend(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool) -> Tensor:
-    sequences, (tokens, heads) = cu_seqlens.numel() - 1, qkv.shape[:2]
+def _attend_group(qkv: Tensor, cu_seqlens: Tensor, group: SequenceGroup) -> Tensor:
+    sequences, tokens, max_seqlen, causal = group
+    heads = qkv.shape[1]
     if tokens == 0:
         return qkv[:, :, 0]
     if tokens == sequences * max_seqlen:  # all of one length

@@ -60,7 +60,11 @@ def test_autocast_changes_nothing(loss):
     given = inputs(random(33, 64), 50.0, bias, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         value = function(*given)
-    assert torch.equal(value, function(*given))
+        gradients = torch.autograd.grad(value, given)
+    expected = function(*given)
+    assert torch.equal(value, expected)
+    for gradient, right in zip(gradients, torch.autograd.grad(expected, given), strict=True):
+        assert torch.equal(gradient, right)
 
 
 def test_without_gradients(loss):

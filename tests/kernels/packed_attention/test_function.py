@@ -7,8 +7,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from growclip_kernels import attention
-from growclip_kernels.packed_attention import Run, Sequences, function
-from growclip_kernels.packed_attention.sequences import runs_of
+from growclip_kernels.packed_attention import SequenceGroup, Sequences, function
+from growclip_kernels.packed_attention.sequences import groups_of
 from tests.kernels.device import runs_kernels_on_ranks
 from tests.kernels.packed_attention.cases import boundaries, packed, reference
 
@@ -131,22 +131,26 @@ def test_known_sequences_are_attended_like_any(monkeypatch, kernels, pictures, c
     monkeypatch.setenv("GROWCLIP_KERNELS", kernels)
     lengths = [*pictures, 3, 9, 1]
     qkv, cu_seqlens = packed(lengths, 2, torch.float32)
-    first = Sequences(boundaries(pictures), (Run(len(pictures), sum(pictures), 5, False),))
-    sequences = first.followed_by(Sequences(boundaries([3, 9, 1]), (Run(3, 13, 9, captions),)))
+    first = Sequences(boundaries(pictures), (SequenceGroup(len(pictures), sum(pictures), 5, False),))
+    sequences = first.followed_by(Sequences(boundaries([3, 9, 1]), (SequenceGroup(3, 13, 9, captions),)))
     flags = torch.tensor([False] * len(pictures) + [captions] * 3)
     assert torch.equal(sequences.cu_seqlens, cu_seqlens)
-    assert (sequences.tokens, sequences.max_seqlen) == (sum(lengths), 9)
-    assert torch.equal(sequences.causal, flags) if captions else sequences.causal is False
+    assert sequences.tokens == sum(lengths)
     out, expected = function.attend(qkv, sequences), attention(qkv, cu_seqlens, 9, flags if captions else False)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)  # padded to other lengths where all are alike
     with pytest.raises(ValueError, match=rf"qkv has {sum(lengths) - 1} tokens, but the sequences {sum(lengths)}"):
         function.attend(qkv[1:], sequences)
+    with pytest.raises(
+        ValueError, match=rf"{len(lengths)} sequences, but cu_seqlens has boundaries of {len(lengths) - 1}"
+    ):
+        function.attend(qkv, Sequences(cu_seqlens[1:], sequences.groups))
 
 
-def test_runs_are_those_of_the_flags():
+def test_groups_are_those_of_the_flags():
     flags = torch.tensor([True, False, False, True])
-    assert runs_of(boundaries([3, 1, 4, 0]), flags) == (Run(1, 3, 3, True), Run(2, 5, 4, False), Run(1, 0, 0, True))
-    assert runs_of(boundaries([]), flags[:0]) == ()
+    groups = SequenceGroup(1, 3, 3, True), SequenceGroup(2, 5, 4, False), SequenceGroup(1, 0, 0, True)
+    assert groups_of(boundaries([3, 1, 4, 0]), flags) == groups
+    assert groups_of(boundaries([]), flags[:0]) == ()
 
 
 def test_float64_is_for_the_pytorch_path(monkeypatch):

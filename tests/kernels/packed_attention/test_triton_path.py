@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from growclip_kernels import attention
-from growclip_kernels.packed_attention import operators
+from growclip_kernels.packed_attention import SequenceGroup, Sequences, attend, triton_path
 from tests.kernels.device import COMPILED, DEVICE, INTERPRETED, on_device, runs_kernels
 from tests.kernels.packed_attention.cases import LENGTHS, boundaries, packed, reference, worst_error
 
@@ -131,7 +133,7 @@ def test_hard_scores(dtype, kind):
 def test_leading_heads_are_used_where_they_lie():
     wide, cu_seqlens = on_device(*packed([20, 7], 6, torch.bfloat16))
     leading = wide[:, :4]
-    assert operators._ready(leading) is leading
+    assert triton_path._ready(leading) is leading
     out = attention(leading, cu_seqlens, 20)
     torch.testing.assert_close(out, attention(leading.contiguous(), cu_seqlens, 20), rtol=0, atol=0)
     (gradient,) = torch.autograd.grad(out.sum(), wide)
@@ -146,28 +148,95 @@ def test_any_other_layout_is_copied():
     torch.testing.assert_close(ours, attention(qkv.detach(), cu_seqlens, 20), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("strided", "flagged"), [("flags", True), ("expanded flags", True), ("boundaries", True), ("boundaries", False)]
+)
+def test_flags_and_boundaries_may_have_gaps(strided, flagged):
+    """As columns of a table have them, or one flag for all."""
+    qkv, cu_seqlens = packed([20, 7, 40, 3], 1, torch.float32)
+    flags = torch.tensor([True] * 4 if strided == "expanded flags" else [True, True, False, False])
+    qkv, cu_seqlens, flags = on_device(qkv, cu_seqlens, flags)
+    out = attention(qkv, cu_seqlens, 40, flags if flagged else True)
+    (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
+    if strided == "boundaries":
+        cu_seqlens = torch.stack([cu_seqlens, cu_seqlens.flip(0)], 1)[:, 0]
+    elif strided == "flags":
+        flags = torch.stack([flags, ~flags], 1)[:, 0]
+    else:
+        flags = torch.tensor([True, False, False, False], device=DEVICE)[:1].expand(4)
+    ours = attention(qkv, cu_seqlens, 40, flags if flagged else True)
+    assert torch.equal(ours, out)
+    assert torch.equal(torch.autograd.grad(ours.square().sum(), qkv)[0], gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "ends",
+    [[0, 5, -3, 9], [-7, 5, 9], [0, -(2**31), 2**31 - 1, -(2**31), 9], [0, 12, 15], [3, 20, 2], [-9, -4, 9]],
+    ids=str,
+)
+def test_what_lies_beside_the_tokens_is_not_touched(monkeypatch, dtype, ends):
+    """Where boundaries are not looked at, as under torch.compile, whatever they hold: other memory is none of it."""
+    tokens, heads, gap, untouched = 9, 2, 1 << 14, 7.0
+    allocated = []
+
+    def guarded(shape: torch.Size, dtype: torch.dtype, beside: float) -> Tensor:
+        size = math.prod(shape)
+        memory = torch.full((size + 2 * gap,), beside, dtype=dtype, device=DEVICE)
+        allocated.append((memory[:gap], memory[gap + size :]))
+        return memory[gap : gap + size].view(shape).fill_(untouched)
+
+    new_empty = Tensor.new_empty
+
+    def new_guarded(tensor: Tensor, *shape: int, dtype: torch.dtype | None = None, **others: Any) -> Tensor:
+        if others:  # of Triton's interpreter
+            return new_empty(tensor, *shape, dtype=dtype, **others)
+        return guarded(torch.Size(shape), dtype or tensor.dtype, untouched)
+
+    qkv = guarded(torch.Size((tokens, heads, 3, 64)), dtype, torch.nan)
+    grad_out = guarded(torch.Size((tokens, heads, 64)), dtype, torch.nan)
+    for values in (qkv, grad_out):
+        values.copy_(torch.randn(values.shape, generator=torch.Generator().manual_seed(0)))
+    allocated.clear()
+    monkeypatch.setattr(Tensor, "new_empty", new_guarded)
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: guarded(shape, dtype, untouched))
+    monkeypatch.setattr(torch, "empty_like", lambda tensor: guarded(tensor.shape, tensor.dtype, untouched))
+    cu_seqlens = torch.tensor(ends, dtype=torch.int32, device=DEVICE)
+    groups = [len(ends) - 1, tokens, 300, 0]  # a bound for which there are kernels of all kinds
+    out, lse = triton_path.attention_forward(qkv, cu_seqlens, None, groups)
+    gradient = triton_path.attention_backward(grad_out, qkv, out, lse, cu_seqlens, None, groups)
+    monkeypatch.undo()
+    assert len(allocated) >= 3
+    assert all(part.eq(untouched).all() for parts in allocated for part in parts)
+    assert all(result.isfinite().all() for result in (out, lse, gradient))
+
+
 def test_under_compile_and_checkpointing():
     qkv, cu_seqlens = on_device(*packed([20, 7], 2, torch.float32))
     flags = torch.tensor([False, True], device=DEVICE)
+    sequences = Sequences(cu_seqlens, (SequenceGroup(1, 20, 20, False), SequenceGroup(1, 7, 7, True)))
 
-    def twice(x: Tensor) -> Tensor:
+    def thrice(x: Tensor) -> Tensor:
         out = attention(x, cu_seqlens, 20, flags)
+        out = attend(x * out.unsqueeze(2), sequences)
         return attention(x * out.unsqueeze(2), cu_seqlens, 20, True).square().sum()
 
-    (expected,) = torch.autograd.grad(twice(qkv), qkv)
-    compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    (expected,) = torch.autograd.grad(thrice(qkv), qkv)
+    compiled = torch.compile(thrice, fullgraph=True, backend="aot_eager")
     (of_compiled,) = torch.autograd.grad(compiled(qkv), qkv)
-    (of_checkpointed,) = torch.autograd.grad(checkpoint(twice, qkv, use_reentrant=False), qkv)
+    (of_checkpointed,) = torch.autograd.grad(checkpoint(thrice, qkv, use_reentrant=False), qkv)
     torch.testing.assert_close(of_compiled, expected)
     torch.testing.assert_close(of_checkpointed, expected, rtol=0, atol=0)
 
 
 def test_operators_are_what_torch_expects():
     qkv, cu_seqlens = on_device(*packed([20, 7], 2, torch.bfloat16))
-    arguments = (qkv, cu_seqlens, 20, torch.tensor([True, False], device=DEVICE), False)
-    torch.library.opcheck(operators.attention_forward, arguments)
-    saved = [tensor.detach() for tensor in (qkv, *operators.attention_forward(*arguments))]
-    torch.library.opcheck(operators.attention_backward, (saved[1], *saved, *arguments[1:]))
+    flags = torch.tensor([True, False], device=DEVICE)
+    for others in ((flags, [2, 27, 20, 0]), (None, [1, 20, 20, 0, 1, 7, 7, 1])):
+        arguments = (qkv, cu_seqlens, *others)
+        torch.library.opcheck(triton_path.attention_forward, arguments)
+        saved = [tensor.detach() for tensor in (qkv, *triton_path.attention_forward(*arguments))]
+        torch.library.opcheck(triton_path.attention_backward, (saved[1], *saved, *arguments[1:]))
 
 
 @pytest.mark.skipif(not COMPILED, reason="CUDA graphs are of GPUs and compiled kernels")

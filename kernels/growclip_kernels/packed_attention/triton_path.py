@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -11,31 +12,47 @@ from torch import Tensor
 from growclip_kernels.devices import capability_of
 from growclip_kernels.packed_attention.looping import backward_keys, backward_queries, forward_looping
 from growclip_kernels.packed_attention.on_chip import backward_on_chip, forward_on_chip
-from growclip_kernels.packed_attention.plan import Launch, OnChip, Tile, plan
+from growclip_kernels.packed_attention.plan import Looping, OnChip, Tile, plan
+from growclip_kernels.packed_attention.sequences import SequenceGroup, Sequences
 
 
-def attention_triton(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor) -> Tensor:
-    """The Triton path of `attention`."""
+def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor) -> Tensor:
+    """`function.attention`, of arguments that were checked."""
     flags, all_causal = (causal, False) if isinstance(causal, Tensor) else (None, causal)
-    return attention_forward(qkv, cu_seqlens, max_seqlen, flags, all_causal)[0]
+    group = SequenceGroup(cu_seqlens.numel() - 1, qkv.shape[0], max_seqlen, all_causal)
+    return attention_forward(qkv, cu_seqlens, flags, _numbers([group]))[0]
+
+
+def attend(qkv: Tensor, sequences: Sequences) -> Tensor:
+    """`function.attend`, of arguments that were checked."""
+    return attention_forward(qkv, sequences.cu_seqlens, None, _numbers(sequences.groups))[0]
+
+
+def _numbers(groups: Sequence[SequenceGroup]) -> list[int]:
+    """Groups as an operator can take them: the fields of each, one after the other."""
+    return [int(field) for group in groups for field in group]
 
 
 @torch.library.custom_op("growclip::attention_forward", mutates_args=())
 def attention_forward(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, flags: Tensor | None, all_causal: bool
+    qkv: Tensor, cu_seqlens: Tensor, flags: Tensor | None, groups: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """out (T, H, 64) and, for the backward pass, lse (H, T): log2 of the sums of exponentials."""
+    """out (T, H, 64) and, for the backward pass, lse (H, T): log2 of the sums of exponentials.
+
+    Args:
+        flags: (B,) booleans, which sequences are causal beside those of causal groups.
+        groups: of all sequences, as `_numbers` gives them.
+    """
     qkv = _ready(qkv)
     tokens, heads = qkv.shape[:2]
     out, lse = qkv.new_empty(tokens, heads, qkv.shape[3]), qkv.new_empty(heads, tokens, dtype=torch.float32)
-    programs = (cu_seqlens.numel() - 1) * heads
     with torch.cuda.device_of(qkv):
-        for launch, shared in _launches(qkv, cu_seqlens, max_seqlen, flags, all_causal):
-            tiles, arguments = launch.tiles, (qkv, out, lse, *shared)
+        for tiles, programs, longest, shared in _launches(qkv, cu_seqlens, flags, groups):
+            arguments = (qkv, out, lse, *shared)
             if isinstance(tiles, OnChip):
                 forward_on_chip[(programs,)](*arguments, **_options(tiles.forward))
             else:
-                count = triton.cdiv(max_seqlen, tiles.forward.queries)
+                count = triton.cdiv(longest, tiles.forward.queries)
                 options = _options(tiles.forward, PRECISION=tiles.precision)
                 forward_looping[(programs * count,)](*arguments, count, **options)
     return out, lse
@@ -44,25 +61,23 @@ def attention_forward(
 @torch.library.custom_op("growclip::attention_backward", mutates_args=())
 def attention_backward(
     grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor,
-    cu_seqlens: Tensor, max_seqlen: int, flags: Tensor | None, all_causal: bool,
+    cu_seqlens: Tensor, flags: Tensor | None, groups: Sequence[int],
 ) -> Tensor:  # fmt: skip
     """The gradient in qkv, (T, H, 3, 64)."""
     qkv, grad_out = _ready(qkv), grad_out.contiguous()
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    programs = (cu_seqlens.numel() - 1) * qkv.shape[1]
     with torch.cuda.device_of(qkv):
-        for launch, shared in _launches(qkv, cu_seqlens, max_seqlen, flags, all_causal):
-            tiles = launch.tiles
+        for tiles, programs, longest, shared in _launches(qkv, cu_seqlens, flags, groups):
             if isinstance(tiles, OnChip):
                 options = _options(tiles.backward, TRANSPOSED=tiles.transposed)
                 backward_on_chip[(programs,)](qkv, out, grad_out, lse, grad_qkv, *shared, **options)
                 continue
             delta = torch.empty_like(lse)
             arguments = (grad_out, lse, delta, grad_qkv, *shared)
-            count = triton.cdiv(max_seqlen, tiles.backward_queries.queries)
+            count = triton.cdiv(longest, tiles.backward_queries.queries)
             options = _options(tiles.backward_queries, PRECISION=tiles.precision)
             backward_queries[(programs * count,)](qkv, out, *arguments, count, **options)
-            count = triton.cdiv(max_seqlen, tiles.backward_keys.keys)
+            count = triton.cdiv(longest, tiles.backward_keys.keys)
             options = _options(tiles.backward_keys, PRECISION=tiles.precision)
             backward_keys[(programs * count,)](qkv, *arguments, count, **options)
     return grad_qkv
@@ -78,24 +93,38 @@ def _options(tile: Tile, **constexprs: Any) -> dict[str, Any]:
     return {**sizes, **constexprs, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
-def _launches(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, flags: Tensor | None, all_causal: bool
-) -> list[tuple[Launch, tuple]]:
-    """What to launch, and the arguments that all kernels share."""
-    (tokens, heads), sequences = qkv.shape[:2], cu_seqlens.numel() - 1
-    if not tokens:
-        return []
+class _Launch(NamedTuple):
+    """For sequences of one group whose lengths the tiles are for.
+
+    Attributes:
+        programs: a (sequence, head) each; of looping kernels, tiles of one.
+        longest: sequence of the group.
+        shared: arguments that all kernels take.
+    """
+
+    tiles: OnChip | Looping
+    programs: int
+    longest: int
+    shared: tuple
+
+
+def _launches(qkv: Tensor, cu_seqlens: Tensor, flags: Tensor | None, groups: Sequence[int]) -> Iterator[_Launch]:
+    """What to launch: each group by itself, as neighbours' lengths are alike, and those of another group's are not."""
+    tokens, heads = qkv.shape[:2]
+    cu_seqlens = cu_seqlens.contiguous()
     # Without flags the pointer is not followed; it has to be of the same type.
-    pointer = cu_seqlens.view(torch.uint8) if flags is None else flags.view(torch.uint8)
-    launches = plan(tokens, sequences, max_seqlen, qkv.dtype, capability_of(qkv.device))
-    common = (cu_seqlens, pointer, tokens, heads, qkv.stride(0), int(flags is not None), int(all_causal))
-    return [(launch, (*common, launch.shorter)) for launch in launches]
+    pointer = (cu_seqlens if flags is None else flags.contiguous()).view(torch.uint8)
+    first = 0
+    for group in map(SequenceGroup, *(groups[field::4] for field in range(4))):
+        common = (cu_seqlens, pointer, tokens, heads, qkv.stride(0), int(flags is not None), int(group.causal), first)
+        if group.tokens:
+            for launch in plan(group.tokens, group.sequences, group.max_seqlen, qkv.dtype, capability_of(qkv.device)):
+                yield _Launch(launch.tiles, group.sequences * heads, group.max_seqlen, (*common, launch.shorter))
+        first += group.sequences
 
 
 @attention_forward.register_fake
-def _(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, flags: Tensor | None, all_causal: bool
-) -> tuple[Tensor, Tensor]:
+def _(qkv: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     tokens, heads, _, width = qkv.shape
     return qkv.new_empty(tokens, heads, width), qkv.new_empty(heads, tokens, dtype=torch.float32)
 
@@ -106,15 +135,14 @@ def _(grad_out: Tensor, qkv: Tensor, *_: object) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    qkv, cu_seqlens, max_seqlen, flags, all_causal = inputs
+    qkv, cu_seqlens, flags, groups = inputs
     ctx.save_for_backward(qkv, *output, cu_seqlens, flags)
-    ctx.max_seqlen, ctx.all_causal = max_seqlen, all_causal
+    ctx.groups = groups
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple:
     qkv, out, lse, cu_seqlens, flags = ctx.saved_tensors
-    grad = attention_backward(grad_out, qkv, out, lse, cu_seqlens, ctx.max_seqlen, flags, ctx.all_causal)
-    return grad, None, None, None, None
+    return attention_backward(grad_out, qkv, out, lse, cu_seqlens, flags, ctx.groups), None, None, None
 
 
 attention_forward.register_autograd(_backward, setup_context=_save)
