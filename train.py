@@ -16,11 +16,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Not at the top: the data loading workers import this file too.
     from growclip_ds.config.config import load_config
     from growclip_ds.config.deepspeed import load_deepspeed_config, resolve
+    from growclip_ds.distributed.rendezvous import init_distributed, leave_distributed
+    from growclip_ds.distributed.watchdog import INPUT_ERROR, Watchdog, start_watchdog
     from growclip_ds.errors import InputError
     from growclip_ds.pipeline.pipeline import prepare_growth
     from growclip_ds.signals import STOPPED, Stopped, StopRequest
-    from growclip_ds.training.engine import init_distributed, leave_distributed
-    from growclip_ds.training.ranks_watch import INPUT_ERROR, RanksWatch, watch_ranks
 
     options = _parser().parse_intermixed_args(arguments)
     stop = StopRequest()
@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"train.py: error: {error}", file=sys.stderr, flush=True)
         return INPUT_ERROR
     stop.install()
-    watch, code = RanksWatch(), 0
+    watch, code = Watchdog(), 0
     try:
-        watch = watch_ranks(60 * config.health.hang_minutes)
+        watch = start_watchdog(60 * config.health.hang_minutes)
         output_dir = options.output_dir or Path("runs") / Path(options.config).stem
         prepare_growth(config, deepspeed, output_dir, options.growth_step, stop, watch).run()
     except Stopped:

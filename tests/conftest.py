@@ -22,7 +22,7 @@ from tests.group import Groups
 WHOLE = (
     "benchmarks", "browser", "costs", "docs/test_commands.py",
     "docs/test_extending.py", "evaluation/test_command.py", "faults", "hub",
-    "kernels/contrastive/test_triton_path.py", "kernels/packed_attention/test_operators.py",
+    "kernels/contrastive/test_triton_path.py", "kernels/packed_attention/test_triton_path.py",
     "kernels/test_launches.py", "kernels/test_resources.py",
     "slurm", "test_packaging.py", "test_train.py",
 )  # fmt: skip

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
+from growclip_ds.checkpoint.checkpoint import Checkpoint
 from growclip_ds.config.config import load_config
 from growclip_ds.config.deepspeed import load_deepspeed_config, resolve
 from growclip_ds.data.scenes.write import write_scenes
 from growclip_ds.distributed import rank, world_size
 from growclip_ds.growth.phases import Phase
 from growclip_ds.pipeline.pipeline import prepare_growth
+from growclip_ds.run.folder import RunFolder
 from growclip_ds.signals import Stopped, StopRequest
 
 SUBSET = 48  # pairs of a subset
@@ -23,12 +27,25 @@ STEPS = 2
 
 
 def phases(step: int) -> list[Phase]:
-    """Of a growth step, where nothing is left out."""
+    """The phases of a growth step, where nothing is left out."""
     return [Phase.TRAIN] if step == 1 else [Phase.FINETUNE, Phase.SELECTION, Phase.TRAIN]
 
 
 PHASES = [(step, phase) for step in range(1, STEPS + 1) for phase in phases(step)]
-TIMES = {"seconds": 0, "device_seconds": 0}  # what of a phase's record differs from run to run
+TIMES = {"seconds": 0.0, "device_seconds": 0.0}  # what of a phase's record differs from run to run
+
+
+def read_weights(run: RunFolder, step: int, phase: Phase) -> dict[str, Tensor]:
+    checkpoint = Checkpoint(run.weights(step, phase))
+    return {name: checkpoint.read(name) for name in checkpoint.names}
+
+
+def assert_same_weights(run: RunFolder, other: RunFolder, phases: Sequence[tuple[int, Phase]] = PHASES) -> None:
+    """To the bit."""
+    for place in phases:
+        ours, theirs = read_weights(run, *place), read_weights(other, *place)
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), place
 
 
 def write_data(folder: Path, steps: int = STEPS) -> Path:

@@ -79,8 +79,8 @@ TESTS = "between a test and processes that it started, or a file that must not b
 
 # What is allowed, by file and finding, and why.
 ALLOWED = {
-    ("growclip_ds/distributed.py", "torch.distributed.all_gather_object"): OWN_RANKS,
-    ("growclip_ds/distributed.py", "torch.distributed.broadcast_object_list"): OWN_RANKS,
+    ("growclip_ds/distributed/collectives.py", "torch.distributed.all_gather_object"): OWN_RANKS,
+    ("growclip_ds/distributed/collectives.py", "torch.distributed.broadcast_object_list"): OWN_RANKS,
     ("growclip_ds/yaml_files.py", "yaml.load"): "with a loader that is a SafeLoader, see below",
     ("growclip_ds/data/addresses.py", "webdataset.gopen"): LISTED,
     ("tests/data/test_shards.py", "webdataset.WebDataset"): "of a shard that the test wrote, not decoded",

@@ -101,12 +101,12 @@ class Checkpoint(ModelWeights):
 
     @property
     def names(self) -> list[str]:
-        """Of all tensors, in the order of the model's parameters."""
+        """Names of all tensors, in the order of the model's parameters."""
         return list(self._tensors)
 
     @property
     def plan(self) -> ModelPlan:
-        """Of the model whose weights these are.
+        """The model whose weights these are, not built.
 
         Raises:
             InputError: they are of no model.
@@ -124,7 +124,7 @@ class Checkpoint(ModelWeights):
         return tuple(self._entry(name)["shape"])
 
     def digest(self, names: Iterable[str]) -> str:
-        """Of these tensors' names, types, shapes and checksums, whatever files they are in."""
+        """A digest of these tensors' names, types, shapes and checksums, whatever files they are in."""
         entries = ((name, self._entry(name)) for name in names)
         return digest_of((name, entry["dtype"], entry["shape"], entry["crc32"]) for name, entry in entries)
 
@@ -153,6 +153,10 @@ class Checkpoint(ModelWeights):
         if checksum(tensor_bytes(tensor)) != entry["crc32"]:
             raise DamagedError(f"{file}: {name} is damaged (its checksum differs); copy the checkpoint again")
         return tensor
+
+    def close(self) -> None:
+        """Lets go of the files, which another read would open again: on NFS what is open cannot be removed."""
+        self._open.clear()
 
     def verify(self) -> None:
         """Reads every tensor once. Raises what `read` does."""
@@ -219,7 +223,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _size(file: Path) -> int | None:
-    """In bytes; None where there is no such file."""
+    """The file's size in bytes; None if there is no such file."""
     try:
         return file.stat().st_size
     except FileNotFoundError:

@@ -69,7 +69,7 @@ class ExportedModel(ModelWeights):
 
     @property
     def names(self) -> list[str]:
-        """Of all tensors, in the order of the model's parameters."""
+        """Names of all tensors, in the order of the model's parameters."""
         return list(self.plan.shapes)
 
     @property

@@ -21,7 +21,7 @@ class ModelWeights(ABC):
     @property
     @abstractmethod
     def plan(self) -> ModelPlan:
-        """Of the model."""
+        """The model whose weights these are, not built."""
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
@@ -49,7 +49,7 @@ class ModelWeights(ABC):
 
 
 def digest_of(entries: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
-    """Of tensors: their names, safetensors types, shapes and checksums, whatever files they are in."""
+    """A digest of tensors' names, safetensors types, shapes and checksums, whatever files they are in."""
     return hashlib.blake2b(json.dumps(list(entries)).encode(), digest_size=16).hexdigest()
 
 

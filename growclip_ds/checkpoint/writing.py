@@ -163,7 +163,7 @@ class CheckpointWriting:
 
 
 def index_checksum(index: Mapping[str, Any]) -> str:
-    """Of an index as it is read again, but for its own checksum."""
+    """The checksum of an index as it is read again, its own left out."""
     rest = json.loads(json.dumps({key: value for key, value in index.items() if key != "crc32"}))
     return checksum(memoryview(json.dumps(rest, sort_keys=True).encode()))
 

@@ -19,8 +19,8 @@ from growclip_ds.errors import InputError
 
 if TYPE_CHECKING:
     from growclip_ds.evaluation import ClassificationSet, RetrievalSet
-    from growclip_ds.evaluation.results import Result
     from growclip_ds.evaluation.subject import Subject
+    from growclip_ds.results import Result
 
 # One of them is set in each of many ranks.
 _LAUNCHED = ("RANK", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -103,14 +103,12 @@ def _process_group() -> Iterator[None]:
     if dist.is_initialized() or not any(variable in os.environ for variable in _LAUNCHED):
         yield
         return
-    from growclip_ds.training.engine import (  # imports DeepSpeed, which takes a while
-        init_distributed,
-        leave_distributed,
-    )
-    from growclip_ds.training.ranks_watch import watch_ranks
+    # Imports DeepSpeed, which takes a while.
+    from growclip_ds.distributed.rendezvous import init_distributed, leave_distributed
+    from growclip_ds.distributed.watchdog import start_watchdog
 
     init_distributed()
-    watch = watch_ranks(math.inf, "growclip")
+    watch = start_watchdog(math.inf, "growclip")
     try:
         yield
     except BaseException as error:  # perhaps on this rank alone, and the others wait for it

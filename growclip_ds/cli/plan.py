@@ -121,8 +121,6 @@ def _what_to_plan(options: argparse.Namespace) -> tuple[Config, BegunRun | None]
             "start: leave one of them out"
         )
     from growclip_ds.costs.begun import BegunRun
-    from growclip_ds.reporting.runs import read_runs
 
-    (read,) = read_runs([options.begun])
-    run = BegunRun(options.begun, read.phases)
+    run = BegunRun(options.begun)
     return run.config(options.overrides), run

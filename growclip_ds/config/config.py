@@ -255,7 +255,7 @@ class Config(Section):
 
     @property
     def fixed_architecture(self) -> Architecture:
-        """Of the fixed model, where it does not start from a checkpoint."""
+        """The fixed model's architecture, where it does not start from a checkpoint."""
         return self.baselines.architecture or (MS_CLIP if self.method == "msclip" else VIT_B_16)
 
     @property
@@ -268,7 +268,7 @@ class Config(Section):
         return 0 if self.selection.dataset else self.selection.held_out
 
     def warnings(self) -> list[str]:
-        """What is allowed, but should be known."""
+        """Settings that are allowed, but that the user should know of, a line each."""
         dataset = self.selection.dataset
         reported = {(Path(other.path).resolve(), other.split) for other in self.evaluation.datasets}
         if dataset and (Path(dataset.path).resolve(), dataset.split) in reported:

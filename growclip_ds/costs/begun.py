@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.checkpoint.checkpoint import Checkpoint, DamagedError
@@ -17,24 +17,8 @@ from growclip_ds.data.subsets import Subset
 from growclip_ds.data.tokens import load_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase, phase_epochs
-from growclip_ds.growth.selection import Candidate
-from growclip_ds.run.folder import MAY_CHANGE, RunFolder
-from growclip_ds.run.records import data_subsets
-
-
-class Record(Protocol):
-    """What has to be known of a finished phase; reports read it."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def phase(self) -> Phase: ...
-    @property
-    def architecture(self) -> Architecture | None: ...
-    @property
-    def candidates(self) -> Sequence[Candidate]: ...
-    @property
-    def ranks(self) -> int | None: ...
+from growclip_ds.run.folder import MAY_CHANGE, RunFolder, existing_run
+from growclip_ds.run.records import data_subsets, record_so_far
 
 
 class BegunRun:
@@ -42,11 +26,14 @@ class BegunRun:
 
     Args:
         path: of the folder.
-        records: of its finished phases, in order.
+
+    Raises:
+        InputError: there is no run, or a phase.json is damaged.
     """
 
-    def __init__(self, path: Path, records: Sequence[Record]) -> None:
-        self.folder, self._records = RunFolder(path), records
+    def __init__(self, path: Path) -> None:
+        self.folder = existing_run(path)
+        self._records = list(self.folder.records())
 
     def config(self, overrides: Sequence[str]) -> Config:
         """The run's, with settings changed that may change in its course.
@@ -101,10 +88,9 @@ class BegunRun:
         Raises:
             InputError: the weights or checkpoints of a phase cannot be read.
         """
-        trained = [record.architecture for record in self._records if record.phase is Phase.TRAIN]
-        known = [architecture for architecture in trained if architecture is not None]  # a model's is never left out
+        known = [record.architecture for record in self._records if record.phase is Phase.TRAIN]
         step = len(known) + 1
-        ranks = [record.ranks for record in self._records]
+        trainings = [record.training for record in self._records]
         finished = [record for record in self._records if record.step == step]
         over = {record.phase for record in finished}
         chosen = [record.candidates[0].architecture for record in finished if record.candidates]
@@ -118,14 +104,15 @@ class BegunRun:
                 over.add(phase)
             if phase is Phase.TRAIN:
                 chosen = [kept.architecture]
-            ranks.append(kept.description.get("record", {}).get("ranks"))
+            if (record := record_so_far(kept)) is not None:
+                trainings.append(record.training)
         return Begun(
             name=str(self.folder.path),
             finished=len(known),
             architectures=(*known, *chosen[-1:]),
             over=frozenset(over),
             iterations=iterations,
-            ranks=next(filter(None, reversed(ranks)), None),
+            ranks=next((training.ranks for training in reversed(trainings) if training is not None), None),
         )
 
 

@@ -11,19 +11,19 @@ from growclip_ds.architecture import MLP_RATIO, PATCH_SIZE, STEM_CHANNELS, STEM_
 
 
 def forward_flops(architecture: Architecture, sizes: ModelSizes, text_tokens: float) -> float:
-    """A GrowCLIP's forward pass on one pair.
+    """Floating-point operations of a GrowCLIP's forward pass on one pair.
 
     Args:
-        architecture: that runs; of a supernet, the sampled subnet.
-        sizes: of its input.
-        text_tokens: of the caption, start and end of text included; a mean will do, as all but the attention scores,
-            a small part, are proportional to it.
+        architecture: the model that runs; of a supernet, the sampled subnet.
+        sizes: those of its input.
+        text_tokens: length of the caption, start and end of text included; a mean will do, as all but the attention
+            scores, a small part, are proportional to it.
     """
     return stem_flops(architecture, sizes) + _behind_stem(architecture, sizes, text_tokens)
 
 
 def clip_forward_flops(architecture: Architecture, sizes: ModelSizes, text_tokens: float) -> float:
-    """As `forward_flops`, of a fixed CLIP, which embeds patches of 16 × 16 pixels without a stem.
+    """As `forward_flops`, for a fixed CLIP, which embeds patches of 16 × 16 pixels without a stem.
 
     It takes padded captions: with `text_tokens` the padding included, what it computes; without, what it had to.
     """
@@ -32,12 +32,12 @@ def clip_forward_flops(architecture: Architecture, sizes: ModelSizes, text_token
 
 
 def training_flops(forward: float) -> float:
-    """Of a forward and a backward pass, in which there are gradients of inputs and of weights: three times forward."""
+    """Operations of a forward and a backward pass, which makes gradients of inputs and of weights: 3 × forward."""
     return 3 * forward
 
 
 def loss_flops(pairs: int, embed_dim: int) -> float:
-    """Of the contrastive loss of a batch, forward and backward, over all ranks: 8 n² d.
+    """Operations of the contrastive loss of a batch, forward and backward, over all ranks: 8 n² d.
 
     The scores are computed in both passes, and multiplied with the features of each modality in the second.
     """
@@ -45,7 +45,7 @@ def loss_flops(pairs: int, embed_dim: int) -> float:
 
 
 def block_flops(width: int, tokens: float, scores: float) -> float:
-    """A transformer block's forward pass.
+    """Operations of a transformer block's forward pass.
 
     Args:
         width: channels.
@@ -57,7 +57,7 @@ def block_flops(width: int, tokens: float, scores: float) -> float:
 
 
 def block_group_flops(architecture: Architecture, sizes: ModelSizes, text_tokens: float) -> float:
-    """Of all transformer blocks for one pair: what activation checkpointing computes a second time."""
+    """Operations of all transformer blocks for one pair: what activation checkpointing computes a second time."""
     image = sizes.image_tokens, sizes.image_tokens**2
     text = text_tokens, text_tokens * (text_tokens + 1) / 2  # a token sees itself and those before it
     both = image[0] + text[0], image[1] + text[1]
@@ -69,7 +69,7 @@ def block_group_flops(architecture: Architecture, sizes: ModelSizes, text_tokens
 
 
 def stem_flops(architecture: Architecture, sizes: ModelSizes) -> float:
-    """Of a GrowCLIP's stem for one picture: its 3 × 3 convolutions, and the embedding of patches."""
+    """Operations of a GrowCLIP's stem for one picture: its 3 × 3 convolutions, and the embedding of patches."""
     pixels = (sizes.image_size // 2) ** 2  # behind the first convolution, of stride 2
     convolutions = 2 * pixels * STEM_CHANNELS * 9 * (3 + architecture.conv_layers * STEM_CHANNELS)
     patch = 2 * STEM_CHANNELS * PATCH_SIZE**2 * architecture.image_width

@@ -15,6 +15,7 @@ from growclip_ds.costs.plan import Plan
 from growclip_ds.costs.speed import Speed
 from growclip_ds.costs.steps import Begun, GrowthSteps
 from growclip_ds.errors import InputError
+from growclip_ds.growth.space import require_base_within_limit
 
 if TYPE_CHECKING:
     from growclip_ds.costs.begun import BegunRun
@@ -64,6 +65,9 @@ def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> 
     _check(config, request)
     sizes = config.model.sizes(_vocabulary(config, run))
     begun = _begun(config, sizes, run)
+    known = begun.architectures
+    base, name = (known[-1], f"{begun.name}'s model") if known else (config.model.base, "model.base")
+    require_base_within_limit(config, base, sizes.parameters_of, name)
     gpus = _gpus(config, request, begun)
     deepspeed = resolve(_deepspeed_file(request, run), config, gpus)
     hardware = None if request.hardware is None else load_hardware(request.hardware)

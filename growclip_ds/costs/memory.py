@@ -101,7 +101,7 @@ class Sharding:
 
     @property
     def buckets(self) -> int:
-        """That there are at a time, of their full size."""
+        """How many buckets of full size there are at a time."""
         return int(self.contiguous) * (2 if self.overlap and self.stage < 3 else 1)
 
 

@@ -27,8 +27,8 @@ class Stage:
 
     Attributes:
         stage: of ZeRO.
-        memory: that a rank needs.
-        communication: that it sends in an iteration.
+        memory: what a rank needs of it, in bytes.
+        communication: what a rank sends in an iteration, in bytes.
         fits: whether the GPU has so much; None without one.
         largest_micro_batch: pairs that fit, at most the rank's share of the batch; 0 if none do, None without a GPU.
     """
@@ -56,7 +56,7 @@ class CandidateCost:
     Attributes:
         architecture: its sizes.
         parameters: without the temperature.
-        flops: of a pair, forward.
+        flops: floating-point operations of a forward pass on a pair.
         within_limit: whether it is within `growth.max_parameters`.
     """
 
@@ -139,13 +139,13 @@ class Plan:
         return [self._stage(architecture, stage) for stage in STAGES]
 
     def pairs(self, phase: PhaseCost) -> int | None:
-        """That are left for a phase to train on, repetitions counted."""
+        """Image-text pairs a phase has yet to train on, repetitions counted; None where subsets are not counted."""
         if (of_an_epoch := self._pairs_of_an_epoch(phase)) is None:
             return None
         return max(0, phase.epochs * of_an_epoch - phase.done * self.config.training.global_batch_size)
 
     def epochs(self, phase: PhaseCost) -> float:
-        """That are left of a phase; all of them where the pairs are not counted."""
+        """Passes over the step's data that a phase has yet to make; all of them where subsets are not counted."""
         of_an_epoch, pairs = self._pairs_of_an_epoch(phase), self.pairs(phase)
         return pairs / of_an_epoch if pairs is not None and of_an_epoch else phase.epochs
 
@@ -155,27 +155,27 @@ class Plan:
         return max(0, sum(samples[: phase.step]) - self.config.held_out_pairs * phase.step)
 
     def iterations(self, phase: PhaseCost) -> int | None:
-        """That are left of a phase."""
+        """Iterations that a phase has yet to do; None where subsets are not counted."""
         pairs = self.pairs(phase)
         return None if pairs is None else math.ceil(pairs / self.config.training.global_batch_size)
 
     def flops(self, *phases: PhaseCost) -> float | None:
-        """Operations of what is left of phases."""
+        """Floating-point operations of what is left of the phases; None where subsets are not counted."""
         return _total([None if (n := self.pairs(phase)) is None else n * phase.flops for phase in phases])
 
     def device_hours(self, *phases: PhaseCost) -> float | None:
-        """Of all GPUs together, for what is left of phases."""
+        """GPU hours, summed over the ranks, of what is left of the phases; None without a speed."""
         if self.speed is None or (flops := self.flops(*phases)) is None:
             return None
         return flops / self.speed.flops / 3600
 
     def hours(self, *phases: PhaseCost) -> float | None:
-        """By the clock."""
+        """Wall-clock hours of what is left of the phases; None without a speed."""
         hours = self.device_hours(*phases)
         return None if hours is None else hours / self.ranks
 
     def disk(self, path: Path) -> Disk:
-        """What the phases that are left will write."""
+        """Disk space that the remaining phases of a path will take."""
         return disk([phase.architecture for phase in path.phases], self.sizes, self.config.checkpoint.keep_last)
 
     def to_json(self) -> dict[str, Any]:

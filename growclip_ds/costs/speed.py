@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one GPU.
+    """The speed of one GPU.
 
     Attributes:
         flops: operations a second, of those that a plan counts.

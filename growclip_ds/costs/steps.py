@@ -20,7 +20,6 @@ from growclip_ds.costs.flops import (
     loss_flops,
     training_flops,
 )
-from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.growth.space import GrowthSpace, growth_space, unlimited_growth_space
 
@@ -30,12 +29,12 @@ class Begun:
     """How far a run is before what is planned; of one that is to be started, no further than its beginning.
 
     Attributes:
-        name: of what has been begun, for messages.
-        finished: growth steps that are.
-        architectures: of their models, and that of the next one where it is chosen already.
+        name: what has been begun, for messages.
+        finished: number of finished growth steps.
+        architectures: those of their models, and of the next one where it is chosen already.
         over: phases of the next growth step that need no more training.
-        iterations: done, of its interrupted phases.
-        ranks: that there were last, where that is known.
+        iterations: iterations that its interrupted phases have done.
+        ranks: how many ranks there were last, where that is known.
     """
 
     name: str = ""
@@ -63,8 +62,8 @@ class PhaseCost:
         phase: of it.
         architecture: that the engine is built for.
         epochs: passes over the step's data.
-        flops: of one pair, on average.
-        done: iterations of it that are behind it already.
+        flops: floating-point operations of one pair, on average over the subnets.
+        done: iterations that the phase has done already.
     """
 
     step: int
@@ -101,9 +100,6 @@ class GrowthSteps:
         text_tokens: of a caption, on average.
         micro_batches: of a rank in an iteration: several take two forward passes.
         begun: how far the run is; None: it is to be started.
-
-    Raises:
-        InputError: the model to grow from is beyond `growth.max_parameters`.
     """
 
     def __init__(
@@ -120,13 +116,6 @@ class GrowthSteps:
         self.pair_flops = functools.cache(self._pair_flops)
         self.space = functools.cache(self._space)
         self._mean_of_subnets = functools.cache(lambda base: fmean(map(self.pair_flops, self.space(base))))
-        limit, known = config.growth.max_parameters, self.begun.architectures
-        base, name = (known[-1], f"{self.begun.name}'s model") if known else (config.model.base, "model.base")
-        if not config.has_fixed_model and limit is not None and sizes.parameters_of(base) > limit:
-            raise InputError(
-                f"growth.max_parameters is {limit:,}, but {name} {base} has {sizes.parameters_of(base):,} already; "
-                "raise the limit"
-            )
 
     @property
     def count(self) -> int:
@@ -134,7 +123,7 @@ class GrowthSteps:
 
     @property
     def base(self) -> Architecture:
-        """Of growth step 1."""
+        """The architecture of growth step 1."""
         config = self.config
         if self.begun.architectures:
             return self.begun.architectures[0]
@@ -175,7 +164,7 @@ class GrowthSteps:
         return found
 
     def _pair_flops(self, architecture: Architecture) -> float:
-        """Of a pair in an iteration, as they are executed."""
+        """Floating-point operations of a pair in an iteration, recomputation included."""
         config = self.config
         once = self.forward(architecture)
         total = training_flops(once)
@@ -195,7 +184,7 @@ class GrowthSteps:
         )
 
     def _choices(self, step: int, base: Architecture) -> Sequence[Architecture]:
-        """Among which the extreme ones are."""
+        """Choices of a growth step among which the cheapest and the dearest one are."""
         if step <= len(self.begun.architectures):
             return [self.begun.architectures[step - 1]]
         space = self.space(base)

@@ -61,7 +61,7 @@ def nothing_left(plan: Plan) -> str:
 
 
 def _behind(plan: Plan) -> Iterator[str]:
-    """What is not planned any more, being done."""
+    """The part of the run that is done and not planned any more."""
     begun = plan.steps.begun
     if not begun.name:
         return

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from growclip_ds.evaluation.classification import classify
 from growclip_ds.evaluation.datasets import ClassificationSet, RetrievalSet, load_evaluation_set
 from growclip_ds.evaluation.encoder import CandidateEncoder, ModelEncoder
-from growclip_ds.evaluation.results import ClassificationResult, RetrievalResult
 from growclip_ds.evaluation.retrieval import retrieve, retrieve_pairs
 from growclip_ds.model.packed import PackedTokens
+from growclip_ds.results import ClassificationResult, RetrievalResult
 
 __all__ = [
     "CandidateEncoder",

@@ -14,8 +14,8 @@ from growclip_ds.errors import InputError
 from growclip_ds.evaluation.batches import batches, nothing_readable
 from growclip_ds.evaluation.datasets import ClassificationSet
 from growclip_ds.evaluation.encoder import CandidateEncoder, first_sharers
-from growclip_ds.evaluation.results import ClassificationResult
 from growclip_ds.model.packed import PackedTokens
+from growclip_ds.results import ClassificationResult
 
 Tokenize = Callable[[list[str]], PackedTokens]
 

@@ -9,8 +9,8 @@ from typing import Any, TextIO
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from growclip_ds.evaluation.results import ClassificationResult, Result, RetrievalResult
 from growclip_ds.monitor.tables import plain_table, print_plainly
+from growclip_ds.results import ClassificationResult, Result, RetrievalResult
 
 FIGURES = ("top1", "top5", "mean_per_class")
 

@@ -20,8 +20,8 @@ from growclip_ds.errors import InputError
 from growclip_ds.evaluation.batches import batches, nothing_readable
 from growclip_ds.evaluation.datasets import RetrievalSet
 from growclip_ds.evaluation.encoder import CandidateEncoder, first_sharers
-from growclip_ds.evaluation.results import RetrievalResult
 from growclip_ds.model.packed import PackedTokens, pack
+from growclip_ds.results import RetrievalResult
 
 RECALL_AT = (1, 5, 10)
 BLOCK = 2**24  # similarities that exist at a time, at most, 64 MiB of them

@@ -12,8 +12,8 @@ from typing import Any
 
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.datasets import EvaluationSet
-from growclip_ds.evaluation.results import Result, result_from_json
 from growclip_ds.files import write_json
+from growclip_ds.results import Result, result_from_json
 
 VERSION = 1  # of what the figures mean; results of another one are not taken
 

@@ -73,5 +73,5 @@ def rank_candidates(
 
 
 def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """By Eq. 7; of equals the one with fewer parameters."""
+    """The candidates by their value of Eq. 7; of equals the one with fewer parameters first."""
     return sorted(candidates, key=lambda candidate: (-candidate.metric, candidate.parameters, candidate.architecture))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from growclip_ds.architecture import Architecture
+from growclip_ds.errors import InputError
 
 if TYPE_CHECKING:
     from growclip_ds.config.config import Config
@@ -75,7 +77,8 @@ class GrowthSpace:
                 f"max_parameters is {max_parameters:,}, but the architecture to grow from, {self.base}, "
                 f"has {count(self.base):,} already"
             )
-        space = GrowthSpace(self.base, 0, 0, 0)
+        space = copy.copy(self)
+        space.__dict__.pop("supernet", None)  # worked out of the candidates
         space.candidates = tuple(c for c in self.candidates if count(c) <= max_parameters)
         return space
 
@@ -98,6 +101,27 @@ def growth_space(config: Config, base: Architecture, count: Callable[[Architectu
     space = unlimited_growth_space(config, base)
     limit = config.growth.max_parameters
     return space if limit is None else space.within(limit, count)
+
+
+def require_base_within_limit(
+    config: Config, base: Architecture, count: Callable[[Architecture], int], name: str
+) -> None:
+    """Sees, before anything is done, that a run may grow at all.
+
+    Args:
+        config: of the run.
+        base: the architecture that it grows from.
+        count: parameters of an architecture.
+        name: of what has that architecture, for the message.
+
+    Raises:
+        InputError: it is beyond `growth.max_parameters`.
+    """
+    limit = config.growth.max_parameters
+    if limit is not None and not config.has_fixed_model and count(base) > limit:
+        raise InputError(
+            f"growth.max_parameters is {limit:,}, but {name} {base} has {count(base):,} already; raise the limit"
+        )
 
 
 def unlimited_growth_space(config: Config, base: Architecture) -> GrowthSpace:

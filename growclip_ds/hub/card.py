@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from huggingface_hub import EvalResult, ModelCardData
 
 from growclip_ds.evaluation.report import FIGURES, mean
-from growclip_ds.evaluation.results import ClassificationResult, RetrievalResult
 from growclip_ds.hub.provenance import Provenance
 from growclip_ds.monitor.words import LEGEND, SYMBOLS, grown
+from growclip_ds.results import ClassificationResult, RetrievalResult
 
 TASK = "zero-shot-image-classification"
 
@@ -80,7 +80,7 @@ def _growth(provenance: Provenance) -> Iterator[str]:
     yield "## Growth"
     rows, before = [], None
     for step in provenance.steps:
-        growth = grown(step.architecture, before) if step.architecture and before else ""
+        growth = grown(step.architecture, before) if before else ""
         rows.append((step.step, step.architecture, growth, f"{step.parameters / 1e6:.2f} M", f"{step.samples:,}"))
         before = step.architecture
     yield _table(("step", "architecture", "grew in", "parameters", "image-text pairs"), rows)

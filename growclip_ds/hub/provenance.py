@@ -11,11 +11,12 @@ from growclip_ds.checkpoint.checkpoint import Checkpoint
 from growclip_ds.checkpoint.exported import ExportedModel, is_exported
 from growclip_ds.data.subsets import read_subsets
 from growclip_ds.errors import InputError
-from growclip_ds.evaluation.results import Result
 from growclip_ds.evaluation.stored import results_beside
 from growclip_ds.evaluation.subject import Subject
 from growclip_ds.growth.phases import Phase
 from growclip_ds.reporting.runs import read_runs
+from growclip_ds.results import Result
+from growclip_ds.run.records import record_so_far
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class GrowthStep:
 
     Attributes:
         step: counted from 1.
-        architecture: of the model after it; None of a fixed model.
+        architecture: of the model after it.
         parameters: of that model, without the temperature.
         samples: image-text pairs that had arrived.
     """
 
     step: int
-    architecture: Architecture | None
+    architecture: Architecture
     parameters: int
     samples: int
 
@@ -66,7 +67,8 @@ def read_provenance(subject: Subject) -> Provenance:
         growth = ExportedModel(subject.folder).growth
         steps = [GrowthStep(**{**step, "architecture": Architecture(**step["architecture"])}) for step in growth]
     elif subject.run is not None and subject.growth_step is not None:
-        description = Checkpoint(subject.folder).description
+        checkpoint = Checkpoint(subject.folder)
+        description = checkpoint.description
         if description.get("phase", Phase.TRAIN) != Phase.TRAIN:
             trained = subject.run.weights(subject.growth_step, Phase.TRAIN).parent
             raise InputError(
@@ -81,8 +83,8 @@ def read_provenance(subject: Subject) -> Provenance:
         ]
         if subject.growth_step in run.steps:
             results.update(run.steps[subject.growth_step].results)
-        elif record := description.get("record"):  # trained, but not evaluated yet
-            steps.append(GrowthStep(subject.growth_step, subject.architecture, record["parameters"], record["samples"]))
+        elif (record := record_so_far(checkpoint)) is not None:  # trained, but not evaluated yet
+            steps.append(GrowthStep(record.step, record.architecture, record.parameters, record.samples))
         if subject.run.data_file.exists():
             arrived = read_subsets(subject.run.data_file)[: subject.growth_step]
             subsets = [(subset.name, subset.samples or 0) for subset in arrived]

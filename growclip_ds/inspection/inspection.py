@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from growclip_ds.errors import InputError
 from growclip_ds.evaluation.subject import is_hugging_face, nothing_there
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.model.plan import ModelPlan
-from growclip_ds.reporting.runs import damaged_record
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.lock import running
+from growclip_ds.run.records import record_so_far
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class PhaseState:
     Attributes:
         step: growth step.
         phase: of it.
-        state: `finished`, `trained` (and not yet evaluated), `running`, `interrupted` (it has a checkpoint) or
-            `not begun`.
+        state: `finished`, `given` (its model came with `model.start`), `trained` (and not yet evaluated), `running`,
+            `interrupted` (it has a checkpoint) or `not begun`.
         iterations: done; None where that is not known.
         seconds: that it has taken.
     """
@@ -200,13 +200,12 @@ def inspect_checkpoint(folder: Path, verify: bool = False) -> Inspected:
     if verify:
         checkpoint.verify()
     description = checkpoint.description
-    iterations = description.get("resume", {}).get("iteration", description.get("record", {}).get("iterations"))
     return Inspected(
         folder=folder,
         model=Model(plan.kind, plan.architecture, plan.sizes, parts(dict(plan.shapes))),
         growth_step=description.get("growth_step"),
         phase=description.get("phase"),
-        iterations=iterations,
+        iterations=_iterations(checkpoint),
         tensors=len(checkpoint.names),
         bytes=_bytes(folder),
         has_checksums=True,
@@ -244,7 +243,7 @@ def inspect_run(run: RunFolder, verify: bool = False) -> InspectedRun:
     phases, models, growth = [], {}, {}
     shapes: dict[int, dict[str, Shape]] = {}
     for step in range(1, config.num_growth_steps + 1):
-        phases += [_phase_state(run, step, phase) for phase in phase_epochs(config, step)]
+        phases += _phase_states(run, step, list(phase_epochs(config, step)))
         weights = run.weights(step, Phase.TRAIN)
         if not (weights / INDEX).exists():
             continue
@@ -255,7 +254,7 @@ def inspect_run(run: RunFolder, verify: bool = False) -> InspectedRun:
             growth[step] = _growth(before.architecture, after.architecture, shapes[step - 1], shapes[step])
     process = running(run.path)
     if process is not None:
-        place = next((place for place, one in enumerate(phases) if one.state != "finished"), None)
+        place = next((place for place, one in enumerate(phases) if one.state not in ("finished", "given")), None)
         if place is not None:
             phases[place] = replace(phases[place], state="running")
     return InspectedRun(run.path, config.method, process, phases, models, growth)
@@ -292,14 +291,19 @@ def _growth(old: Architecture, new: Architecture, before: dict[str, Shape], afte
     )
 
 
+def _phase_states(run: RunFolder, step: int, phases: Sequence[Phase]) -> list[PhaseState]:
+    last = _phase_state(run, step, Phase.TRAIN)
+    if last.state == "given":  # the others were run elsewhere
+        return [last]
+    return [*(_phase_state(run, step, phase) for phase in phases if phase is not Phase.TRAIN), last]
+
+
 def _phase_state(run: RunFolder, step: int, phase: Phase) -> PhaseState:
     folder = run.phase(step, phase)
     if (folder / "phase.json").exists():
         record = run.record(step, phase)
-        try:
-            return PhaseState(step, phase, "finished", int(record["iterations"]), float(record["seconds"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged_record(folder / "phase.json", error) from None
+        state = "finished" if record.start is None else "given"
+        return PhaseState(step, phase, state, record.iterations, record.seconds)
     weights = run.weights(step, phase)
     if (weights / INDEX).exists():
         return _described(step, phase, "trained", weights)
@@ -318,7 +322,14 @@ def _kept(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _described(step: int, phase: Phase, state: str, folder: Path) -> PhaseState:
-    description = Checkpoint(folder).description
-    record = description.get("record", {})
-    iterations = description.get("resume", {}).get("iteration", record.get("iterations"))
-    return PhaseState(step, phase, state, iterations, record.get("seconds"))
+    checkpoint = Checkpoint(folder)
+    record = record_so_far(checkpoint)
+    return PhaseState(step, phase, state, _iterations(checkpoint), None if record is None else record.seconds)
+
+
+def _iterations(checkpoint: Checkpoint) -> int | None:
+    """Of the phase whose weights they are: those done; None of weights that no phase has written."""
+    if "resume" in checkpoint.description:
+        return checkpoint.description["resume"]["iteration"]
+    record = record_so_far(checkpoint)
+    return None if record is None else record.iterations

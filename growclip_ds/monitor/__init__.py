@@ -1,7 +1,7 @@
 """TensorBoard, progress on the terminal, and the summary of a run."""
 
 from growclip_ds.monitor.monitor import Monitor, RunMonitor, open_monitor
-from growclip_ds.monitor.reports import CheckpointCost, Progress, Result
+from growclip_ds.monitor.reports import CheckpointCost, Progress
 from growclip_ds.monitor.summary import StepSummary, read_summaries
 from growclip_ds.monitor.tables import print_summary
 
@@ -9,7 +9,6 @@ __all__ = [
     "CheckpointCost",
     "Monitor",
     "Progress",
-    "Result",
     "RunMonitor",
     "StepSummary",
     "open_monitor",

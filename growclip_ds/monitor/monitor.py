@@ -18,11 +18,12 @@ from growclip_ds.model.plan import ModelPlan, num_parameters
 from growclip_ds.monitor.curves import Curves
 from growclip_ds.monitor.figures import architecture_figure, selection_figure
 from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
-from growclip_ds.monitor.reports import CheckpointCost, Progress, Result
+from growclip_ds.monitor.reports import CheckpointCost, Progress
 from growclip_ds.monitor.starvation import StarvationWatch
 from growclip_ds.monitor.summary import read_summaries
 from growclip_ds.monitor.tables import architecture_markdown, candidates_markdown, print_summary
 from growclip_ds.monitor.words import millions
+from growclip_ds.results import Result, averaged
 from growclip_ds.run.folder import RunFolder
 
 GIB = 2**30
@@ -204,8 +205,7 @@ class RunMonitor(Monitor):
             return
         shown = ", ".join(f"{result.dataset} {result.accuracy:.1f} %" for result in results)
         if len(results) > MOST_SETS_IN_A_LINE:
-            averaged = _averaged(results)
-            shown = f"mean of {len(averaged)} sets {mean(averaged):.1f} %"
+            shown = f"mean of {len(averaged(results))} sets {_mean(results):.1f} %"
         self.output.line(f"step {step}/{self.steps} zero-shot: {shown}")
         self.curves.growth(step, _zero_shot(results))
         self.curves.flush()
@@ -237,12 +237,11 @@ def open_monitor(folder: RunFolder, config: Config, samples: Sequence[int], stre
 
 def _zero_shot(results: Sequence[Result]) -> dict[str, float]:
     accuracies = {f"zero_shot/{result.dataset}": result.accuracy for result in results}
-    return accuracies | {"zero_shot/mean": mean(_averaged(results))}
+    return accuracies | {"zero_shot/mean": _mean(results)}
 
 
-def _averaged(results: Sequence[Result]) -> list[float]:
-    """What a mean is over: the accuracies of the sets of classification, where there are any."""
-    return [result.accuracy for result in results if hasattr(result, "top1")] or [row.accuracy for row in results]
+def _mean(results: Sequence[Result]) -> float:
+    return mean(result.accuracy for result in averaged(results))
 
 
 def _by_cause(tag: str, counts: Mapping[str, int]) -> dict[str, float]:

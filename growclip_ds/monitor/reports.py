@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,3 @@ class CheckpointCost:
     waited: float
     written: float
     share: float
-
-
-class Result(Protocol):
-    """An evaluation of the model on one set."""
-
-    @property
-    def dataset(self) -> str: ...
-
-    @property
-    def accuracy(self) -> float:
-        """In percent."""

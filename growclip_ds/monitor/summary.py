@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.config.config import load_config
 from growclip_ds.growth.phases import Phase
 from growclip_ds.growth.selection import Candidate
+from growclip_ds.results import averaged
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.records import PhaseRecord
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class StepSummary:
         seconds: that its phases took.
         before: zero-shot accuracy of the step before, in percent by set; empty for the first step.
         after: that of this step's model.
-        averaged: the sets that a mean is over: those of classification, where there are any.
+        averaged: the sets that a mean is over.
         candidates: that it was chosen among, best first; none in the first step.
         selection_set: on which they were compared.
     """
@@ -46,43 +46,31 @@ def read_summaries(folder: RunFolder) -> list[StepSummary]:
     """The finished growth steps of a run. Not collective.
 
     Raises:
-        InputError: the folder holds no run, or something in it is damaged.
+        InputError: a phase.json is damaged.
     """
     summaries: list[StepSummary] = []
-    architecture = load_config(folder.config_file).model.base
-    seconds, selection = 0.0, {}
-    for step, phase, record in folder.records():
-        seconds += record["seconds"]
-        if "candidates" in record:
-            selection = record
-            architecture = Architecture(**record["candidates"][0]["architecture"])
-        if phase is Phase.TRAIN:
-            if "model" in record:  # the first runs did not say
-                architecture = Architecture(**record["model"]["architecture"])
-            summary = StepSummary(
-                step=step,
-                samples=record["samples"],
-                architecture=architecture,
-                parameters=record["parameters"],
-                seconds=seconds,
-                before=summaries[-1].after if summaries else {},
-                after={result["dataset"]: _accuracy(result) for result in record["evaluation"]},
-                averaged=[result["dataset"] for result in _averaged(record["evaluation"])],
-                candidates=[Candidate.from_json(row) for row in selection.get("candidates", [])],
-                selection_set=selection.get("selection_set"),
-            )
-            summaries.append(summary)
-            seconds, selection = 0.0, {}
+    phases: list[PhaseRecord] = []
+    for record in folder.records():
+        phases.append(record)
+        if record.phase is Phase.TRAIN:
+            summaries.append(_summary(phases, summaries[-1].after if summaries else {}))
+            phases = []
     return summaries
 
 
-def _averaged(results: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Top-1 of a classification and recall of a retrieval make no mean together."""
-    return [result for result in results if result["type"] == "classification"] or results
-
-
-def _accuracy(result: Mapping[str, Any]) -> float:
-    """The figure that stands for an evaluation: top-1, or the mean R@1 of both directions."""
-    if result["type"] == "classification":
-        return result["top1"]
-    return (result["image_to_text"]["R@1"] + result["text_to_image"]["R@1"]) / 2
+def _summary(phases: Sequence[PhaseRecord], before: Mapping[str, float]) -> StepSummary:
+    """Of a growth step's phases, the last of which trained its model."""
+    trained = phases[-1]
+    selection = next((record for record in phases if record.candidates), None)
+    return StepSummary(
+        step=trained.step,
+        samples=trained.samples,
+        architecture=trained.architecture,
+        parameters=trained.parameters,
+        seconds=sum(record.seconds for record in phases),
+        before=before,
+        after={result.dataset: result.accuracy for result in trained.evaluation},
+        averaged=[result.dataset for result in averaged(trained.evaluation)],
+        candidates=() if selection is None else selection.candidates,
+        selection_set=None if selection is None else selection.selection_set,
+    )

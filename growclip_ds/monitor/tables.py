@@ -45,9 +45,10 @@ def print_plainly(renderables: Iterable[RenderableType], stream: TextIO | None =
 
 def _summary(summaries: Sequence[StepSummary], run: Path) -> Iterator[RenderableType]:
     sets = list(dict.fromkeys(name for summary in summaries for name in summary.after))
-    yield _steps_table(summaries, sets)
+    averaged = summaries[-1].averaged if summaries else ()
+    yield _steps_table(summaries, sets, averaged)
     if len(sets) > MOST_SET_COLUMNS:
-        yield _sets_table(summaries, sets)
+        yield _sets_table(summaries, sets, averaged)
     if any(summary.candidates for summary in summaries):
         yield _candidates_table(summaries)
     notes = (
@@ -63,9 +64,8 @@ def plain_table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
-def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table:
+def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str], averaged: Sequence[str]) -> Table:
     table = plain_table("Growth steps")
-    averaged = _averaged(summaries)
     columns = list(sets) if len(sets) <= MOST_SET_COLUMNS else [f"mean of {len(averaged)} sets"]
     table.add_column("step", justify="right")
     table.add_column("samples", justify="right")
@@ -87,7 +87,7 @@ def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table
     return table
 
 
-def _sets_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table:
+def _sets_table(summaries: Sequence[StepSummary], sets: Sequence[str], averaged: Sequence[str]) -> Table:
     table = plain_table("Zero-shot accuracy by set")
     table.add_column("set", overflow="fold")
     for summary in summaries:
@@ -95,14 +95,8 @@ def _sets_table(summaries: Sequence[StepSummary], sets: Sequence[str]) -> Table:
     for name in sets:
         table.add_row(name, *(_percent(summary.after, [name]) for summary in summaries))
     table.add_section()
-    averaged = _averaged(summaries)
     table.add_row(f"mean of {len(averaged)}", *(_percent(summary.after, averaged) for summary in summaries))
     return table
-
-
-def _averaged(summaries: Sequence[StepSummary]) -> Sequence[str]:
-    """The sets that a mean is over."""
-    return summaries[-1].averaged if summaries else ()
 
 
 def _candidates_table(summaries: Sequence[StepSummary]) -> Table:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from growclip_ds.architecture import Shape
@@ -172,6 +171,8 @@ def _stage12_shard(
 
 
 def _shard(flat: Tensor, segments: list[Segment], group: dist.ProcessGroup) -> FlatShard:
+    from deepspeed.accelerator import get_accelerator  # not to be loaded for the arithmetic of shards alone
+
     device = torch.device(get_accelerator().current_device_name())
     return FlatShard(flat, tuple(segments), group, dist.get_rank(group), device)
 

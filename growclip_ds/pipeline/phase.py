@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint.checkpoint import Checkpoint, owners, write_checkpoint
-from growclip_ds.config.config import Config
-from growclip_ds.config.deepspeed import ResolvedDeepSpeed
 from growclip_ds.data.fault_limit import FaultLimit
 from growclip_ds.data.faults import FaultList, in_words
 from growclip_ds.data.remote import Deal
@@ -27,45 +25,20 @@ from growclip_ds.growth.phases import Phase
 from growclip_ds.growth.space import GrowthSpace
 from growclip_ds.model.initial import MAX_LOGIT_SCALE
 from growclip_ds.model.plan import ModelPlan, num_parameters
-from growclip_ds.monitor import Monitor
-from growclip_ds.optim import AdamW, Lamb, SubnetOptimizer
+from growclip_ds.optim import OPTIMIZERS, SubnetOptimizer
+from growclip_ds.pipeline.context import RunContext
 from growclip_ds.pipeline.counts import PhaseCounts
-from growclip_ds.pipeline.judging import Judge
-from growclip_ds.pipeline.prepare import RunInputs
-from growclip_ds.run.folder import RunFolder
-from growclip_ds.run.records import device_seconds
+from growclip_ds.pipeline.evaluator import PhaseEvaluator
+from growclip_ds.results import Result
+from growclip_ds.run.records import CurvePoint, PhaseRecord, Training, described, record_so_far
 from growclip_ds.seeds import named_seed
-from growclip_ds.signals import Stopped, StopRequest
+from growclip_ds.signals import Stopped
 from growclip_ds.training.engine import Engine
 from growclip_ds.training.health import Health
-from growclip_ds.training.ranks_watch import RanksWatch
 from growclip_ds.training.resume import CheckpointKeeper, load_engine, newest_good
 from growclip_ds.training.schedule import learning_rate
 from growclip_ds.training.trainer import Trainer
 from growclip_kernels.dispatch import uses_triton
-
-
-@dataclass(frozen=True)
-class Run:
-    """What all phases of a run have in common.
-
-    Attributes:
-        config: its configuration.
-        deepspeed: how to build engines.
-        folder: where it is on disk.
-        inputs: the data, the tokenizer and the evaluation sets.
-        monitor: told what happens.
-        stop: whether this rank was asked to stop.
-        watch: over the ranks.
-    """
-
-    config: Config
-    deepspeed: ResolvedDeepSpeed
-    folder: RunFolder
-    inputs: RunInputs
-    monitor: Monitor
-    stop: StopRequest
-    watch: RanksWatch
 
 
 class PhaseRun:
@@ -74,7 +47,7 @@ class PhaseRun:
     All methods are collective.
 
     Attributes:
-        judge: evaluates its model.
+        record: what it has done so far, its earlier starts included.
 
     Args:
         run: that the phase belongs to.
@@ -85,7 +58,7 @@ class PhaseRun:
     """
 
     def __init__(
-        self, run: Run, step: int, phase: Phase, plan: ModelPlan, weights: Iterable[tuple[str, Tensor]]
+        self, run: RunContext, step: int, phase: Phase, plan: ModelPlan, weights: Iterable[tuple[str, Tensor]]
     ) -> None:
         self.config, self.inputs, self.folder, self.monitor = run.config, run.inputs, run.folder, run.monitor
         self.stop, self.watch = run.stop, run.watch
@@ -96,39 +69,31 @@ class PhaseRun:
         self.data = self.inputs.data.first(step)
         self._stop_if_asked()
         self._start = time.monotonic()
-        self.record: dict[str, Any] = {
-            "samples": self.inputs.samples(step),
-            "parameters": num_parameters(plan),
-            "model": {"kind": plan.kind, "architecture": asdict(plan.architecture)},
-            "iterations": 0,
-            "first_iteration": self.folder.iterations_before(step, phase),
-            "seconds": 0.0,
-            "device_seconds": 0.0,
-            "curve": [],
-        }
         self._trained = self.folder.is_trained(step, phase)
         self._checkpoint: Checkpoint | None = None  # to go on from
         if self._trained:  # and interrupted while it was evaluated
             kept = on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
         else:
             kept = self._checkpoint = newest_good(self.folder.checkpoints(step, phase), self.monitor.note)
+        before = None if kept is None else record_so_far(kept)
+        self.record = before or self._first_record()
         if kept is not None:
-            before = kept.description["record"]
-            self.record |= {**before, "device_seconds": device_seconds(before) or 0.0}
+            self._require_plan(kept)
             weights = ((name, kept.read(name)) for name in plan.shapes)
         build = partial(plan.build, self.config.training.activation_checkpointing)
         self.engine = Engine(build, self._make_optimizer, run.deepspeed.config)
         self.engine.load_masters(weights)
         if self._checkpoint is not None:
             load_engine(self.engine, self._checkpoint)
-        self.judge = Judge(self.config, self.inputs, self.monitor, step, self.engine, self.record, self._stop_if_asked)
+            self._checkpoint.close()
+        self._evaluator = PhaseEvaluator(self.config, self.inputs, step, self.engine, self._stop_if_asked)
 
     def train(self, epochs: int, space: GrowthSpace | None = None) -> None:
         """Trains on the step's data: the whole model, or in each iteration a subnet sampled from the space.
 
         Leaves the weights in the run's folder.
         """
-        first, iterations = self.record["first_iteration"], self.record["iterations"]
+        first, iterations = self.record.first_iteration, self.record.iterations
         if self._trained:
             self.monitor.start_phase(self.step, self.phase, self.plan, iterations, first + iterations)
             self._end_curve()
@@ -139,18 +104,17 @@ class PhaseRun:
         health = Health(self.config.health, self.folder.bad_iterations(self.step, self.phase), self.monitor.note)
         if resume:
             health.state = resume["health"]
-        counts = PhaseCounts(self.record, stream, health)
+        training = self._training(epochs)
+        counts = PhaseCounts(self.record.training or training, stream, health)
         peak, warmup = self.config.training.learning_rate, self.config.training.warmup_iterations
         rate = partial(learning_rate, iterations=stream.iterations, peak=peak, warmup_iterations=warmup)
         done = stream.start_iteration
         self.monitor.start_phase(self.step, self.phase, self.plan, stream.iterations, first, done)
         self.monitor.left_out(self.step, self.data.left_out)
-        self.record |= {
-            "epochs": epochs,
-            "ranks": distributed.world_size(),
-            "device": torch.cuda.get_device_name(self.engine.device) if self.engine.device.type == "cuda" else "CPU",
-            "kernels": kernels_of(self.plan, self.engine.device),
-        }
+
+        def count() -> None:
+            self.record = replace(self.record, training=counts.added_to(training))
+            self._count_seconds()
 
         def subnet(iteration: int) -> Architecture | None:
             if space is None:
@@ -159,15 +123,14 @@ class PhaseRun:
 
         def describe() -> dict[str, Any]:
             self.folder.require_there()
-            counts.update()
-            self._count_seconds()
+            count()
             state = {
                 "iterations": stream.iterations,
                 "samples_read": limit.read,
                 "health": health.state,
                 "deals": stream.deals,
             }
-            return self._description(resume=state)
+            return self.plan.describe() | described(self.record) | {"resume": state}
 
         place = self.folder.checkpoints(self.step, self.phase)
         keeper = CheckpointKeeper(place, self.config.checkpoint, self.engine, self.plan.shapes, describe, self.monitor)
@@ -181,29 +144,51 @@ class PhaseRun:
             watch=self.watch,
             report=self.monitor.progress,
             report_every=self.config.monitoring.log_every,
-            evaluate=self.judge.evaluate_in_between,
-            evaluate_after=self.judge.iterations(stream, epochs),
+            evaluate=self._evaluate_in_between,
+            evaluate_after=self._evaluator.evaluation_iterations(stream, epochs),
             seen=counts.seen,
         )
         if done in trainer.evaluate_after:
-            self.judge.evaluate_in_between(done)  # stopped before that
+            self._evaluate_in_between(done)  # stopped before that
         trainer.run(rate, subnet)
         self.watch.reached("")
-        self.record["iterations"] = stream.iterations
-        counts.update()
-        self._count_seconds()
+        self.record = replace(self.record, iterations=stream.iterations)
+        count()
         if limit.broken:
             self.monitor.note(f"broken samples: {in_words(limit.broken)}; {self.folder.faults('rank_*')} list them")
-        if self.record["dead_workers"]:
-            self.monitor.note(f"data loading workers that died and were replaced: {self.record['dead_workers']}")
+        if self.record.training is not None and (dead := self.record.training.dead_workers):
+            self.monitor.note(f"data loading workers that died and were replaced: {dead}")
         self._write_weights()
         self._stop_if_asked()
         self._end_curve()
 
+    def evaluate(self) -> None:
+        """Evaluates the trained model on every set that is reported."""
+        results = self._evaluator.evaluate()
+        self.record = replace(self.record, evaluation=results)
+        if self.config.evaluation.every_epochs is not None:
+            self._add_to_curve(self.record.iterations, results)
+        self.monitor.evaluation(self.step, results)
+
+    def select(self, space: GrowthSpace) -> None:
+        """Evaluates every candidate with the trained supernet's weights, and records them, best by Eq. 7 first."""
+        selection_set, candidates = self._evaluator.select(space)
+        self.record = replace(self.record, selection_set=selection_set, candidates=candidates)
+        self.monitor.selection(self.step, candidates)
+
+    def _evaluate_in_between(self, iteration: int) -> None:
+        """Evaluates the model after an iteration of its training, unless that was done before it was interrupted."""
+        if all(point.iteration != iteration for point in self.record.curve):
+            self._add_to_curve(iteration, self._evaluator.evaluate())
+
+    def _add_to_curve(self, iteration: int, results: Sequence[Result]) -> None:
+        self.record = replace(self.record, curve=(*self.record.curve, CurvePoint(iteration, results)))
+        self.monitor.curve(iteration, results)
+
     def _end_curve(self) -> None:
         """Evaluates the supernet that a phase leaves, where its course is evaluated; a model is evaluated anyway."""
         if self.phase is not Phase.TRAIN and self.config.evaluation.every_epochs is not None:
-            self.judge.evaluate_in_between(self.record["iterations"])
+            self._evaluate_in_between(self.record.iterations)
 
     def __enter__(self) -> Self:
         return self
@@ -214,14 +199,27 @@ class PhaseRun:
         if kind is not None:
             return  # the process ends: other ranks may be anywhere, so nothing collective may be done
         self.engine.destroy()
-        del self.engine, self.judge
+        del self.engine, self._evaluator
         self._count_seconds()
-        self.folder.finish(self.step, self.phase, self.record)
+        self.folder.finish(self.record)
 
     def _stop_if_asked(self) -> None:
         """Ends the run where nothing would be lost by it. Collective."""
         if any(distributed.all_gather_object(self.stop.requested)):
             raise Stopped
+
+    def _require_plan(self, kept: Checkpoint) -> None:
+        """Weights of a phase are of the model that it is to train, unless another candidate was selected since."""
+        if (kept.plan.kind, kept.plan.architecture, kept.sizes) != (
+            self.plan.kind,
+            self.plan.architecture,
+            self.plan.sizes,
+        ):
+            raise InputError(
+                f"{kept.folder} is of {kept.plan.architecture}, but the {self.phase} phase of growth step {self.step} "
+                f"trains {self.plan.architecture}: bring back the selection's phase.json as it was, or remove "
+                f"{self.folder.phase(self.step, self.phase)} to train the phase anew"
+            )
 
     def _stream(self, epochs: int, resume: Mapping[str, Any]) -> TrainingStream:
         stream = TrainingStream(
@@ -247,18 +245,32 @@ class PhaseRun:
             )
         return stream
 
-    def _description(self, **more: Any) -> dict[str, Any]:
-        return self.plan.describe() | {
-            "growth_step": self.step,
-            "phase": str(self.phase),
-            "record": self.record,
-            **more,
-        }
+    def _first_record(self) -> PhaseRecord:
+        return PhaseRecord(
+            step=self.step,
+            phase=self.phase,
+            samples=self.inputs.samples(self.step),
+            parameters=num_parameters(self.plan),
+            kind=self.plan.kind,
+            architecture=self.plan.architecture,
+            first_iteration=self.folder.iterations_before(self.step, self.phase),
+        )
+
+    def _training(self, epochs: int) -> Training:
+        device = self.engine.device
+        return Training(
+            epochs=epochs,
+            ranks=distributed.world_size(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            kernels=kernels_of(self.plan, device),
+        )
 
     def _count_seconds(self) -> None:
         now = time.monotonic()
-        self.record["seconds"] += now - self._start
-        self.record["device_seconds"] += (now - self._start) * distributed.world_size()  # it may go on with other ranks
+        passed = now - self._start
+        on_all = passed * distributed.world_size()  # it may go on with other ranks
+        seconds, device_seconds = self.record.seconds + passed, self.record.device_seconds + on_all
+        self.record = replace(self.record, seconds=seconds, device_seconds=device_seconds)
         self._start = now
 
     def _write_weights(self) -> None:
@@ -270,14 +282,13 @@ class PhaseRun:
             self.engine.masters(owner),
             shapes,
             owner,
-            self._description(),
+            self.plan.describe() | described(self.record),
         )
         self.folder.remove_checkpoints(self.step, self.phase)
 
     def _make_optimizer(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> SubnetOptimizer:
         training = self.config.training
-        make = {"lamb": Lamb, "adamw": AdamW}[training.optimizer]
-        return make(
+        return OPTIMIZERS[training.optimizer](
             [parameter for _, parameter in parameters],
             lr=training.learning_rate,
             betas=training.betas,

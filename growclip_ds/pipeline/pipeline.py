@@ -12,10 +12,12 @@ from pathlib import Path
 from growclip_ds.config.config import Config
 from growclip_ds.config.deepspeed import ResolvedDeepSpeed
 from growclip_ds.data.faults import in_words
+from growclip_ds.distributed.watchdog import Watchdog
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import phase_epochs
+from growclip_ds.growth.space import require_base_within_limit
 from growclip_ds.monitor import open_monitor
-from growclip_ds.pipeline.phase import Run
+from growclip_ds.pipeline.context import RunContext
 from growclip_ds.pipeline.prepare import list_left_out, prepare
 from growclip_ds.pipeline.recipes import RECIPES
 from growclip_ds.pipeline.start import adopt
@@ -23,7 +25,6 @@ from growclip_ds.run.folder import open_run
 from growclip_ds.run.lock import RunLock
 from growclip_ds.signals import StopRequest
 from growclip_ds.training.memory_errors import memory_explained
-from growclip_ds.training.ranks_watch import RanksWatch
 
 
 def prepare_growth(
@@ -32,7 +33,7 @@ def prepare_growth(
     output_dir: Path,
     growth_step: int | None = None,
     stop: StopRequest | None = None,
-    watch: RanksWatch | None = None,
+    watch: Watchdog | None = None,
 ) -> GrowthPipeline:
     """Opens the run and all that it reads, so that whatever of it cannot be used shows before any training. Collective.
 
@@ -71,9 +72,7 @@ def prepare_growth(
             )
         steps = range(max(last + 1, steps.start), max(last + 1, steps.stop))
         folder.require_step_before(steps.start)
-    least, limit = inputs.sizes.parameters_of(base), config.growth.max_parameters
-    if limit is not None and limit < least and not config.has_fixed_model:
-        raise InputError(f"growth.max_parameters is {limit:,}, but {name} has {least:,} already; raise the limit")
+    require_base_within_limit(config, base, inputs.sizes.parameters_of, name)
     samples = [inputs.samples(step) for step in range(1, steps.stop)]
     monitor = open_monitor(folder, config, samples)
     if left_out := inputs.data.left_out:
@@ -83,7 +82,7 @@ def prepare_growth(
         monitor.note(f"the index of {elsewhere:,} shards is in the user's cache, as their folders cannot be written")
     if changes := folder.keep_numerics(deepspeed.numerics):
         monitor.note(f"the DeepSpeed file has changed; the run goes on with it: {'; '.join(changes)}")
-    run = Run(config, deepspeed, folder, inputs, monitor, stop or StopRequest(), watch or RanksWatch())
+    run = RunContext(config, deepspeed, folder, inputs, monitor, stop or StopRequest(), watch or Watchdog())
     return GrowthPipeline(run, steps, lock)
 
 
@@ -96,7 +95,7 @@ class GrowthPipeline:
         lock: on the run's folder, released at their end.
     """
 
-    def __init__(self, run: Run, steps: range, lock: RunLock) -> None:
+    def __init__(self, run: RunContext, steps: range, lock: RunLock) -> None:
         self._lock = lock
         self.folder, self.monitor = run.folder, run.monitor
         self.recipe = RECIPES[run.config.method](run)

@@ -24,7 +24,8 @@ from growclip_ds.growth.inheritance import PIM, inherited_tensor, inherited_tens
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.growth.space import GrowthSpace, growth_space
 from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan, Weights
-from growclip_ds.pipeline.phase import PhaseRun, Run
+from growclip_ds.pipeline.context import RunContext
+from growclip_ds.pipeline.phase import PhaseRun
 from growclip_ds.pipeline.prepare import RunInputs
 from growclip_ds.seeds import named_seed
 
@@ -36,7 +37,7 @@ class Recipe(ABC):
         run: that is made by it.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self._run = run
         self.config, self.folder, self.inputs = run.config, run.folder, run.inputs
         growth = self.config.growth
@@ -55,13 +56,13 @@ class Recipe(ABC):
         """The phase that every growth step ends with: its model, trained and evaluated."""
         with PhaseRun(self._run, step, Phase.TRAIN, plan, weights) as run:
             run.train(self._epochs(step, Phase.TRAIN))
-            run.judge.evaluate()
+            run.evaluate()
 
     def _select(self, step: int, phase: Phase, space: GrowthSpace, weights: Weights) -> None:
         """A supernet trained by sampled subnets (Eq. 6), every candidate evaluated, the best by Eq. 7 taken."""
         with PhaseRun(self._run, step, phase, self._plan(space.supernet), weights) as run:
             run.train(self._epochs(step, phase), space)
-            run.judge.select(space)
+            run.select(space)
 
     def _growth_space(self, step: int) -> GrowthSpace:
         """What the last step's architecture may grow into."""
@@ -159,7 +160,7 @@ class SearchRecipe(Recipe):
 class FixedRecipe(Recipe):
     """A model that does not grow: in every growth step from scratch (TFS, MS-CLIP), or the last one's (TWP, SAP)."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         super().__init__(run)
         if run.config.baselines.start is not None and self.folder.is_trained(1, Phase.TRAIN):
             self.model = self._weights(1, Phase.TRAIN).plan  # the run needs the checkpoint that it began with no more

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint.checkpoint import owners, write_checkpoint
@@ -13,6 +12,7 @@ from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
 from growclip_ds.pipeline.prepare import RunInputs
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.records import PhaseRecord, described
 
 
 def adopt(start: str, folder: RunFolder, inputs: RunInputs) -> tuple[int, Architecture]:
@@ -37,11 +37,11 @@ def adopt(start: str, folder: RunFolder, inputs: RunInputs) -> tuple[int, Archit
         records = _records(model, start)
         last = max(records)
         if not folder.is_trained(last, Phase.TRAIN):
-            _write_weights(model, folder, last, records[last])
+            _write_weights(model, folder, records[last])
         for step in sorted(records, reverse=True):  # the first one last: once it is there, all are
-            folder.finish(step, Phase.TRAIN, records[step])
-    last = on_main(lambda: sum("start" in record for *_, record in folder.records()))
-    return last, Architecture(**folder.record(last, Phase.TRAIN)["model"]["architecture"])
+            folder.finish(records[step])
+    last = on_main(lambda: sum(record.start is not None for record in folder.records()))
+    return last, folder.record(last, Phase.TRAIN).architecture
 
 
 def _check_fits(model: ExportedModel, inputs: RunInputs) -> None:
@@ -59,34 +59,33 @@ def _check_fits(model: ExportedModel, inputs: RunInputs) -> None:
         )
 
 
-def _records(model: ExportedModel, start: str) -> dict[int, dict[str, Any]]:
-    """What the run's folder says of each growth step that the model has been through."""
+def _records(model: ExportedModel, start: str) -> dict[int, PhaseRecord]:
+    """Of each growth step that the model has been through."""
     parameters = model.sizes.parameters_of(model.architecture)
     first = {"step": 1, "architecture": asdict(model.architecture), "parameters": parameters, "samples": 0}
     growth = {step["step"]: step for step in model.growth or [first]}
     if sorted(growth) != list(range(1, len(growth) + 1)):
         raise InputError(f"model.start, {start}, has growth steps {sorted(growth)}; those from 1 on are needed")
     return {
-        number: {
-            "start": start,
-            "samples": step["samples"],
-            "parameters": step["parameters"],
-            "model": {"kind": model.plan.kind, "architecture": step["architecture"]},
-            "iterations": 0,
-            "first_iteration": 0,
-            "seconds": 0.0,
-            "evaluation": [],
-        }
+        number: PhaseRecord(
+            step=number,
+            phase=Phase.TRAIN,
+            samples=step["samples"],
+            parameters=step["parameters"],
+            kind=model.plan.kind,
+            architecture=Architecture(**step["architecture"]),
+            start=start,
+        )
         for number, step in growth.items()
     }
 
 
-def _write_weights(model: ExportedModel, folder: RunFolder, step: int, record: dict[str, Any]) -> None:
+def _write_weights(model: ExportedModel, folder: RunFolder, record: PhaseRecord) -> None:
     owner = owners(model.plan.shapes, world_size())
     write_checkpoint(
-        folder.weights(step, Phase.TRAIN),
+        folder.weights(record.step, record.phase),
         ((name, model.read(name) if owner[name] == rank() else None) for name in model.names),
         model.plan.shapes,
         owner.__getitem__,
-        model.plan.describe() | {"growth_step": step, "phase": str(Phase.TRAIN), "record": record},
+        model.plan.describe() | described(record),
     )

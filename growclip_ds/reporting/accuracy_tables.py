@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from growclip_ds.evaluation.results import RetrievalResult
 from growclip_ds.monitor.words import LEGEND, SYMBOLS, smallest
 from growclip_ds.reporting.comparison import Comparison
 from growclip_ds.reporting.groups import DIMENSIONS, SWITCHES, Group, symbol_of
-from growclip_ds.reporting.runs import PhaseRecord, Run
+from growclip_ds.reporting.runs import ReportedRun
 from growclip_ds.reporting.table import Column, Spread, Table, count_column, number_column, switch_column, text_column
+from growclip_ds.results import RetrievalResult
+from growclip_ds.run.records import PhaseRecord
 
 ARCHITECTURES = f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}."
 RECALLS = (1, 5, 10)
@@ -185,7 +186,7 @@ def candidates_of_one_dimension(comparison: Comparison) -> Table | None:
     notes = [
         "Candidates of a growth step, evaluated with the weights of its supernet, not trained on their own; against "
         "the candidate that does not grow.",
-        f"Accuracy in percent on {', '.join(sets) or 'the set that selects'}.",
+        f"Accuracy in percent on {', '.join(sets)}.",
         *comparison.spread_notes,
     ]
     return Table(
@@ -193,11 +194,11 @@ def candidates_of_one_dimension(comparison: Comparison) -> Table | None:
     )
 
 
-def _selection(run: Run, step: int) -> PhaseRecord | None:
+def _selection(run: ReportedRun, step: int) -> PhaseRecord | None:
     return next((record for record in run.of_step(step) if record.candidates), None)
 
 
-def _gain(run: Run, step: int, dimension: str) -> tuple[float, float] | None:
+def _gain(run: ReportedRun, step: int, dimension: str) -> tuple[float, float] | None:
     """Millions of parameters and percent that the candidate that grows in one dimension has more than the base."""
     record = _selection(run, step)
     if record is None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from growclip_ds.errors import InputError
-from growclip_ds.evaluation.results import ClassificationResult
 from growclip_ds.reporting.groups import Group, group_runs, repeated_seeds
-from growclip_ds.reporting.runs import Result, Results, Run
+from growclip_ds.reporting.runs import ReportedRun, Result, Results
 from growclip_ds.reporting.table import Spread
+from growclip_ds.results import ClassificationResult, averaged
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class Comparison:
         groups: the runs by method and settings.
         classification: names of the classification sets of any run.
         retrieval: of the retrieval sets.
-        averaged: the sets that means are over: of classification, where there are any, on which every growth step of
-            every run was evaluated. Top-1 of a classification and recall of a retrieval make no mean together.
+        averaged: the sets that means are over, of those on which every growth step of every run was evaluated.
         in_training: those of them that every evaluation in the course of training was on too.
         notes: what a reader has to know before comparing.
     """
@@ -35,7 +34,7 @@ class Comparison:
     notes: Sequence[str]
 
     @property
-    def runs(self) -> Iterator[tuple[Group, Run]]:
+    def runs(self) -> Iterator[tuple[Group, ReportedRun]]:
         return ((group, run) for group in self.groups for run in group.runs)
 
     @property
@@ -86,7 +85,7 @@ def _mean(results: Results, averaged: Sequence[str]) -> float | None:
     return statistics.fmean(results[name].accuracy for name in averaged)
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(runs: Sequence[ReportedRun]) -> Comparison:
     """Groups the runs, and finds what they have in common.
 
     Raises:
@@ -103,16 +102,16 @@ def compare(runs: Sequence[Run]) -> Comparison:
     common = [dataset for dataset in seen if all(dataset in results for _, results in evaluated)]
     if seen and not common:
         raise InputError(_nothing_in_common(evaluated))
-    averaged = [dataset for dataset in common if dataset in classification] or common
-    points = [results for run in runs for record in run.phases for _, results in record.curve if results]
-    in_training = [dataset for dataset in averaged if all(dataset in results for results in points)]
+    means_over = [result.dataset for result in averaged(seen[dataset][1] for dataset in common)]
+    points = [point.results for run in runs for record in run.phases for point in record.curve if point.evaluation]
+    in_training = [dataset for dataset in means_over if all(dataset in results for results in points)]
     notes = [
         *(f"{run.name} is not finished: {run.progress()}." for run in runs if not run.is_finished),
-        *_sets_left_out(seen, common, averaged, evaluated),
+        *_sets_left_out(seen, common, means_over, evaluated),
         *_other_data(runs),
         *repeated_seeds(groups),
     ]
-    return Comparison(groups, classification, retrieval, averaged, in_training, notes)
+    return Comparison(groups, classification, retrieval, means_over, in_training, notes)
 
 
 def _check_same_set(first: str, one: Result, second: str, other: Result) -> None:
@@ -151,7 +150,7 @@ def _sets_left_out(
             )
 
 
-def _other_data(runs: Sequence[Run]) -> Iterator[str]:
+def _other_data(runs: Sequence[ReportedRun]) -> Iterator[str]:
     """Where growth steps of one number had not the same amount of data."""
     first: dict[int, tuple[str, int]] = {}
     for run in runs:

@@ -8,7 +8,7 @@ from typing import Any
 
 from growclip_ds.costs.flops import clip_forward_flops, forward_flops, loss_flops, training_flops
 from growclip_ds.reporting.comparison import Comparison
-from growclip_ds.reporting.runs import PhaseRecord, Run
+from growclip_ds.reporting.runs import ReportedRun
 from growclip_ds.reporting.table import (
     NOT_RECORDED,
     Column,
@@ -19,6 +19,7 @@ from growclip_ds.reporting.table import (
     scientific_column,
     text_column,
 )
+from growclip_ds.run.records import PhaseRecord
 
 FLOPS = (
     "FLOPs: of forward and backward passes over the pairs seen and of the loss, from the models' sizes, a "
@@ -31,42 +32,35 @@ HOURS = (
 )
 
 
-def phase_flops(run: Run, record: PhaseRecord) -> float | None:
+def phase_flops(run: ReportedRun, record: PhaseRecord) -> float | None:
     """Floating-point operations of a phase's training; None where they are not known."""
-    if record.pairs_seen is None or record.text_tokens_seen is None or record.architecture is None:
+    training, is_clip = record.training, record.kind == "clip"
+    if training is None or (is_clip and run.config.baselines.start is not None):
         return None
-    if record.fixed_clip and run.config.baselines.start is not None:
-        return None
-    if not record.pairs_seen:
+    if not training.pairs_seen:
         return 0.0
     trained = [record.architecture]
     if record.samples_subnets:
         trained = [candidate.architecture for candidate in record.candidates]
     if not trained:
         return None
-    forward = clip_forward_flops if record.fixed_clip else forward_flops
-    tokens = record.text_tokens_seen / record.pairs_seen
+    forward = clip_forward_flops if is_clip else forward_flops
+    tokens = training.text_tokens_seen / training.pairs_seen
     passes = training_flops(fmean(forward(architecture, run.sizes, tokens) for architecture in trained))
     batch = run.config.training.global_batch_size
-    return record.pairs_seen * (passes + loss_flops(batch, run.sizes.embed_dim) / batch)
+    return training.pairs_seen * (passes + loss_flops(batch, run.sizes.embed_dim) / batch)
 
 
 def device_hours(record: PhaseRecord) -> float | None:
-    return None if record.device_seconds is None else record.device_seconds / 3600
+    """None where a growth step came with the model."""
+    return None if record.training is None else record.device_seconds / 3600
 
 
 def ran_on(records: Iterable[PhaseRecord]) -> str | None:
     """`2 × CPU, torch kernels`; several, if it was not the same for all."""
-    places = [
-        f"{_known(record.ranks)} × {_known(record.device)}, {_known(record.kernels)} kernels"
-        for record in records
-        if any(value is not None for value in (record.ranks, record.device, record.kernels))
-    ]
+    trainings = (record.training for record in records)
+    places = [f"{one.ranks} × {one.device}, {one.kernels} kernels" for one in trainings if one is not None]
     return "; ".join(dict.fromkeys(places)) or None
-
-
-def _known(value: Any) -> str:
-    return NOT_RECORDED if value is None else str(value)
 
 
 def costs(comparison: Comparison) -> Table:
@@ -104,7 +98,7 @@ def _cost_columns() -> list[Column]:
     ]
 
 
-def _costs(parts: Sequence[tuple[Run, Sequence[PhaseRecord]]]) -> list[Any]:
+def _costs(parts: Sequence[tuple[ReportedRun, Sequence[PhaseRecord]]]) -> list[Any]:
     """The columns' values of some runs, each with phases that are added up."""
 
     def over_runs(values: Iterable[float | None]) -> Spread | None:
@@ -112,8 +106,8 @@ def _costs(parts: Sequence[tuple[Run, Sequence[PhaseRecord]]]) -> list[Any]:
         return None if None in known else Spread.of(known)
 
     return [
-        over_runs(_sum(_divide(record.pairs_seen, record.samples) for record in records) for _, records in parts),
-        over_runs(_sum(record.pairs_seen for record in records) for _, records in parts),
+        over_runs(_sum(_epochs(record) for record in records) for _, records in parts),
+        over_runs(_sum(_pairs_seen(record) for record in records) for _, records in parts),
         over_runs(_sum(phase_flops(run, record) for record in records) for run, records in parts),
         over_runs(_sum(record.seconds / 3600 for record in records) for _, records in parts),
         over_runs(_sum(device_hours(record) for record in records) for _, records in parts),
@@ -130,8 +124,17 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return total
 
 
-def _divide(value: float | None, by: float) -> float | None:
-    return None if value is None else value / by
+def _pairs_seen(record: PhaseRecord) -> int | None:
+    return None if record.training is None else record.training.pairs_seen
+
+
+def _epochs(record: PhaseRecord) -> float | None:
+    return None if record.training is None else record.training.pairs_seen / record.samples
+
+
+def _tokens_of_a_caption(record: PhaseRecord) -> float | None:
+    training = record.training
+    return training.text_tokens_seen / training.pairs_seen if training is not None and training.pairs_seen else None
 
 
 def costs_of_phases(comparison: Comparison) -> Table:
@@ -147,7 +150,6 @@ def costs_of_phases(comparison: Comparison) -> Table:
     rows = []
     for _, run in comparison.runs:
         for record in run.phases:
-            tokens = _divide(record.text_tokens_seen, record.pairs_seen) if record.pairs_seen else None
-            millions = record.parameters / 1e6
-            rows.append([run.name, record.step, str(record.phase), millions, tokens, *_costs([(run, [record])])])
+            model = [record.parameters / 1e6, _tokens_of_a_caption(record)]
+            rows.append([run.name, record.step, str(record.phase), *model, *_costs([(run, [record])])])
     return Table("costs_of_phases", "Cost by phase", columns, rows, [FLOPS, HOURS])

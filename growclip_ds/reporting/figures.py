@@ -17,7 +17,7 @@ from growclip_ds.monitor.figures import NEW, OLD
 from growclip_ds.monitor.words import SYMBOLS
 from growclip_ds.reporting.comparison import Comparison
 from growclip_ds.reporting.groups import Group
-from growclip_ds.reporting.runs import Run
+from growclip_ds.reporting.runs import ReportedRun
 
 COLOURS = 10  # of Matplotlib's cycle, C0 to C9
 LINES = ("-", "--", "-.")  # of groups whose colours repeat
@@ -40,20 +40,20 @@ class PhaseCurve:
     points: Sequence[tuple[float, float]]
 
 
-def step_curve(comparison: Comparison, run: Run, step: int) -> list[PhaseCurve]:
+def step_curve(comparison: Comparison, run: ReportedRun, step: int) -> list[PhaseCurve]:
     """A run's growth step, as far as it is, phase by phase."""
     curves, start = [], 0.0
     for record in run.of_step(step):
-        evaluated = {iteration: comparison.mean_in_training(results) for iteration, results in record.curve}
+        evaluated = {point.iteration: comparison.mean_in_training(point.results) for point in record.curve}
         if record.results:
             # of the same model as a last point of the curve
             evaluated[record.iterations] = comparison.mean_in_training(record.results)
         points = [
-            (start + run.epochs(record, iteration), accuracy)
+            (start + record.epochs_after(iteration), accuracy)
             for iteration, accuracy in sorted(evaluated.items())
             if accuracy is not None
         ]
-        end = start + run.epochs(record, record.iterations)
+        end = start + record.epochs_after(record.iterations)
         curves.append(PhaseCurve(record.phase, start, end, points))
         start = end
     return curves
@@ -62,11 +62,11 @@ def step_curve(comparison: Comparison, run: Run, step: int) -> list[PhaseCurve]:
 def has_curve(comparison: Comparison, step: int) -> bool:
     """Whether any run was evaluated in the course of a growth step, and not only at its end."""
     return any(
-        comparison.mean_in_training(results) is not None
+        comparison.mean_in_training(point.results) is not None
         for _, run in comparison.runs
         for record in run.of_step(step)
-        for iteration, results in record.curve
-        if iteration < record.iterations
+        for point in record.curve
+        if point.iteration < record.iterations
     )
 
 
@@ -110,7 +110,7 @@ def training_figure(comparison: Comparison, step: int) -> Figure:
     return figure
 
 
-def _drawable(comparison: Comparison, run: Run, step: int) -> list[PhaseCurve]:
+def _drawable(comparison: Comparison, run: ReportedRun, step: int) -> list[PhaseCurve]:
     """A run's growth step with a level line for every supernet that was not evaluated; empty if nothing was."""
     curves = step_curve(comparison, run, step)
     if not any(curve.points for curve in curves):
@@ -146,7 +146,7 @@ def growth_figure(group: Group) -> Figure:
         before: Architecture | None = None
         for axes, step in zip(row, range(1, columns + 1), strict=True):
             record = run.steps.get(step)
-            if record is None or record.architecture is None:
+            if record is None:
                 axes.axis("off")
                 continue
             _draw_dimensions(axes, record.architecture, before or record.architecture)

@@ -10,7 +10,7 @@ from typing import Any
 from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import AblationSection, Config
 from growclip_ds.monitor.words import SYMBOLS
-from growclip_ds.reporting.runs import Run
+from growclip_ds.reporting.runs import ReportedRun
 from growclip_ds.run.folder import MAY_CHANGE
 
 # Table 5's names for what of a growth step may be left out, by its switch in the configuration.
@@ -33,7 +33,7 @@ class Group:
 
     method: str
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[ReportedRun, ...]
     settings: Mapping[str, Any]
 
     @property
@@ -41,13 +41,13 @@ class Group:
         return self.runs[0].config.ablation != AblationSection()
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
     """The groups, in the order of the methods; of a method, those with few settings of their own first.
 
     What is ablated is always in a label; other settings where groups of the method differ in them, unless they are the
     defaults.
     """
-    members: dict[tuple[str, ...], list[Run]] = {}
+    members: dict[tuple[str, ...], list[ReportedRun]] = {}
     for run in runs:
         key = run.config.method, *(f"{name}={value!r}" for name, value in _settings(run.config).items())
         members.setdefault(key, []).append(run)

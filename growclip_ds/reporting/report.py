@@ -21,7 +21,7 @@ from growclip_ds.reporting.accuracy_tables import (
 from growclip_ds.reporting.comparison import Comparison, compare
 from growclip_ds.reporting.cost_tables import costs, costs_of_phases
 from growclip_ds.reporting.figures import growth_figure, has_curve, has_grown, training_figure
-from growclip_ds.reporting.runs import Run
+from growclip_ds.reporting.runs import ReportedRun
 from growclip_ds.reporting.table import Table, count_column, text_column
 
 DOTS_PER_INCH = 130
@@ -68,7 +68,7 @@ class Report:
         }
 
 
-def make_report(runs: Sequence[Run]) -> Report:
+def make_report(runs: Sequence[ReportedRun]) -> Report:
     """Puts the report of some runs together.
 
     Raises:

@@ -104,12 +104,12 @@ def text_column(title: str, absent: str = NONE) -> Column:
 
 
 def count_column(title: str, absent: str = NONE) -> Column:
-    """Of whole numbers: `1,714,112`."""
+    """A column of whole numbers: `1,714,112`."""
     return Column(title, lambda value: f"{value:,}", absent)
 
 
 def number_column(title: str, digits: int, absent: str = NONE, signed: bool = False) -> Column:
-    """Of numbers, or of spreads of numbers."""
+    """A column of numbers, or of spreads of numbers."""
     sign = "+" if signed else ""
 
     def form(value: float | Spread) -> str:
@@ -121,7 +121,7 @@ def number_column(title: str, digits: int, absent: str = NONE, signed: bool = Fa
 
 
 def scientific_column(title: str, absent: str = NONE) -> Column:
-    """Of numbers of any size, or of spreads of them: `1.23e+15`."""
+    """A column of numbers of any size, or of spreads of them: `1.23e+15`."""
 
     def form(value: float | Spread) -> str:
         return value.shown(lambda number: f"{number:.2e}") if isinstance(value, Spread) else f"{value:.2e}"
@@ -130,7 +130,7 @@ def scientific_column(title: str, absent: str = NONE) -> Column:
 
 
 def switch_column(title: str) -> Column:
-    """Of what was on or off: `✓`, `✗`."""
+    """A column of what was on or off: `✓`, `✗`."""
     return Column(title, lambda on: "✓" if on else "✗", right=False)
 
 

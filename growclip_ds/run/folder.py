@@ -37,6 +37,7 @@ from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_json, write_text
 from growclip_ds.growth.phases import Phase
+from growclip_ds.run.records import PhaseRecord, read_record
 from growclip_ds.yaml_files import read_yaml
 
 # What a run that goes on may have changed: it bears on speed, memory and reports, not on the weights.
@@ -54,10 +55,6 @@ MAY_CHANGE = (
     "health",
     "monitoring",
 )
-
-
-# Settings that came later: a run without them is as their defaults have it.
-_LATER: dict[str, Any] = {"method": True, "baselines": True, "ablation": True, "model": {"start"}}
 
 
 @dataclass(frozen=True)
@@ -160,35 +157,21 @@ class RunFolder:
         """Whether a phase has its final weights, finished or not."""
         return on_main(self.weights(step, phase).exists)
 
-    def finish(self, step: int, phase: Phase, record: dict[str, Any]) -> None:
-        """Marks a phase finished, its weights being there.
-
-        Args:
-            record: what the phase did, as JSON.
-        """
+    def finish(self, record: PhaseRecord) -> None:
+        """Marks the phase of a record finished, its weights being there."""
+        step, phase = record.step, record.phase
         self.remove_checkpoints(step, phase)  # again, as the run may have been interrupted before it was done
-        on_main(lambda: write_json(self.phase(step, phase) / "phase.json", record))
+        on_main(lambda: write_json(self.phase(step, phase) / "phase.json", record.to_json()))
 
-    def record(self, step: int, phase: Phase) -> dict[str, Any]:
+    def record(self, step: int, phase: Phase) -> PhaseRecord:
         """What a finished phase did.
 
         Raises:
             InputError: on every rank, if it is not finished, or its phase.json is damaged.
         """
-        return on_main(lambda: self._read_record(step, phase))
+        return on_main(lambda: read_record(self.phase(step, phase) / "phase.json", step, phase))
 
-    def _read_record(self, step: int, phase: Phase) -> dict[str, Any]:
-        file = self.phase(step, phase) / "phase.json"
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"the {phase} phase of growth step {step} is not finished: there is no {file}") from None
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{file} cannot be read ({error}); remove it, and the run judges the phase's weights again"
-            ) from None
-
-    def records(self) -> Iterator[tuple[int, Phase, dict[str, Any]]]:
+    def records(self) -> Iterator[PhaseRecord]:
         """What the finished phases did, in the order in which they were run. Not collective: for reports.
 
         Raises:
@@ -197,7 +180,7 @@ class RunFolder:
         for step in itertools.count(1):
             finished = [phase for phase in Phase if (self.phase(step, phase) / "phase.json").exists()]
             for phase in finished:
-                yield step, phase, self._read_record(step, phase)
+                yield read_record(self.phase(step, phase) / "phase.json", step, phase)
             if Phase.TRAIN not in finished:
                 return
 
@@ -229,14 +212,28 @@ class RunFolder:
         """Iterations of the run before a phase began: where its curves start."""
         order = list(Phase)
 
-        def is_before(other_step: int, other: Phase) -> bool:
-            return (other_step, order.index(other)) < (step, order.index(phase))
+        def is_before(record: PhaseRecord) -> bool:
+            return (record.step, order.index(record.phase)) < (step, order.index(phase))
 
-        return on_main(lambda: sum(record["iterations"] for *place, record in self.records() if is_before(*place)))
+        return on_main(lambda: sum(record.iterations for record in self.records() if is_before(record)))
 
     def selected_architecture(self, step: int, phase: Phase = Phase.SELECTION) -> Architecture:
         """The candidate that a phase of a growth step found best."""
-        return Architecture(**self.record(step, phase)["candidates"][0]["architecture"])
+        return self.record(step, phase).candidates[0].architecture
+
+
+def existing_run(path: Path) -> RunFolder:
+    """The folder of a run that has begun. Not collective.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = RunFolder(path)
+    if not path.is_dir():
+        raise InputError(f"there is no folder {path}; name the --output-dir of a training")
+    if not folder.config_file.exists():
+        raise InputError(f"{path} is no run, as it has no {folder.config_file.name}; name the --output-dir of one")
+    return folder
 
 
 def open_run(output_dir: str | Path, config: Config) -> RunFolder:
@@ -301,9 +298,6 @@ def _check_same_run(folder: RunFolder, config: Config) -> None:
     old, new = read_yaml(folder.config_file), config.model_dump(mode="json")
     if not isinstance(old, dict):
         raise InputError(f"{folder.config_file} is damaged; take another --output-dir")
-    defaults = Config.model_construct().model_dump(mode="json", include=_LATER)
-    model = {**defaults["model"], **old.get("model", {})}
-    old = {**defaults, **old, "model": model}
     lines = [
         f"  {key}: {before} there, {after} now"
         for key, before, after in _differences(old, new)

@@ -6,6 +6,7 @@ The paper grows by quarters of a data set that is there; data that keeps arrivin
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
     Raises:
         InputError: a data subset or the run's folder cannot be used.
     """
-    step = 1 + sum(phase is Phase.TRAIN for _, phase, _ in folder.records())
+    step = next(step for step in itertools.count(1) if not folder.is_finished(step, Phase.TRAIN))
     if config.growth.steps is not None and step > config.growth.steps:
         return Decision(None, False, f"all {config.growth.steps} growth steps are finished (growth.steps)")
     listed = len(config.data.subsets)
@@ -108,13 +109,15 @@ def training_losses(folder: RunFolder, step: int) -> list[float]:
     """The recorded losses of the training of a growth step's final model."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    record = next(record for number, phase, record in folder.records() if (number, phase) == (step, Phase.TRAIN))
-    first = record["first_iteration"]
+    record = folder.record(step, Phase.TRAIN)
+    first = record.first_iteration
+    if not (folder.tensorboard / "training").exists():  # the step came with model.start, or somebody left it out
+        return []
     events = EventAccumulator(str(folder.tensorboard / "training"), size_guidance={"scalars": 0}).Reload()
     if "train/loss" not in events.Tags()["scalars"]:
         return []
     points = events.Scalars("train/loss")
-    return [point.value for point in points if first < point.step <= first + record["iterations"]]
+    return [point.value for point in points if first < point.step <= first + record.iterations]
 
 
 def fall_of_loss(losses: Sequence[float]) -> float | None:

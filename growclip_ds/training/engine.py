@@ -9,17 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import datetime
 import gc
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
-from deepspeed.constants import default_pg_timeout
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import groups
@@ -28,53 +24,11 @@ from torch.distributed import distributed_c10d
 from torch.nn import functional
 
 from growclip_ds.architecture import Shape
-from growclip_ds.errors import InputError
+from growclip_ds.distributed.rendezvous import collective_limit, init_distributed
 from growclip_ds.optim import SubnetOptimizer
 from growclip_ds.optim.zero_shards import FlatShard, gather, refresh_weights, scatter
-from growclip_ds.training.joining import wait_for_all_ranks
-
-COLLECTIVE_HOURS = 2  # that ranks wait for each other at most: one may count shards or train a tokenizer for all
 
 _LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's scaler changes
-
-
-def init_distributed() -> None:
-    """Joins the process group that the launcher's environment describes, or takes over the one that there is.
-
-    A process that was started alone makes a group of its own.
-
-    Raises:
-        InputError: it is one of several, but the launcher did not say which, or others do not come.
-    """
-    if "RANK" not in os.environ:
-        # Not SLURM_NTASKS: what a job may start is told to the one process of its script too.
-        for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-            if int(os.environ.get(variable, "1")) > 1:
-                raise InputError(
-                    f"{variable} says that this is one of {os.environ[variable]} processes, but RANK and WORLD_SIZE "
-                    "are not set; start with deepspeed or torchrun, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR "
-                    "and MASTER_PORT for each process"
-                )
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    # An all-reduce for inference on the CPU, which DeepSpeed otherwise spends a minute to compile where it finds a
-    # compiler, and announces with a print. (On a GPU the mere look at this has every operator probed, with prints.)
-    if get_accelerator().device_name() == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Before any collective: NCCL takes the current device, which would be the first GPU on every rank.
-    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    with wait_for_all_ranks():  # not for hours
-        deepspeed.init_distributed(verbose=False, timeout=_collective_limit())
-
-
-def _collective_limit() -> datetime.timedelta:
-    if "DEEPSPEED_TIMEOUT" in os.environ:
-        return default_pg_timeout
-    return datetime.timedelta(hours=COLLECTIVE_HOURS)
-
-
-def leave_distributed() -> None:
-    """Leaves the process group in good order: its threads, ended by the interpreter's end, may abort the process."""
-    torch.distributed.destroy_process_group()
 
 
 class Engine:
@@ -113,7 +67,7 @@ class Engine:
         self.optimizer = make_optimizer(parameters)
         self._deepspeed, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
         # The group that DeepSpeed makes for itself has not the default group's limit, but torch's: 10 minutes of NCCL.
-        distributed_c10d._set_pg_timeout(_collective_limit(), groups._get_data_parallel_group())
+        distributed_c10d._set_pg_timeout(collective_limit(), groups._get_data_parallel_group())
         self._zero = self._deepspeed.optimizer
         # DeepSpeed's BF16_Optimizer has none.
         self._loss_scaler = getattr(self._zero, "loss_scaler", None)

@@ -25,7 +25,7 @@ FEWEST_LOSSES = 20  # before which no loss is a spike
 
 
 class Health:
-    """Judges the iterations of a phase. Every rank makes the same calls with the same outcomes.
+    """Checks the iterations of a phase. Every rank makes the same calls with the same outcomes.
 
     Args:
         section: of the configuration.
@@ -44,7 +44,7 @@ class Health:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a phase that goes on needs, as JSON."""
+        """What a resumed phase needs to know, as JSON."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "losses": list(self._losses)}
 
     @state.setter
@@ -59,7 +59,7 @@ class Health:
             return math.inf
         return self.section.spike_factor * statistics.median(self._losses)
 
-    def judge(
+    def check(
         self, outcome: Outcome, again: Callable[[], Outcome], engine: Engine, iteration: int, keys: Sequence[str]
     ) -> Outcome:
         """Takes note of an iteration. Collective where there was no update.

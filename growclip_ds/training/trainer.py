@@ -17,12 +17,12 @@ from growclip_ds.architecture import Architecture
 from growclip_ds.data.batch import Batch
 from growclip_ds.data.fault_limit import FaultLimit
 from growclip_ds.data.stream import TrainingStream
+from growclip_ds.distributed.watchdog import Watchdog
 from growclip_ds.monitor import Progress
 from growclip_ds.signals import Stopped, StopRequest
 from growclip_ds.training.engine import Engine
 from growclip_ds.training.health import Health
 from growclip_ds.training.iteration import Outcome, train_iteration
-from growclip_ds.training.ranks_watch import RanksWatch
 from growclip_ds.training.resume import CheckpointKeeper
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Trainer:
         engine: of the model.
         stream: gives this rank's micro-batches, an iteration at a time.
         limit: of broken samples.
-        health: judges what came of the iterations.
+        health: checks what came of the iterations.
         keeper: of checkpoints.
         stop: whether this rank was asked to stop.
         watch: is told how far this rank is.
@@ -53,7 +53,7 @@ class Trainer:
     health: Health
     keeper: CheckpointKeeper
     stop: StopRequest
-    watch: RanksWatch
+    watch: Watchdog
     report: Callable[[Progress], None]
     report_every: int
     evaluate: Callable[[int], None] = lambda _: None
@@ -114,7 +114,7 @@ class Trainer:
         pairs_of = [pairs if rank == distributed.rank() else 0 for rank in range(distributed.world_size())]
         mine = torch.tensor([*counts, *map(int, flags), *pairs_of], dtype=torch.int64, device=self.engine.device)
         totals = distributed.all_reduce_sum(mine).tolist()
-        self.limit.judge(totals[: len(counts)], size)
+        self.limit.check(totals[: len(counts)], size)
         stopping, due, written, *pairs_of = totals[len(counts) :]
         if written == distributed.world_size():
             self.keeper.publish()
@@ -130,7 +130,7 @@ class Trainer:
             return train_iteration(self.engine, micro_batches, rate, architecture, self.health.loss_limit, counts)
 
         keys = itertools.chain.from_iterable(batch.keys for batch in batches)
-        return self.health.judge(attempt(), attempt, self.engine, iteration + 1, list(keys))
+        return self.health.check(attempt(), attempt, self.engine, iteration + 1, list(keys))
 
     def _progress(self, done: int, rate: float, outcome: Outcome, lap: _Lap) -> Progress:
         loss_scale = self.engine.loss_scale

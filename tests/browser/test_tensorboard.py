@@ -45,19 +45,19 @@ def written(run: RunFolder) -> EventAccumulator:
 
 def test_scalars_of_all_phases(browser: Browser, address: str, run: RunFolder, written: EventAccumulator) -> None:
     records = list(run.records())
-    assert [(step, phase) for step, phase, _ in records] == PHASES
-    iterations = range(1, sum(record["iterations"] for *_, record in records) + 1)
+    assert [(record.step, record.phase) for record in records] == PHASES
+    iterations = range(1, sum(record.iterations for record in records) + 1)
     losses, numbers, steps = (
         Board(browser, address, "scalars", tag).points(tag, "training", iterations)
         for tag in ("train/loss", "phase/number", "phase/growth_step")
     )
     assert losses == {event.step: pytest.approx(event.value, rel=1e-3) for event in written.Scalars("train/loss")}
-    for step, phase, record in records:
-        first = record["first_iteration"]
-        for iteration in range(first + 1, first + record["iterations"] + 1):
+    for record in records:
+        first = record.first_iteration
+        for iteration in range(first + 1, first + record.iterations + 1):
             assert iteration in losses
-            assert numbers[iteration] == PHASE_NUMBERS[phase]
-            assert steps[iteration] == step
+            assert numbers[iteration] == PHASE_NUMBERS[record.phase]
+            assert steps[iteration] == record.step
 
 
 def test_accuracy_over_growth_steps(browser: Browser, address: str, run: RunFolder) -> None:
@@ -88,6 +88,6 @@ def test_texts_say_what_was_trained_and_compared(browser: Browser, address: str,
     for step, phase in PHASES:
         expect(board.card(tags[0]).get_by_text(f"growth step {step}, {phase}: ")).to_be_visible()
     candidates = board.card(tags[1]).locator("tr:not(:has(table))").filter(has_text=re.compile(r"\(\d(, \d){5}\)"))
-    assert len(run.record(STEPS, Phase.SELECTION)["candidates"]) == 64
+    assert len(run.record(STEPS, Phase.SELECTION).candidates) == 64
     expect(candidates).to_have_count(64)
     assert str(run.selected_architecture(STEPS)) in candidates.first.inner_text()

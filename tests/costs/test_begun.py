@@ -21,11 +21,12 @@ from growclip_ds.data.subsets import Subset, write_subsets
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
 from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.reporting.runs import read_runs
 from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.records import described
 from tests.group import Groups
 from tests.hub.models import write_recorded_run
 from tests.pipeline_runs import SUBSET, grow_until, write_data
+from tests.records import phase_record, training
 from tests.reporting.made_up import BASE, BATCH, candidate, write_config, write_fixed, write_phase
 
 SIZES = {"vocab_size": 300, "context_length": 16, "image_size": 32, "embed_dim": 16}
@@ -51,8 +52,7 @@ def whole(run: Path) -> Plan:
 
 
 def rest(run: Path, *overrides: str, **request: Any) -> Plan:
-    (read,) = read_runs([run])
-    begun = BegunRun(run, read.phases)
+    begun = BegunRun(run)
     return make_plan(begun.config(["data.subsets.2.samples=3000", *overrides]), Request(**request), begun)
 
 
@@ -64,8 +64,8 @@ def costs(plan: Plan, path: str, first: int) -> list[dict[str, Any]]:
 def interrupt(run: Path, phase: Phase, architecture: Architecture, iteration: int) -> Path:
     """A checkpoint of growth step 2, as far as plans look at it."""
     place = RunFolder(run).checkpoints(2, phase) / f"iteration_{iteration:09d}"
-    resume, record = {"iteration": iteration}, {"ranks": 5}
-    save_model(GrowCLIP(architecture, **SIZES), place, growth_step=2, phase=str(phase), resume=resume, record=record)
+    record = phase_record(2, phase, iterations=0, training=training(ranks=5))
+    save_model(GrowCLIP(architecture, **SIZES), place, **described(record), resume={"iteration": iteration})
     return place
 
 
@@ -87,6 +87,15 @@ def test_after_a_step_the_rest_of_the_whole_plan_is_left(run: Path) -> None:
     assert left.disk(left.dearest).weights == all_of_it.disk(all_of_it.dearest).weights - 4 * (
         ModelSizes(**SIZES).parameters_of(BASE) + 1
     )
+
+
+def test_only_what_the_run_grows_from_has_to_be_within_the_limit(run: Path) -> None:
+    """Begun with a model of its own (model.start), a run does not use model.base."""
+    larger = "model.base={conv_layers: 0, image_blocks: 9, image_heads: 9, text_blocks: 9, text_heads: 9}"
+    limit = f"growth.max_parameters={2 * ModelSizes(**SIZES).parameters_of(BASE)}"
+    assert rest(run, larger, limit).speed == rest(run).speed is not None
+    with pytest.raises(InputError, match=r"max_parameters is 1,000, but .*'s model \("):
+        rest(run, "growth.max_parameters=1000")
 
 
 def test_in_the_middle_of_a_step_its_last_phases_are_left(run: Path) -> None:
@@ -135,7 +144,7 @@ def test_a_model_that_is_trained_needs_no_more(run: Path, capsys: pytest.Capture
     left = rest(run)
     assert (left.dearest.phases[0].architecture, left.dearest.phases[0].done) == (grown, 40)
     shutil.rmtree(RunFolder(run).checkpoints(2, Phase.TRAIN))
-    save_model(GrowCLIP(grown, **SIZES), RunFolder(run).weights(2, Phase.TRAIN), record={})
+    save_model(GrowCLIP(grown, **SIZES), RunFolder(run).weights(2, Phase.TRAIN), **described(phase_record(2)))
     left = rest(run)
     assert left.steps_left == [3]
     assert left.bases(3) == [grown]
@@ -177,11 +186,10 @@ def test_the_precision_is_the_runs_and_other_files_may_be_tried(run: Path) -> No
     assert given.source.startswith("from the given 100 pairs/s on 2 GPUs")
 
 
-def test_a_run_without_counts_has_no_speed(run: Path) -> None:
-    """As older ones are."""
+def test_a_run_that_has_trained_nothing_has_no_speed(run: Path) -> None:
+    """Its first growth step came with its model."""
     file = run / "step_1/train/phase.json"
-    record = json.loads(file.read_text())
-    file.write_text(json.dumps({key: value for key, value in record.items() if key not in ("ranks", "pairs_seen")}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"start": "exported"}))
     left = rest(run)
     assert left.speed is None
     assert left.ranks == 1
@@ -190,8 +198,7 @@ def test_a_run_without_counts_has_no_speed(run: Path) -> None:
 
 def test_a_fixed_model_goes_on_too(tmp_path: Path) -> None:
     run = write_fixed(tmp_path / "run", "twp", [50.0])
-    (read,) = read_runs([run])
-    begun = BegunRun(run, read.phases)
+    begun = BegunRun(run)
     config = begun.config(["data.subsets.0.samples=1000", "data.subsets.1.samples=1000"])
     left = make_plan(config, Request(), begun)
     assert [(phase.step, phase.phase) for phase in left.cheapest.phases] == [(2, Phase.TRAIN)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +14,10 @@ from growclip_ds.config.config import load_config
 from growclip_ds.costs.hardware import load_hardware
 from growclip_ds.costs.making import Request, make_plan
 from growclip_ds.costs.memory import Load, Sharding, memory
+from growclip_ds.errors import InputError
+from growclip_ds.run.folder import RunFolder
 from tests.costs.test_steps import S1, config
+from tests.records import phase_record, training
 
 ROOT = Path(__file__).parents[2]
 H100, V100 = (str(ROOT / "configs" / "hardware" / f"{name}.yaml") for name in ("h100-80", "v100-32"))
@@ -87,20 +90,23 @@ def test_a_utilisation_is_of_the_gpus_peak(tmp_path: Path) -> None:
 
 def test_a_measured_speed_is_a_runs(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    phase = run / "step_1" / "train"
-    phase.mkdir(parents=True)
+    run.mkdir()
     planned = config(tmp_path)
     (run / "config.yaml").write_text(planned.to_yaml())
-    model = {"kind": "growclip", "architecture": dict(Architecture(0, 2, 2, 2, 2, 0).items())}
-    record: dict[str, Any] = {"iterations": 5, "seconds": 20.0, "ranks": 2, "pairs_seen": 8000, "model": model}
-    (phase / "phase.json").write_text(json.dumps(record | {"device": "H200"}))
+    record = phase_record(
+        architecture=Architecture(0, 2, 2, 2, 2, 0),
+        seconds=20.0,
+        device_seconds=40.0,
+        training=training(pairs_seen=8000, device="H200"),
+    )
+    RunFolder(run).finish(record)
     plan = make_plan(planned, Request(measured=run))
     assert plan.speed is not None
     pair = plan.steps.pair_flops(Architecture(0, 2, 2, 2, 2, 0))
     assert plan.speed.flops == pytest.approx(8000 / 20 / 2 * pair)
     assert plan.speed.source.startswith(f"measured: {run}, growth step 1, 200.0 pairs/s a rank")
-    del record["ranks"]
-    (phase / "phase.json").write_text(json.dumps(record))
+    assert plan.speed.source.endswith(" on H200")
+    RunFolder(run).finish(replace(record, kind="clip"))  # whose operations are others
     assert main(["plan", "--config", str(tmp_path / "config.yaml"), "--measured", str(run)]) == 2
 
 
@@ -117,6 +123,11 @@ def test_what_fits_is_the_largest_that_does(tmp_path: Path) -> None:
         pairs = stage.largest_micro_batch
         larger = min(n for n in range(pairs + 1, 769) if 768 % n == 0)
         assert peak(stage.stage, pairs) <= room < peak(stage.stage, larger)
+
+
+def test_a_limit_below_the_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"max_parameters is 1,000, but model.base .* has 30,"):
+        make_plan(config(tmp_path, "growth.max_parameters=1000"), Request())
 
 
 def test_prints_and_writes_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.config.config import Config, load_config
 from growclip_ds.costs.flops import block_group_flops, forward_flops, loss_flops
 from growclip_ds.costs.steps import GrowthSteps
-from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
 
 S1, S2 = Architecture(0, 6, 6, 6, 4, 0), Architecture(2, 10, 10, 6, 8, 4)
@@ -85,8 +84,3 @@ def test_the_other_methods_have_their_own_models(tmp_path: Path) -> None:
     assert [phase.phase for phase in nas.phases] == [Phase.TRAIN, *([Phase.SEARCH, Phase.TRAIN] * 2)]
     only = GrowthSteps(config(tmp_path, "ablation.grow_only=text_blocks"), ModelSizes(), 25).cheapest(None)
     assert [architecture.text_blocks for architecture in only.architectures] == [6, 10, 14]
-
-
-def test_a_limit_below_the_base_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"max_parameters is 1,000, but model.base .* has 30,"):
-        GrowthSteps(config(tmp_path, "growth.max_parameters=1000"), ModelSizes(), 25)

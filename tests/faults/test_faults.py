@@ -15,11 +15,10 @@ from unittest import mock
 import pytest
 import torch
 
-from growclip_ds.checkpoint.checkpoint import Checkpoint
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
 from tests.faults.ranks import Ranks
-from tests.pipeline_runs import phases, write_data
+from tests.pipeline_runs import assert_same_weights, phases, write_data
 
 STEPS = 3
 PHASES = [(step, phase) for step in range(1, STEPS + 1) for phase in phases(step)]
@@ -53,13 +52,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFold
     return RunFolder(folder / "run"), time.monotonic() - start
 
 
-def assert_same_bits(run: RunFolder, other: RunFolder, phases: list[tuple[int, Phase]] = PHASES) -> None:
-    for place in phases:
-        ours, theirs = Checkpoint(run.weights(*place)), Checkpoint(other.weights(*place))
-        assert ours.names == theirs.names
-        assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names), place
-
-
 def wait_for_checkpoint(ranks: Ranks, run: RunFolder) -> None:
     ranks.wait_for("step 1/3 train: model")
     while not list(run.checkpoints(1, Phase.TRAIN).glob("iteration_*")):
@@ -70,7 +62,7 @@ def wait_for_checkpoint(ranks: Ranks, run: RunFolder) -> None:
 def assert_first_step_ends_the_same(data: Path, run: RunFolder, log: Path, whole: RunFolder, *options: str) -> None:
     ranks = Ranks(arguments(data, run.path, *FIRST, *options), log)
     assert ranks.wait() == [0, 0], ranks.output
-    assert_same_bits(whole, run, PHASES[:1])
+    assert_same_weights(whole, run, PHASES[:1])
 
 
 def kill_at_random(data: Path, whole: tuple[RunFolder, float], folder: Path, kills: int, seed: int) -> list[str]:
@@ -86,7 +78,7 @@ def kill_at_random(data: Path, whole: tuple[RunFolder, float], folder: Path, kil
             process.join(instant if process is ranks.processes[0] else 0)
         if not any(process.is_alive() for process in ranks.processes):
             assert ranks.wait() == [0, 0], ranks.output
-            assert_same_bits(left_alone, run)
+            assert_same_weights(left_alone, run, PHASES)
             shutil.rmtree(run.path)
             continue
         if only is None:
@@ -99,7 +91,7 @@ def kill_at_random(data: Path, whole: tuple[RunFolder, float], folder: Path, kil
         told.append(f"{'all' if only is None else only} after {instant:.1f} s")
     ranks = Ranks(arguments(data, run.path), folder / "log")
     assert ranks.wait() == [0, 0], ranks.output
-    assert_same_bits(left_alone, run)
+    assert_same_weights(left_alone, run, PHASES)
     return told
 
 
@@ -144,7 +136,7 @@ def test_started_twice(data: Path, whole: tuple[RunFolder, float], tmp_path: Pat
     assert f"pid {first.processes[0].pid}); end that one first" in second.output.splitlines()[-1]
     assert "Traceback" not in second.output
     assert first.wait() == [0, 0], first.output
-    assert_same_bits(whole[0], run, PHASES[:1])
+    assert_same_weights(whole[0], run, PHASES[:1])
 
 
 def fail_in_iteration(rank: int, fail: Callable[[], object]) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.data.subsets import Subset, write_subsets
-from growclip_ds.evaluation.results import ClassificationResult, RetrievalResult
 from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.results import ClassificationResult, RetrievalResult
 from tests.evaluation.models import tokenizer, write_run
+from tests.records import phase_record
 
 ARCHITECTURES = [
     Architecture(0, 1, 1, 1, 1, 0),
@@ -69,13 +70,9 @@ def write_recorded_run(folder: Path, steps: int = 2) -> Path:
     )
     for step in range(1, steps + 1):
         architecture = Architecture(1, 1, 1, 1, step, 1)
-        record = {
-            "samples": 1000 * step * (step + 1) // 2,
-            "parameters": 100_000 * step,
-            "iterations": 10,
-            "seconds": 1.0,
-            "model": {"architecture": asdict(architecture)},
-            "evaluation": [result.to_json() for result in RESULTS],
-        }
-        (folder / f"step_{step}" / "train" / "phase.json").write_text(json.dumps(record))
+        samples, parameters = 1000 * step * (step + 1) // 2, 100_000 * step
+        record = phase_record(
+            step, samples=samples, parameters=parameters, architecture=architecture, evaluation=RESULTS
+        )
+        (folder / f"step_{step}" / "train" / "phase.json").write_text(json.dumps(record.to_json()))
     return folder

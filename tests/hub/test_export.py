@@ -23,9 +23,11 @@ from growclip_ds.evaluation.stored import ResultStore
 from growclip_ds.evaluation.subject import find_subject
 from growclip_ds.hub import export as hub_export
 from growclip_ds.hub.export import export
+from growclip_ds.run.records import described
 from tests.evaluation import sets
 from tests.evaluation.models import TEXTS, tokenizer, write_model
 from tests.hub.models import ARCHITECTURES, RESULTS, growclip, write_recorded_run
+from tests.records import phase_record
 
 
 @pytest.fixture
@@ -141,8 +143,8 @@ def test_a_baselines_run_becomes_a_plain_clip(run: Path) -> None:
 def test_a_step_that_is_not_evaluated_yet_says_so(run: Path) -> None:
     (run / "step_2" / "train" / "phase.json").unlink()
     shutil.rmtree(run / "step_2" / "train" / "weights")
-    record = {"samples": 3000, "parameters": 123_456}
-    write_model(run / "step_2" / "train" / "weights", seed=2, growth_step=2, record=record)
+    record = phase_record(2, samples=3000, parameters=123_456, architecture=Architecture(1, 1, 1, 1, 2, 1))
+    write_model(run / "step_2" / "train" / "weights", seed=2, **described(record))
     assert main(["export", str(run), str(run.parent / "out")]) == 0
     card = (run.parent / "out" / "README.md").read_text()
     assert "| 2 | (1, 1, 1, 1, 2, 1) | h^T | 0.12 M | 3,000 |" in card.splitlines()

@@ -19,13 +19,17 @@ from growclip_ds.checkpoint.checkpoint import save_model, write_checkpoint
 from growclip_ds.cli.program import main
 from growclip_ds.config.config import load_config
 from growclip_ds.evaluation.subject import find_subject
+from growclip_ds.growth.phases import Phase
 from growclip_ds.hub.export import export
 from growclip_ds.hub.provenance import read_provenance
 from growclip_ds.inspection.inspection import InspectedRun, inspect
 from growclip_ds.model.growclip import GrowCLIP
+from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.lock import RunLock
+from growclip_ds.run.records import described
 from tests.evaluation.models import tokenizer
 from tests.hub.models import write_recorded_run
+from tests.records import phase_record
 
 SMALL = {"vocab_size": 32, "context_length": 8, "image_size": 32, "embed_dim": 16}
 FIRST, SECOND = Architecture(0, 1, 1, 1, 2, 0), Architecture(1, 2, 2, 1, 2, 1)
@@ -42,17 +46,17 @@ def run(tmp_path: Path) -> Path:
     file.write_text(load_config(file).to_yaml())
     for step, architecture in ((1, FIRST), (2, SECOND)):
         phase = folder / f"step_{step}" / "train"
-        record = {"iterations": 7, "seconds": 65.0}
-        save_model(GrowCLIP(architecture, **SMALL), phase / "weights", growth_step=step, phase="train", record=record)
-    (folder / "step_1" / "train" / "phase.json").write_text(json.dumps({"iterations": 7, "seconds": 65.0}))
+        record = phase_record(step, iterations=7, seconds=65.0)
+        save_model(GrowCLIP(architecture, **SMALL), phase / "weights", **described(record))
+    RunFolder(folder).finish(phase_record(1, iterations=7, seconds=65.0))
     for name, parts in (("finetune", 3), ("selection", 1)):
         phase = folder / "step_2" / name
         phase.mkdir()
         if name == "finetune":
-            (phase / "phase.json").write_text(json.dumps({"iterations": parts, "seconds": 2.0}))
+            RunFolder(folder).finish(phase_record(2, Phase.FINETUNE, iterations=parts, seconds=2.0))
             continue
-        resume = {"iteration": parts}
-        save_model(GrowCLIP(SECOND, **SMALL), phase / "checkpoints" / "iteration_000000001", resume=resume, record={})
+        so_far = described(phase_record(2, Phase.SELECTION, iterations=0)) | {"resume": {"iteration": parts}}
+        save_model(GrowCLIP(SECOND, **SMALL), phase / "checkpoints" / "iteration_000000001", **so_far)
     return folder
 
 
@@ -182,6 +186,29 @@ def test_a_growth_step_of_a_run_is_said_to_be_one(run: Path, capsys: pytest.Capt
     assert main(["inspect", str(run / "step_2")]) == 2
     words = f"is a growth step of a run; give the run, or one of its phases, such as {run / 'step_2' / 'train'}"
     assert words in capsys.readouterr().err
+
+
+def test_growth_steps_that_came_with_a_model_had_their_phases_elsewhere(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model that has been through two growth steps a run has the weights of the second."""
+    shutil.rmtree(run / "step_1" / "train" / "weights")
+    for phase in ("finetune", "selection"):
+        shutil.rmtree(run / "step_2" / phase)
+    for step in (1, 2):
+        RunFolder(run).finish(phase_record(step, iterations=0, seconds=0.0, training=None, start="exported"))
+    held = RunLock(run)
+    found = inspect(run)
+    assert main(["inspect", str(run)]) == 0
+    held.close()
+    assert isinstance(found, InspectedRun)
+    assert [(phase.step, str(phase.phase), phase.state) for phase in found.phases[:3]] == [
+        (1, "train", "given"),
+        (2, "train", "given"),
+        (3, "finetune", "running"),
+    ]
+    assert found.without_weights == []
+    assert "are not here" not in capsys.readouterr().out
 
 
 def test_a_run_without_weights_is_not_called_untrained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

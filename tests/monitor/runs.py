@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from growclip_ds import Architecture, GrowthSpace
 from growclip_ds.architecture import ModelSizes
@@ -15,6 +14,7 @@ from growclip_ds.growth.selection import Candidate
 from growclip_ds.model.plan import GrowCLIPPlan
 from growclip_ds.monitor import Monitor
 from growclip_ds.run.folder import RunFolder
+from tests.records import classified, phase_record, retrieved
 
 SIZES = ModelSizes(vocab_size=1000, context_length=77, image_size=64, embed_dim=64)
 BASE = Architecture(0, 1, 1, 1, 1, 0)
@@ -35,12 +35,6 @@ class Progress:
     samples_per_second: float = 512.3
     data_wait_share: float = 0.02
     broken_samples: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    dataset: str
-    accuracy: float
 
 
 def config(steps: int = 2) -> Config:
@@ -78,21 +72,18 @@ def run_phase(
         monitor.progress(Progress(done, 40, loss=5 - (first + done) / 100))
     if stop < 40:
         return
-    record: dict[str, Any] = {"samples": 3000 * step, "parameters": 10**6, "iterations": 40, "seconds": 60.0}
+    record = phase_record(step, phase, samples=3000 * step, architecture=architecture, iterations=40)
     if phase is Phase.SELECTION:
         rows = candidates()
         monitor.selection(step, rows)
         ranked = sorted(rows, key=lambda row: -row.metric)
-        record["candidates"] = [vars(row) | {"architecture": dict(row.architecture.items())} for row in ranked]
-        record["selection_set"] = "scenes_selection"
+        record = replace(record, selection_set="scenes_selection", candidates=ranked)
     if phase is Phase.TRAIN:
-        monitor.evaluation(step, [Result(name, 20.0 + 10 * step) for name in SETS])
-        recall = {"R@1": 20.0 + 10 * step}
-        record["evaluation"] = [
-            {"dataset": SETS[0], "type": "classification", "top1": recall["R@1"]},
-            {"dataset": SETS[1], "type": "retrieval", "image_to_text": recall, "text_to_image": recall},
-        ]
-    folder.finish(step, phase, record)
+        accuracy = 20.0 + 10 * step
+        results = (classified(SETS[0], accuracy), retrieved(SETS[1], accuracy))
+        monitor.evaluation(step, results)
+        record = replace(record, evaluation=results)
+    folder.finish(record)
 
 
 def wait_for_the_next_second() -> None:

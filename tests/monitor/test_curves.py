@@ -13,7 +13,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import RunMonitor
 from growclip_ds.run.folder import RunFolder
-from tests.monitor.runs import BASE, PLAN, SETS, SIZES, Result, candidates, config, wait_for_the_next_second
+from tests.monitor.runs import BASE, PLAN, SETS, SIZES, candidates, config, wait_for_the_next_second
+from tests.records import classified, retrieved
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, Any]]]:
@@ -79,11 +80,11 @@ def test_a_phase_that_is_run_again_leaves_the_selection_before_it(folder: RunFol
     monitor.start_phase(2, Phase.SELECTION, PLAN, 40, 80)
     monitor.selection(2, candidates())
     monitor.start_phase(2, Phase.TRAIN, PLAN, 40, 120)
-    monitor.evaluation(2, [Result("scenes", 10.0)])
+    monitor.evaluation(2, [classified("scenes", 10.0)])
     monitor.close()
     monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
     monitor.start_phase(2, Phase.TRAIN, PLAN, 40, 120)
-    monitor.evaluation(2, [Result("scenes", 20.0)])
+    monitor.evaluation(2, [classified("scenes", 20.0)])
     monitor.close()
     growth = curves(folder.tensorboard / "growth")
     assert growth["selection/metric"] == [(2, pytest.approx(41.987))]
@@ -94,7 +95,15 @@ def test_a_step_that_is_run_again_replaces_its_accuracy(folder: RunFolder):
     for accuracy in (10.0, 20.0):
         monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
         monitor.start_phase(1, Phase.TRAIN, PLAN, 40, 0)
-        monitor.evaluation(1, [Result("scenes", accuracy)])
+        monitor.evaluation(1, [classified("scenes", accuracy)])
         monitor.close()
         wait_for_the_next_second()
     assert curves(folder.tensorboard / "growth")["zero_shot/scenes"] == [(1, 20.0)]
+
+
+def test_the_mean_is_of_the_classification_sets(folder: RunFolder):
+    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor.start_phase(1, Phase.TRAIN, PLAN, 40, 0)
+    monitor.evaluation(1, [classified("things", 10.0), retrieved("pairs", 50.0), classified("others", 20.0)])
+    monitor.close()
+    assert curves(folder.tensorboard / "growth")["zero_shot/mean"] == [(1, 15.0)]

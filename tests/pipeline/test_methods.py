@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ from growclip_ds.pipeline.recipes import fixed_model
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.seeds import named_seed
 from tests.group import Groups
-from tests.pipeline_runs import TIMES, grow, grow_until, write_data
+from tests.pipeline_runs import TIMES, assert_same_weights, grow, grow_until, read_weights, write_data
 
 BASE = Architecture(0, 1, 1, 1, 1, 0)
 SPACE = GrowthSpace(BASE, 1, 1, 1)
@@ -58,11 +59,6 @@ def architecture(of: Architecture) -> str:
 CLIP = architecture(Architecture(0, 2, 1, 1, 1, 0))
 
 
-def weights(run: RunFolder, step: int, phase: Phase) -> Tensors:
-    checkpoint = Checkpoint(run.weights(step, phase))
-    return {name: checkpoint.read(name) for name in checkpoint.names}
-
-
 def plan_of(run: RunFolder, step: int, phase: Phase = Phase.TRAIN) -> ModelPlan:
     return Checkpoint(run.weights(step, phase)).plan
 
@@ -75,17 +71,15 @@ def assert_unmoved(found: Tensors, start: Any) -> None:
         torch.testing.assert_close(tensor, start[name], rtol=1e-6, atol=1e-20, msg=name)
 
 
-def assert_same_bits(run: RunFolder, other: RunFolder) -> None:
-    ours, theirs = list(run.records()), list(other.records())
-    assert [place for *place, _ in ours] == [place for *place, _ in theirs]
-    for step, phase, _ in ours:
-        mine, other_ones = weights(run, step, phase), weights(other, step, phase)
-        assert all(torch.equal(mine[name], other_ones[name]) for name in mine), (step, phase)
+def assert_same_runs(run: RunFolder, other: RunFolder) -> None:
+    places = [(record.step, record.phase) for record in run.records()]
+    assert places == [(record.step, record.phase) for record in other.records()]
+    assert_same_weights(run, other, places)
 
 
 def phases(run: RunFolder) -> list[tuple[int, str, int]]:
     """Those that were run, with their iterations; step 1 has 3 iterations an epoch, step 2 has 6."""
-    return [(step, str(phase), record["iterations"]) for step, phase, record in run.records()]
+    return [(record.step, str(record.phase), record.iterations) for record in run.records()]
 
 
 # What TWP starts from shows in the test of a start from a checkpoint too.
@@ -98,8 +92,8 @@ def test_starts_of_the_fixed_clip(data: Path, group: Groups, tmp_path: Path, met
     assert (plan.kind, plan.architecture) == ("clip", Architecture(0, 2, 1, 1, 1, 0))
     first, drawn = dict(plan.initial("0/1/train")), dict(plan.initial("0/2/train"))
     blended = {n: first[n] if plan.is_vector(n) else 0.3 * first[n] + 0.001 * drawn[n] for n in first}
-    assert_unmoved(weights(run, 1, Phase.TRAIN), first)
-    assert_unmoved(weights(run, 2, Phase.TRAIN), {"tfs": drawn, "twp": first, "sap": blended}[method])
+    assert_unmoved(read_weights(run, 1, Phase.TRAIN), first)
+    assert_unmoved(read_weights(run, 2, Phase.TRAIN), {"tfs": drawn, "twp": first, "sap": blended}[method])
 
 
 def test_starts_of_a_fixed_growclip(data: Path, group: Groups, tmp_path: Path) -> None:
@@ -111,13 +105,13 @@ def test_starts_of_a_fixed_growclip(data: Path, group: Groups, tmp_path: Path) -
         plan = plan_of(run, 2)
         assert (plan.kind, plan.architecture) == ("growclip", shared)
         first, drawn = dict(plan.initial("0/1/train")), dict(plan.initial("0/2/train"))
-        assert_unmoved(weights(run, 1, Phase.TRAIN), first)
+        assert_unmoved(read_weights(run, 1, Phase.TRAIN), first)
         if method == "sap":
             inherited = inherited_tensors(shared, shared, plan.sizes, first.__getitem__, INHERITED, "0/2/train")
-            assert_unmoved(weights(run, 2, Phase.TRAIN), inherited)
+            assert_unmoved(read_weights(run, 2, Phase.TRAIN), inherited)
         else:
             assert phases(run) == [(1, "train", 3), (2, "train", 6)]
-            assert_unmoved(weights(run, 2, Phase.TRAIN), drawn)
+            assert_unmoved(read_weights(run, 2, Phase.TRAIN), drawn)
 
 
 def test_nas_searches_and_trains_from_scratch(data: Path, group: Groups, tmp_path: Path) -> None:
@@ -125,12 +119,12 @@ def test_nas_searches_and_trains_from_scratch(data: Path, group: Groups, tmp_pat
     group(2).run(grow, data, run.path, 2, None, (*STILL, "baselines.epochs=1", "method=nas"))
     assert phases(run) == [(1, "train", 3), (2, "search", 6), (2, "train", 6)]
     record = run.record(2, Phase.SEARCH)
-    assert {Architecture(**row["architecture"]) for row in record["candidates"]} == set(SPACE)
-    assert record["selection_set"] == "scenes_selection"
-    assert record["model"] == {"kind": "growclip", "architecture": dict(SPACE.supernet.items())}
-    assert plan_of(run, 2).architecture == Architecture(**record["candidates"][0]["architecture"])
+    assert {row.architecture for row in record.candidates} == set(SPACE)
+    assert record.selection_set == "scenes_selection"
+    assert (record.kind, record.architecture) == ("growclip", SPACE.supernet)
+    assert plan_of(run, 2).architecture == record.candidates[0].architecture
     for step, phase in ((1, Phase.TRAIN), (2, Phase.SEARCH), (2, Phase.TRAIN)):
-        assert_unmoved(weights(run, step, phase), plan_of(run, step, phase).initial(f"0/{step}/{phase}"))
+        assert_unmoved(read_weights(run, step, phase), plan_of(run, step, phase).initial(f"0/{step}/{phase}"))
     _, second = read_summaries(run)
     assert second.architecture == plan_of(run, 2).architecture
     assert len(second.candidates) == 64
@@ -168,13 +162,13 @@ def test_ablations(data: Path, group: Groups, tmp_path: Path, name: str) -> None
     supernet = Architecture(0, 1, 1, 1, 2, 0) if name == "one dimension" else SPACE.supernet
     if name == "fine-tuning left out":
         supernet = Architecture(0, 1, 2, 1, 2, 0)
-    old = weights(run, 1, Phase.TRAIN)
+    old = read_weights(run, 1, Phase.TRAIN)
     inherited = dict(inherited_tensors(BASE, supernet, sizes, old.__getitem__, pim, f"{seed}/2/finetune"))
     for phase in (Phase.FINETUNE, Phase.SELECTION):
         if str(phase) in dict(expected):
-            assert_unmoved(weights(run, 2, phase), inherited)
+            assert_unmoved(read_weights(run, 2, phase), inherited)
     start = inherited_tensors(chosen, chosen, sizes, inherited.__getitem__, pim, f"{seed}/2/train")
-    assert_unmoved(weights(run, 2, Phase.TRAIN), start)
+    assert_unmoved(read_weights(run, 2, Phase.TRAIN), start)
     if name == "neither PIM":
         assert torch.equal(
             inherited["image.blocks.0.mlp.expand.weight"][:256, :64], old["image.blocks.0.mlp.expand.weight"]
@@ -219,20 +213,22 @@ def test_evaluating_in_between_and_stopping_change_nothing(
         if all(group(2).run(grow_until, data, stopped.path, looks, stage, None, options)):
             break
     assert attempts > 3
-    assert_same_bits(plain, whole)
-    assert_same_bits(whole, stopped)
-    for (*place, ours), (*_, theirs) in zip(whole.records(), stopped.records(), strict=True):
-        assert ours | TIMES == theirs | TIMES
-        pairs = 48 * place[0]
-        assert ours["pairs_seen"] == pairs
-        assert ours["iterations"] == pairs // 16
-        assert [point["iteration"] for point in ours["curve"]] == [-(-pairs // 32), pairs // 16]
-        assert all(len(point["evaluation"]) == 2 for point in ours["curve"])
-        if place[1] is Phase.TRAIN:
-            assert ours["curve"][-1]["evaluation"] == ours["evaluation"]
-    for *_, record in plain.records():
-        assert record["curve"] == []
-        assert record["text_tokens_seen"] > 3 * record["pairs_seen"]
+    assert_same_runs(plain, whole)
+    assert_same_runs(whole, stopped)
+    for ours, theirs in zip(whole.records(), stopped.records(), strict=True):
+        assert replace(ours, **TIMES) == replace(theirs, **TIMES)
+        pairs = 48 * ours.step
+        assert ours.training is not None
+        assert ours.training.pairs_seen == pairs
+        assert ours.iterations == pairs // 16
+        assert [point.iteration for point in ours.curve] == [-(-pairs // 32), pairs // 16]
+        assert all(len(point.evaluation) == 2 for point in ours.curve)
+        if ours.phase is Phase.TRAIN:
+            assert ours.curve[-1].evaluation == ours.evaluation
+    for record in plain.records():
+        assert record.curve == ()
+        assert record.training is not None
+        assert record.training.text_tokens_seen > 3 * record.training.pairs_seen
 
 
 def test_a_fixed_clip_is_evaluated_as_its_run_evaluated_it(data: Path, group: Groups, tmp_path: Path) -> None:
@@ -246,10 +242,12 @@ def test_a_fixed_clip_is_evaluated_as_its_run_evaluated_it(data: Path, group: Gr
     assert subject.architecture == Architecture(0, 2, 1, 1, 1, 0)
     tokenizer = load_tokenizer(run.tokenizer, model.sizes.context_length)
     record = run.record(2, Phase.TRAIN)
-    assert (record["ranks"], record["device"], record["kernels"]) == (2, "CPU", "torch")
-    for reported in record["evaluation"]:
-        dataset = load_evaluation_set(data / "scenes/eval" / reported["dataset"])
-        assert evaluate(ModelEncoder(model), dataset, tokenizer, 32, 16)[0].to_json() == reported
+    assert record.training is not None
+    assert (record.training.ranks, record.training.device, record.training.kernels) == (2, "CPU", "torch")
+    assert len(record.evaluation) == 2
+    for reported in record.evaluation:
+        dataset = load_evaluation_set(data / "scenes/eval" / reported.dataset)
+        assert evaluate(ModelEncoder(model), dataset, tokenizer, 32, 16)[0] == reported
     first, second = read_summaries(run)
     assert first.architecture == second.architecture == subject.architecture
 
@@ -266,9 +264,9 @@ def test_a_start_from_a_checkpoint_in_hugging_face_format(data: Path, group: Gro
     shutil.rmtree(tmp_path / "clip")  # what the first growth step has taken in
     group(2).run(grow, data, run.path, 2, None, overrides)
     expected = {name: torch.atleast_1d(p.detach()) for name, p in reference.named_parameters()}
-    names = list(weights(run, 1, Phase.TRAIN))
+    names = list(read_weights(run, 1, Phase.TRAIN))
     for step in (1, 2):
-        assert_unmoved(weights(run, step, Phase.TRAIN), {name: expected[name] for name in names})
+        assert_unmoved(read_weights(run, step, Phase.TRAIN), {name: expected[name] for name in names})
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ from growclip_ds.monitor import read_summaries
 from growclip_ds.pipeline.prepare import RunInputs
 from growclip_ds.pipeline.start import adopt
 from growclip_ds.run.folder import RunFolder, open_run
+from growclip_ds.run.records import PhaseRecord
 from tests.evaluation.models import tokenizer
 from tests.hub.models import write_recorded_run
+from tests.records import phase_record
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +68,10 @@ def test_it_goes_on_where_it_was_interrupted_and_without_the_exported_folder(
     finish = RunFolder.finish
     for last in (2, 1):  # before the records of both steps, and between them
 
-        def killed(run: RunFolder, step: int, *rest: Any, last: int = last) -> None:
-            if step == last:
+        def killed(run: RunFolder, record: PhaseRecord, last: int = last) -> None:
+            if record.step == last:
                 raise KeyboardInterrupt
-            finish(run, step, *rest)
+            finish(run, record)
 
         with monkeypatch.context() as patched:
             patched.setattr(RunFolder, "finish", killed)
@@ -81,8 +83,7 @@ def test_it_goes_on_where_it_was_interrupted_and_without_the_exported_folder(
     before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
     assert adopt(start, folder, inputs)[0] == 2
     assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
-    record = {"samples": 1, "iterations": 5, "seconds": 0.0}  # of the next growth step, which the run trained itself
-    folder.finish(3, Phase.TRAIN, record)
+    folder.finish(phase_record(3))  # which the run has trained itself
     assert adopt(start, folder, inputs)[0] == 2
 
 
@@ -98,7 +99,7 @@ def test_a_model_of_unknown_history_counts_as_the_first_growth_steps(
     last, architecture = adopt(str(start), folder, inputs)
     assert (last, architecture) == (1, Architecture(1, 1, 1, 1, 2, 1))
     parameters = inputs.sizes.parameters_of(architecture)
-    assert folder.record(1, Phase.TRAIN)["parameters"] == parameters
+    assert folder.record(1, Phase.TRAIN).parameters == parameters
 
 
 def test_only_a_model_that_fits_the_run_is_taken(exported: Path, folder: RunFolder, inputs: RunInputs) -> None:

@@ -1,4 +1,4 @@
-"""Run folders with made-up figures, as training writes them."""
+"""ReportedRun folders with made-up figures, as training writes them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ BASE = Architecture(0, 1, 1, 1, 1, 0)
 GROWN = Architecture(1, 2, 1, 1, 1, 0)
 SUPERNET = Architecture(1, 2, 2, 2, 2, 1)
 BATCH = 50
+SEEN = 20 * BATCH  # pairs of a phase
 ON_TWO_CPUS = {"ranks": 2, "device": "CPU", "kernels": "torch"}
 
 
@@ -74,23 +75,31 @@ def write_phase(
     kind: str = "growclip",
     **more: Any,
 ) -> None:
-    """A finished phase: 20 iterations, an hour and a half on two CPU ranks. `more` replaces what is None by nothing."""
-    record = {
+    """A finished phase: 20 iterations, an hour and a half on two CPU ranks, but for what is `more`."""
+    record: dict[str, Any] = {
         "samples": 500 * step,
         "parameters": parameters,
         "model": {"kind": kind, "architecture": asdict(architecture)},
         "iterations": 20,
         "first_iteration": 0,
         "seconds": 5400.0,
-        "pairs_seen": 20 * BATCH,
-        "text_tokens_seen": 20 * BATCH * 9,
+        "curve": [],
+        "epochs": -(-SEEN // (500 * step)),
+        "pairs_seen": SEEN,
+        "text_tokens_seen": 9 * SEEN,
+        "dead_workers": 0,
+        "broken_samples": {},
+        "skipped_iterations": 0,
         "evaluation": [] if accuracy is None else [classified("objects", accuracy)],
         **ON_TWO_CPUS,
         **more,
     }
+    record.setdefault("device_seconds", record["ranks"] * record["seconds"])
+    if "candidates" in record:
+        record.setdefault("selection_set", "chosen_on")
     folder = run / f"step_{step}" / phase
     folder.mkdir(parents=True)
-    (folder / "phase.json").write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+    (folder / "phase.json").write_text(json.dumps(record))
 
 
 def write_growth(run: Path, accuracies: tuple[float, float], seed: int = 0, **sections: Any) -> Path:

@@ -252,7 +252,7 @@ def test_labels_tell_groups_apart(tmp_path: Path, settings: list[dict[str, Any]]
 def test_a_group_has_no_mean_cost_if_one_of_its_runs_recorded_none(tmp_path: Path) -> None:
     runs = [write_config(tmp_path / f"run{seed}", seed, steps=1) for seed in range(2)]
     write_phase(runs[0], 1, accuracy=1.0)
-    write_phase(runs[1], 1, accuracy=1.0, pairs_seen=None)
+    write_phase(runs[1], 1, accuracy=1.0, start="exported")
     assert tables_of(*runs)["costs"].cells()[0][4:8] == [*["not recorded"] * 3, "1.500 ± 0.000 (2)"]
 
 

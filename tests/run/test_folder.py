@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from growclip_ds import Architecture
 from growclip_ds.config.config import Config, load_config
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase, phase_epochs
+from growclip_ds.growth.selection import Candidate
 from growclip_ds.run.folder import RunFolder, open_run
+from tests.records import phase_record
 
 
 def config(subsets: int = 2, **sections: Any) -> Config:
@@ -22,7 +23,7 @@ def config(subsets: int = 2, **sections: Any) -> Config:
 
 def finish(folder: RunFolder, step: int, phase: Phase, **record: Any) -> None:
     folder.weights(step, phase).mkdir(parents=True)
-    folder.finish(step, phase, {"iterations": 10, **record})
+    folder.finish(phase_record(step, phase, **record))
 
 
 @pytest.fixture
@@ -90,20 +91,6 @@ def test_a_run_of_an_older_configuration_is_refused(begun: RunFolder):
     with pytest.raises(
         InputError, match=r"growth\.old_beta: 0\.3 there, not set now\n  growth\.beta: not set there, 0\.3"
     ):
-        open_run(begun.path, config())
-
-
-def test_a_run_from_before_there_were_other_methods_is_growclips(begun: RunFolder):
-    kept = begun.config_file.read_text()
-    later = ("method:", "baselines:", "ablation:")
-    sections = [part for part in re.split(r"^(?=\w)", kept, flags=re.MULTILINE) if not part.startswith(later)]
-    begun.config_file.write_text("".join(sections))
-    assert "ablation" not in begun.config_file.read_text()
-    open_run(begun.path, config())
-    with pytest.raises(InputError, match=r'method: "growclip" there, "tfs" now'):
-        open_run(begun.path, config(method="tfs"))
-    begun.write_config(config(method="tfs"))
-    with pytest.raises(InputError, match=r'method: "tfs" there, "growclip" now'):
         open_run(begun.path, config())
 
 
@@ -204,7 +191,7 @@ def test_goes_on_with_the_first_unfinished_phase(folder: RunFolder):
     folder.weights(2, Phase.SELECTION).mkdir(parents=True)  # interrupted before it was recorded
     assert folder.is_trained(2, Phase.SELECTION)
     assert folder.first_unfinished(steps) == (2, Phase.SELECTION)
-    folder.finish(2, Phase.SELECTION, {})
+    folder.finish(phase_record(2, Phase.SELECTION))
     assert folder.is_finished(2, Phase.SELECTION)
     assert folder.first_unfinished(steps) == (2, Phase.TRAIN)
 
@@ -223,14 +210,14 @@ def test_a_step_needs_the_one_before(folder: RunFolder):
 
 def test_records(folder: RunFolder):
     architecture = Architecture(1, 2, 3, 4, 5, 6)
-    candidates = [{"architecture": dict(architecture.items())}, {"architecture": "second"}]
+    candidates = [Candidate(architecture, 2, 30.0, 30.0), Candidate(Architecture(1, 1, 1, 1, 1, 1), 1, 20.0, 21.0)]
     finish(folder, 1, Phase.TRAIN, iterations=100)
     finish(folder, 2, Phase.FINETUNE, iterations=20)
-    finish(folder, 2, Phase.SELECTION, iterations=30, candidates=candidates)
+    finish(folder, 2, Phase.SELECTION, iterations=30, selection_set="things", candidates=candidates)
     assert [folder.iterations_before(1, Phase.TRAIN), folder.iterations_before(2, Phase.FINETUNE)] == [0, 100]
     assert [folder.iterations_before(2, Phase.SELECTION), folder.iterations_before(2, Phase.TRAIN)] == [120, 150]
     assert folder.selected_architecture(2) == architecture
-    assert [(step, str(phase), record["iterations"]) for step, phase, record in folder.records()] == [
+    assert [(record.step, str(record.phase), record.iterations) for record in folder.records()] == [
         (1, "train", 100),
         (2, "finetune", 20),
         (2, "selection", 30),
@@ -249,7 +236,7 @@ def open_run_on_a_rank(path: str, seed: int) -> str:
         return str(error).splitlines()[1]
     assert not folder.is_finished(1, Phase.TRAIN)
     folder.weights(1, Phase.TRAIN).mkdir(parents=True, exist_ok=True)
-    folder.finish(1, Phase.TRAIN, {"iterations": 3})
+    folder.finish(phase_record(iterations=3))
     assert folder.is_finished(1, Phase.TRAIN)
     return str(folder.iterations_before(2, Phase.FINETUNE))
 

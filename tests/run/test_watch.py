@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from growclip_ds.run.submissions import Submissions
 from growclip_ds.run.watch import Decision, GrowthRule, decide, fall_of_loss, training_losses
 from tests.data.corpus import write_shards
 from tests.pipeline_runs import phases, write_data
+from tests.records import phase_record
 
 FALLING = [4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5]
 FLAT = [4.0, 3.0, 2.0, 1.5, 1.01, 1.0, 1.0, 1.0]
@@ -42,7 +44,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def finish(folder: RunFolder, step: int, first: int, losses: list[float]) -> None:
     for phase in phases(step):
-        folder.finish(step, phase, {"first_iteration": first, "iterations": 10 * len(losses)})
+        folder.finish(phase_record(step, phase, first_iteration=first, iterations=10 * len(losses)))
     with SummaryWriter(folder.tensorboard / "training") as writer:
         for place, loss in enumerate(losses, start=1):
             writer.add_scalar("train/loss", loss, first + 10 * place)
@@ -100,6 +102,12 @@ def test_a_step_is_due_when_the_loss_falls_no_more(data: Path, run: RunFolder) -
     )
     assert not look(data, run, 3.0, 0.001).is_due
     assert not look(data, run, 3.0).is_due
+
+
+def test_without_curves_there_is_no_plateau(data: Path, run: RunFolder) -> None:
+    """Of a model that came with model.start, or left out of a copy of the run."""
+    shutil.rmtree(run.tensorboard)
+    assert "the loss has too few points to judge" in look(data, run, 30.0, 0.1).reason
 
 
 def test_only_data_that_is_not_counted_yet_is_streamed_and_that_once(data: Path, run: RunFolder) -> None:

@@ -91,9 +91,9 @@ def test_evaluation_of_a_run(cluster: Cluster, grown: Grown, tmp_path: Path) -> 
     state = cluster.wait_for_end(job)
     assert state == "COMPLETED", (run.path / "slurm" / f"evaluate-{job}.log").read_text()
     found = json.loads((tmp_path / "results.json").read_text())
-    reported = run.record(2, Phase.TRAIN)["evaluation"]
+    reported = run.record(2, Phase.TRAIN).evaluation
     assert found["growth_step"] == 2
-    assert found["results"] == reported
+    assert found["results"] == [result.to_json() for result in reported]
 
 
 def test_a_step_that_fails_ends_the_chain(cluster: Cluster, data: Path, tmp_path: Path) -> None:

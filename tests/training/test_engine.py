@@ -6,7 +6,6 @@ import ctypes
 import datetime
 import gc
 import itertools
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +18,11 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.errors import InputError
 from growclip_ds.growth.supernet_encoder import SupernetEncoder
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import pack
 from growclip_ds.optim import Lamb
-from growclip_ds.training import engine as training_engine
-from growclip_ds.training.engine import Engine, init_distributed
+from growclip_ds.training.engine import Engine
 from growclip_ds.training.iteration import train_iteration
 from tests.fed_gradients import (
     SHAPES,
@@ -72,18 +69,6 @@ def test_what_does_not_fit_is_refused_by_name(group: Groups) -> None:
         assert "'layers.0.bias' has shape (7,), not (8,)" in shape
         assert "layers.1.bias" in missing
         assert "layers.9.weight" in subnet
-
-
-def test_one_of_many_has_to_know_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What srun starts is; the one process of a job that may start many is not."""
-    joined = []
-    monkeypatch.setattr(training_engine.deepspeed, "init_distributed", lambda **_: joined.append(dict(os.environ)))
-    monkeypatch.setattr(os, "environ", {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"})
-    with pytest.raises(InputError, match="SLURM_STEP_NUM_TASKS says that this is one of 8 processes"):
-        init_distributed()
-    monkeypatch.setattr(os, "environ", {"SLURM_NTASKS": "8"})
-    init_distributed()
-    assert [environment["WORLD_SIZE"] for environment in joined] == ["1"]
 
 
 def limits_of_waiting(stage: int) -> set[datetime.timedelta]:

@@ -36,23 +36,23 @@ def engine(searches: bool = False) -> Any:
     )
 
 
-def judge(judged: Health, outcome: Outcome, repeated: Outcome | None = None, searches: bool = False) -> Outcome:
+def check(judged: Health, outcome: Outcome, repeated: Outcome | None = None, searches: bool = False) -> Outcome:
     place = judged.skipped + 1
-    return judged.judge(outcome, lambda: repeated or outcome, engine(searches), place, ["a", "b"])
+    return judged.check(outcome, lambda: repeated or outcome, engine(searches), place, ["a", "b"])
 
 
 def test_the_run_stops_after_so_many_in_a_row(tmp_path: Path) -> None:
     judged, bad = health(tmp_path, max_bad_iterations=3), Outcome(math.nan, math.inf, 14.0, True)
     for outcome in (bad, bad, GOOD, bad, bad):
-        judge(judged, outcome)
+        check(judged, outcome)
     assert (judged.skipped, judged.in_a_row) == (4, 2)
     kept = judged.state
     with pytest.raises(InputError, match=r"3 iterations in a row .*max_bad_iterations.* the last is 5: the loss"):
-        judge(judged, bad)
+        check(judged, bad)
     again = health(tmp_path, max_bad_iterations=3)
     again.state = json.loads(json.dumps(kept))
     with pytest.raises(InputError, match="3 iterations in a row"):
-        judge(again, bad)
+        check(again, bad)
     report = json.loads((tmp_path / "iteration_000000001.json").read_text())
     assert report == {
         "iteration": 1,
@@ -67,19 +67,19 @@ def test_the_search_for_a_loss_scale_does_not_count(tmp_path: Path) -> None:
     judged = health(tmp_path, max_bad_iterations=1)
     overflow = Outcome(2.0, math.inf, 14.0, True)
     for _ in range(30):
-        judge(judged, overflow, searches=True)
+        check(judged, overflow, searches=True)
     assert (judged.skipped, judged.in_a_row) == (30, 0)
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="1 iterations in a row"):
-        judge(judged, overflow)
+        check(judged, overflow)
     with pytest.raises(InputError, match="2 iterations in a row"):  # a loss that is NaN no loss scale mends
-        judge(judged, Outcome(math.nan, math.inf, 14.0, True), searches=True)
+        check(judged, Outcome(math.nan, math.inf, 14.0, True), searches=True)
 
 
 def test_what_goes_well_the_second_time_has_gone_well(tmp_path: Path) -> None:
     notes: list[str] = []
     judged = health(tmp_path, notes, max_bad_iterations=1)
-    assert judge(judged, Outcome(math.nan, math.inf, 14.0, True), GOOD) == GOOD
+    assert check(judged, Outcome(math.nan, math.inf, 14.0, True), GOOD) == GOOD
     assert (judged.skipped, judged.in_a_row) == (0, 0)
     assert notes == ["iteration 1: gradients were not finite, but were when it was run again"]
 
@@ -90,15 +90,15 @@ def test_spikes_are_measured_by_the_median(tmp_path: Path) -> None:
     judged = health(tmp_path, notes, spike_factor=2.0)
     for number in range(FEWEST_LOSSES):
         assert judged.loss_limit == math.inf
-        judge(judged, GOOD._replace(loss=1.0 + number % 2))
+        check(judged, GOOD._replace(loss=1.0 + number % 2))
     assert judged.loss_limit == 3.0
-    judge(judged, Outcome(3.5, math.inf, 14.0, True))
+    check(judged, Outcome(3.5, math.inf, 14.0, True))
     assert judged.loss_limit == 3.0  # a spike is none of the losses that count
     assert notes[0].startswith("iteration 1: no update, the loss is 3.500, health.spike_factor allows 3.000; ")
     stopping = health(tmp_path, spike_factor=2.0, spike_action="stop")
     stopping.state = judged.state
     with pytest.raises(InputError, match=r"health\.spike_factor allows 3\.000; .* goes on from its last checkpoint"):
-        judge(stopping, Outcome(3.5, math.inf, 14.0, True))
+        check(stopping, Outcome(3.5, math.inf, 14.0, True))
 
 
 @pytest.mark.parametrize("searches", [False, True])
@@ -109,7 +109,7 @@ def test_a_spike_leaves_the_loss_scale_as_it_was(tmp_path: Path, searches: bool)
     scaled = engine(searches)
     scaled.loss_scale, scaled.loss_scale_before = {"cur_scale": 512.0}, {"cur_scale": 1024.0}
     spike = Outcome(3.5, math.inf, 14.0, True)
-    judged.judge(spike, lambda: spike, scaled, 1, [])
+    judged.check(spike, lambda: spike, scaled, 1, [])
     assert scaled.loss_scale == {"cur_scale": 1024.0}
     assert judged.skipped == 1
 
@@ -170,7 +170,7 @@ def test_the_first_bad_tensor_is_named_and_the_run_goes_on(
     assert report["tensor"] == "the output of text.blocks.0 on rank 1"
     assert [len(keys) for keys in report["keys"]] == [8, 8]
     record = run.record(1, Phase.TRAIN)
-    assert (record["iterations"], record["skipped_iterations"]) == (6, 1)
+    assert (record.iterations, record.training.skipped_iterations) == (6, 1)
 
 
 def test_the_run_stops_with_the_last_checkpoint_as_it_was(data: Path, group: Groups, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_loss_that_is_a_spike_changes_nothing(data: Path, group: Groups, tmp_p
     options = ("epochs.first=8", "health.spike_factor=5.0")  # 24 iterations
     output = group(2).run(poison, data, run.path, 22, 22, options, 2, True)[0]
     assert "iteration 22: no update, the loss is" in output
-    assert run.record(1, Phase.TRAIN)["skipped_iterations"] == 1
+    assert run.record(1, Phase.TRAIN).training.skipped_iterations == 1
     other = RunFolder(tmp_path / "off")
     group(2).run(poison, data, other.path, 22, 22, ("epochs.first=8",), 2, True)
-    assert other.record(1, Phase.TRAIN)["skipped_iterations"] == 0  # off by default
+    assert other.record(1, Phase.TRAIN).training.skipped_iterations == 0  # off by default

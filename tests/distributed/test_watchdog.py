@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
+from growclip_ds.distributed import watchdog
+from growclip_ds.distributed.watchdog import StoreWatchdog
 from growclip_ds.errors import InputError
-from growclip_ds.training import ranks_watch
-from growclip_ds.training.ranks_watch import StoreWatch
 
 
 class Ended(BaseException):
@@ -23,17 +23,17 @@ def test_a_failure_ends_with_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     monkeypatch.setattr(dist, "barrier", lambda: None)
-    monkeypatch.setattr(ranks_watch, "PERIOD", 0.05)
-    monkeypatch.setattr(ranks_watch, "LINGER", 0.2)
-    with mock.patch.object(ranks_watch, "_exit", side_effect=Ended) as ended:
-        first = StoreWatch(60.0)
+    monkeypatch.setattr(watchdog, "PERIOD", 0.05)
+    monkeypatch.setattr(watchdog, "LINGER", 0.2)
+    with mock.patch.object(watchdog, "_exit", side_effect=Ended) as ended:
+        first = StoreWatchdog(60.0)
         with pytest.raises(Ended):
             first.fail(InputError("a reason"))
         assert ended.called
-    with mock.patch.object(ranks_watch, "_exit") as ended:
+    with mock.patch.object(watchdog, "_exit") as ended:
         first.close()
         ended.reset_mock()
-        again = StoreWatch(60.0)
+        again = StoreWatchdog(60.0)
         time.sleep(0.5)
         again.close()
         assert not ended.called

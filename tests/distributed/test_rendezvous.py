@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from unittest import mock
@@ -9,8 +10,8 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
+from growclip_ds.distributed import rendezvous
 from growclip_ds.errors import InputError
-from growclip_ds.training import engine, joining
 
 
 @pytest.mark.parametrize("agent", ["False", "True"], ids=["rank 0 has the store", "torchrun's agent has it"])
@@ -23,13 +24,25 @@ def test_others_are_waited_for_for_minutes_not_hours(agent: str, monkeypatch: py
         monkeypatch.setenv(name, value)
     store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False) if agent == "True" else None
     monkeypatch.setattr(dist, "is_initialized", lambda: False)
-    monkeypatch.setattr(joining, "JOIN_MINUTES", 0.005)
+    monkeypatch.setattr(rendezvous, "JOIN_MINUTES", 0.005)
     start = time.monotonic()
     with (
-        mock.patch.object(engine.deepspeed, "init_distributed") as made,
+        mock.patch.object(rendezvous.deepspeed, "init_distributed") as made,
         pytest.raises(InputError, match=r"the 2 ranks did not all come within 0\.005 minutes"),
     ):
-        engine.init_distributed()
+        rendezvous.init_distributed()
     assert time.monotonic() - start < 20
     assert not made.called
     del store
+
+
+def test_one_of_many_has_to_know_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What srun starts is; the one process of a job that may start many is not."""
+    joined = []
+    monkeypatch.setattr(rendezvous.deepspeed, "init_distributed", lambda **_: joined.append(dict(os.environ)))
+    monkeypatch.setattr(os, "environ", {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"})
+    with pytest.raises(InputError, match="SLURM_STEP_NUM_TASKS says that this is one of 8 processes"):
+        rendezvous.init_distributed()
+    monkeypatch.setattr(os, "environ", {"SLURM_NTASKS": "8"})
+    rendezvous.init_distributed()
+    assert [environment["WORLD_SIZE"] for environment in joined] == ["1"]

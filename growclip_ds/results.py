@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,15 @@ class RetrievalResult:
 
 
 Result = ClassificationResult | RetrievalResult
+
+
+def averaged(results: Iterable[Result]) -> list[Result]:
+    """What a mean is over: the classification sets, where there are any, else all sets.
+
+    Top-1 of a classification and recall of a retrieval make no mean together.
+    """
+    results = list(results)
+    return [result for result in results if isinstance(result, ClassificationResult)] or results
 
 
 def result_from_json(stored: Mapping[str, Any]) -> Result:

@@ -24,13 +24,13 @@ from growclip_ds.errors import InputError
 
 PERIOD = 1.0  # seconds from one look to the next
 LINGER = 3 * PERIOD  # seconds that rank 0, with which the store goes, gives the others to see why the run ends
-SILENCE = 10.0  # seconds without a sign of life after which a process counts as stopped, when the run hangs
+SILENCE = 10.0  # seconds without a heartbeat after which a process counts as stopped, when the run hangs
 FAILED, INPUT_ERROR = 1, 2  # exit codes: of any error, and of one that the user can mend
 _FAILURE = "growclip/failure"
 
 
-class RanksWatch:
-    """The watch of a process that is alone.
+class Watchdog:
+    """The watchdog of a process that is alone.
 
     Args:
         program: whose errors these are.
@@ -48,7 +48,7 @@ class RanksWatch:
         _exit(_exit_code(error))
 
     def close(self) -> None:
-        """Ends the watch; all ranks have come to their end. Collective."""
+        """Ends the watchdog; all ranks have come to their end. Collective."""
 
     def _print(self, error: BaseException) -> None:
         if isinstance(error, InputError):
@@ -61,8 +61,8 @@ class RanksWatch:
         print(f"{self._program}: error: {text}", file=sys.stderr, flush=True)
 
 
-class StoreWatch(RanksWatch):
-    """The watch of one of several ranks, made by all of them when torch.distributed is initialised.
+class StoreWatchdog(Watchdog):
+    """The watchdog of one of several ranks, made by all of them when torch.distributed is initialised.
 
     Args:
         hang_seconds: time without any rank's getting on after which the run is ended.
@@ -89,8 +89,8 @@ class StoreWatch(RanksWatch):
         self._closed = threading.Event()
         self._beat()
         self._answered = time.monotonic()
-        dist.barrier()  # every rank has a sign of life
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._look, self._watch_store)]
+        dist.barrier()  # every rank has a heartbeat
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._poll, self._watch_store)]
         for thread in self._threads:
             thread.start()
 
@@ -116,8 +116,8 @@ class StoreWatch(RanksWatch):
         for thread in self._threads:
             thread.join()
 
-    def _look(self) -> None:
-        last: dict[int, tuple[str, float]] = {}  # each rank's sign of life, and since when it is the same
+    def _poll(self) -> None:
+        last: dict[int, tuple[str, float]] = {}  # each rank's last heartbeat, and since when it is the same
         moved, since = None, time.monotonic()
         while not self._closed.wait(PERIOD):
             try:
@@ -127,15 +127,15 @@ class StoreWatch(RanksWatch):
                 self._answered = time.monotonic()
                 if self._rank != 0:
                     continue
-                signs = [self._store.get(_sign(rank)).decode() for rank in range(self._world_size)]
+                heartbeats = [self._store.get(_heartbeat(rank)).decode() for rank in range(self._world_size)]
             except dist.DistError as error:
                 self._lose_store(error)
                 continue
             now = time.monotonic()
-            for rank, sign in enumerate(signs):
-                if last.get(rank, ("", 0.0))[0] != sign:
-                    last[rank] = sign, now
-            places = [sign.split(" ", 2)[1:] for sign in signs]
+            for rank, heartbeat in enumerate(heartbeats):
+                if last.get(rank, ("", 0.0))[0] != heartbeat:
+                    last[rank] = heartbeat, now
+            places = [heartbeat.split(" ", 2)[1:] for heartbeat in heartbeats]
             if places != moved or not all(place for _, place in places):
                 moved, since = places, now
             silence = {rank: now - seen for rank, (_, seen) in last.items()}
@@ -151,7 +151,7 @@ class StoreWatch(RanksWatch):
 
     def _beat(self) -> None:
         self._beats += 1
-        self._store.set(_sign(self._rank), f"{self._beats} {self._moves} {self._place}")
+        self._store.set(_heartbeat(self._rank), f"{self._beats} {self._moves} {self._place}")
 
     def _claim(self, failure: dict[str, Any]) -> dict[str, Any]:
         """The first failure: this one, unless there is one already."""
@@ -185,13 +185,13 @@ class StoreWatch(RanksWatch):
             _exit(FAILED)
 
 
-def watch_ranks(hang_seconds: float, program: str = "train.py") -> RanksWatch:
-    """This rank's watch; torch.distributed is initialised. Collective. For the arguments see `StoreWatch`."""
-    return StoreWatch(hang_seconds, program) if distributed.world_size() > 1 else RanksWatch(program)
+def start_watchdog(hang_seconds: float, program: str = "train.py") -> Watchdog:
+    """This rank's watchdog; torch.distributed is initialised. Collective. For the arguments see `StoreWatchdog`."""
+    return StoreWatchdog(hang_seconds, program) if distributed.world_size() > 1 else Watchdog(program)
 
 
-def _sign(rank: int) -> str:
-    return f"growclip/sign_of_life/{rank}"
+def _heartbeat(rank: int) -> str:
+    return f"growclip/heartbeat/{rank}"
 
 
 def _exit_code(error: BaseException) -> int:

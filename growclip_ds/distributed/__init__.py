@@ -1,0 +1,27 @@
+"""What ranks do together: a thin layer over torch.distributed, how they meet, and the watchdog that ends them all."""
+
+from growclip_ds.distributed.collectives import (
+    all_gather_object,
+    all_reduce_sum,
+    broadcast_object,
+    in_lockstep,
+    is_main,
+    on_every_rank,
+    on_main,
+    ragged_all_gather,
+    rank,
+    world_size,
+)
+
+__all__ = [
+    "all_gather_object",
+    "all_reduce_sum",
+    "broadcast_object",
+    "in_lockstep",
+    "is_main",
+    "on_every_rank",
+    "on_main",
+    "ragged_all_gather",
+    "rank",
+    "world_size",
+]
