@@ -28,10 +28,11 @@ def main() -> None:
     losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
 
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(3, 1), layout="constrained")
-    for step, phase, record in folder.records():
-        first, last = record["first_iteration"], record["first_iteration"] + record["iterations"]
+    for record in folder.records():
+        first, last, phase = record.first_iteration, record.first_iteration + record.iterations, record.phase
         points = [(iteration, value) for iteration, value in losses if first < iteration <= last]
-        loss.plot(*zip(*points, strict=True), color=COLOURS[phase], linewidth=1, label=phase if step == 2 else None)
+        label = phase if record.step == 2 else None
+        loss.plot(*zip(*points, strict=True), color=COLOURS[phase], linewidth=1, label=label)
         if phase is Phase.TRAIN:
             loss.axvline(last, color="0.8", linewidth=0.8, zorder=0)
     loss.set(xlabel="iteration, all phases", ylabel="contrastive loss", title="Training loss")
