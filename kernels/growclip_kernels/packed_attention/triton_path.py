@@ -114,18 +114,18 @@ def _launches(qkv: Tensor, cu_seqlens: Tensor, flags: Tensor | None, groups: Seq
     cu_seqlens = cu_seqlens.contiguous()
     # Without flags the pointer is not followed; it has to be of the same type.
     pointer = (cu_seqlens if flags is None else flags.contiguous()).view(torch.uint8)
-    first = 0
-    for group in map(SequenceGroup, *(groups[field::4] for field in range(4))):
-        common = (cu_seqlens, pointer, tokens, heads, qkv.stride(0), int(flags is not None), int(group.causal), first)
-        if group.tokens:
-            for launch in plan(group.tokens, group.sequences, group.max_seqlen, qkv.dtype, capability_of(qkv.device)):
-                yield _Launch(launch.tiles, group.sequences * heads, group.max_seqlen, (*common, launch.shorter))
-        first += group.sequences
+    first, numbers = 0, iter(groups)
+    for sequences, length, longest, causal in zip(numbers, numbers, numbers, numbers, strict=True):
+        common = (cu_seqlens, pointer, tokens, heads, qkv.stride(0), int(flags is not None), causal, first)
+        if length:
+            for launch in plan(length, sequences, longest, qkv.dtype, capability_of(qkv.device)):
+                yield _Launch(launch.tiles, sequences * heads, longest, (*common, launch.shorter))
+        first += sequences
 
 
 @attention_forward.register_fake
 def _(qkv: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    tokens, heads, _, width = qkv.shape
+    tokens, heads, width = qkv.shape[0], qkv.shape[1], qkv.shape[3]
     return qkv.new_empty(tokens, heads, width), qkv.new_empty(heads, tokens, dtype=torch.float32)
 
 
