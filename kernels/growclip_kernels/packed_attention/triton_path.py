@@ -115,10 +115,10 @@ def _launches(qkv: Tensor, cu_seqlens: Tensor, flags: Tensor | None, groups: Seq
     # Without flags the pointer is not followed; it has to be of the same type.
     pointer = (cu_seqlens if flags is None else flags.contiguous()).view(torch.uint8)
     first, numbers = 0, iter(groups)
-    for sequences, length, longest, causal in zip(numbers, numbers, numbers, numbers, strict=True):
+    for sequences, in_group, longest, causal in zip(numbers, numbers, numbers, numbers, strict=True):
         common = (cu_seqlens, pointer, tokens, heads, qkv.stride(0), int(flags is not None), causal, first)
-        if length:
-            for launch in plan(length, sequences, longest, qkv.dtype, capability_of(qkv.device)):
+        if in_group:
+            for launch in plan(in_group, sequences, longest, qkv.dtype, capability_of(qkv.device)):
                 yield _Launch(launch.tiles, sequences * heads, longest, (*common, launch.shorter))
         first += sequences
 
