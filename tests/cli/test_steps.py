@@ -12,6 +12,7 @@ import yaml
 from growclip_ds.cli.program import main
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
+from tests.records import phase_record
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def command(tmp_path: Path) -> list[str]:
 
 def test_steps_and_those_left(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(tmp_path / "run")
-    run.finish(1, Phase.TRAIN, {})
-    run.finish(2, Phase.SELECTION, {})  # not the last of its step
+    run.finish(phase_record(1))
+    run.finish(phase_record(2, Phase.SELECTION))  # not the last of its step
     assert main(command) == 0
     assert capsys.readouterr().out == "1 finished\n2 unfinished\n3 unfinished\n"
     assert main([*command, "--unfinished", "growth.steps=2"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,19 @@ def test_after_a_step_the_rest_of_the_whole_plan_is_left(run: Path) -> None:
 
 def test_only_what_the_run_grows_from_has_to_be_within_the_limit(run: Path) -> None:
     """Begun with a model of its own (model.start), a run does not use model.base."""
-    larger = "model.base={conv_layers: 0, image_blocks: 9, image_heads: 9, text_blocks: 9, text_heads: 9}"
-    limit = f"growth.max_parameters={2 * ModelSizes(**SIZES).parameters_of(BASE)}"
-    assert rest(run, larger, limit).speed == rest(run).speed is not None
+    speed = rest(run).speed
+    limit = 2 * ModelSizes(**SIZES).parameters_of(BASE)
+    file, larger = run / "config.yaml", replace(BASE, image_blocks=9, text_blocks=9)
+    file.write_text(load_config(file, [f"growth.max_parameters={limit}", _base(larger)]).to_yaml())
+    assert ModelSizes(**SIZES).parameters_of(larger) > limit
+    assert rest(run).speed == speed is not None
+    file.write_text(load_config(file, ["growth.max_parameters=1000"]).to_yaml())
     with pytest.raises(InputError, match=r"max_parameters is 1,000, but .*'s model \("):
-        rest(run, "growth.max_parameters=1000")
+        rest(run)
+
+
+def _base(architecture: Architecture) -> str:
+    return f"model.base={json.dumps(dict(architecture.items()))}"
 
 
 def test_in_the_middle_of_a_step_its_last_phases_are_left(run: Path) -> None:
