@@ -298,6 +298,7 @@ def _check_same_run(folder: RunFolder, config: Config) -> None:
     old, new = read_yaml(folder.config_file), config.model_dump(mode="json")
     if not isinstance(old, dict):
         raise InputError(f"{folder.config_file} is damaged; take another --output-dir")
+    old = _completed(old, Config.model_construct().model_dump(mode="json"))
     lines = [
         f"  {key}: {before} there, {after} now"
         for key, before, after in _differences(old, new)
@@ -313,6 +314,15 @@ def _check_same_run(folder: RunFolder, config: Config) -> None:
                 ]
             )
         )
+
+
+def _completed(there: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration with the settings that have been added since it began, at their defaults."""
+    found = there | {key: default for key, default in defaults.items() if key not in there}
+    for key, value in found.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            found[key] = _completed(value, defaults[key])
+    return found
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:

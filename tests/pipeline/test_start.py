@@ -121,14 +121,3 @@ def test_only_growclip_grows(exported: Path) -> None:
     overrides = [f"model.start={exported}", "method=twp"]
     with pytest.raises(InputError, match=r"model\.start is a GrowCLIP to grow, and method is twp: leave it out"):
         load_config(exported.parent / "run" / "config.yaml", overrides)
-
-
-def test_runs_from_before_there_was_a_start_go_on(exported: Path, folder: RunFolder) -> None:
-    config = load_config(exported.parent / "run" / "config.yaml")
-    text = folder.config_file.read_text()
-    assert "  start: null\n" in text
-    folder.config_file.write_text(text.replace("  start: null\n", "", 1))
-    folder.weights(1, Phase.TRAIN).mkdir(parents=True)
-    open_run(folder.path, config)
-    with pytest.raises(InputError, match=r"model\.start: null there"):
-        open_run(folder.path, load_config(exported.parent / "run" / "config.yaml", [f"model.start={exported}"]))

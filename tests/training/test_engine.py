@@ -328,7 +328,8 @@ def test_ten_engines_leave_nothing_behind(group: Groups, stage: int) -> None:
     for memory, held, torch_is_itself in group(2).run(rebuild, stage, 10):
         assert len(held) == 1
         assert torch_is_itself
-        # An engine takes some 20 MiB; a tenth of it left behind each time would be 4 MiB over two engines. That the
-        # allocator takes more once, at any time, is no slope: most pairs of engines do not see it.
-        settled = np.array(memory[2:])
-        assert np.median(settled[2:] - settled[:-2]) < 2.4, memory
+        # An engine takes some 20 MiB; a tenth of it left behind each time would be a slope of 2 MiB. The
+        # allocator takes and returns some 6 MiB at any time: the slope is the median of those between every two engines
+        # (Theil and Sen).
+        slopes = [(memory[j] - memory[i]) / (j - i) for i, j in itertools.combinations(range(2, len(memory)), 2)]
+        assert np.median(slopes) < 1.2, memory
