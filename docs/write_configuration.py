@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from growclip_ds.config.config import Config
 from growclip_ds.config.errors import expected, section_of
-from growclip_ds.run.folder import MAY_CHANGE
+from growclip_ds.run.changes import may_change
 
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """\
@@ -83,8 +83,7 @@ def _default(field: FieldInfo, section: type[BaseModel] | None) -> str:
 def _table(rows: Any) -> str:
     lines = ["| key | | value | default | meaning |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        changes = any(f"{row.key}.".startswith(f"{other}.") for other in MAY_CHANGE)
-        cells = [f"`{row.key}`", "•" if changes else "", row.kind, row.default, row.meaning]
+        cells = [f"`{row.key}`", "•" if may_change(row.key) else "", row.kind, row.default, row.meaning]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

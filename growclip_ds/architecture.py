@@ -26,7 +26,7 @@ class ModelSizes:
     Attributes:
         vocab_size: tokens of the tokenizer.
         context_length: most tokens of a caption, start and end of text included.
-        image_size: side of the square pictures in pixels, a multiple of 16.
+        image_size: side of the square pictures in pixels; a multiple of 16, but for a CLIP with patches of its own.
         embed_dim: width of the space in which pictures and captions are compared.
     """
 
@@ -40,12 +40,16 @@ class ModelSizes:
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field.name} must be a positive whole number, not {value!r}")
-        if self.image_size % STEM_STRIDE:
-            raise ValueError(f"image_size must be a multiple of {STEM_STRIDE}, not {self.image_size}")
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of one picture: its patches and the class token."""
+        """Tokens of one picture: its patches and the class token.
+
+        Raises:
+            ValueError: the pictures do not divide into patches.
+        """
+        if self.image_size % STEM_STRIDE:
+            raise ValueError(f"image_size must be a multiple of {STEM_STRIDE}, not {self.image_size}")
         return (self.image_size // STEM_STRIDE) ** 2 + 1
 
     def parameters_of(self, architecture: Architecture) -> int:

@@ -94,5 +94,5 @@ def test_impossible_architectures_are_refused_by_name(bad):
 
 def test_picture_sizes_must_fit_the_stem():
     with pytest.raises(ValueError, match="multiple of 16"):
-        ModelSizes(image_size=100)
+        S1.parameter_shapes(ModelSizes(image_size=100))
     assert ModelSizes().image_tokens == 197

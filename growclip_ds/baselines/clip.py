@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTextModel, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
@@ -122,83 +116,6 @@ def clip_config(architecture: Architecture, sizes: ModelSizes, end_of_text: int)
         | {"image_size": sizes.image_size, "patch_size": STEM_STRIDE},
         projection_dim=sizes.embed_dim,
     )
-
-
-def read_clip_config(folder: Path | str) -> CLIPConfig:
-    """The configuration of a CLIP checkpoint in Hugging Face format that is to be trained on.
-
-    Raises:
-        InputError: the folder holds none, or of another model, or of one with dropout.
-    """
-    with _explained(folder):
-        config = CLIPConfig.from_pretrained(Path(folder))
-        with torch.device("meta"):
-            FixedCLIP(config)
-    for tower in ("text_config", "vision_config"):
-        if rate := getattr(config, tower).attention_dropout:
-            raise InputError(
-                f"{Path(folder) / 'config.json'}: {tower} has attention_dropout {rate}, but models are trained without "
-                "dropout, so that a run that is interrupted goes on as it would have; set it to 0.0"
-            )
-    return config
-
-
-def load_clip(folder: Path | str) -> FixedCLIP:
-    """A CLIP checkpoint in Hugging Face format (`config.json`, `*.safetensors`), in fp32 on the CPU.
-
-    Raises:
-        InputError: the folder holds none, a tensor is missing, or of another shape than the configuration says.
-    """
-    folder = Path(folder)
-    with _explained(folder):
-        model = FixedCLIP(CLIPConfig.from_pretrained(folder)).float()
-    missing = dict(model.named_parameters())
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors, torch.no_grad():
-                for name in missing.keys() & tensors.keys():
-                    _copy(missing.pop(name), tensors.get_tensor(name), f"{file}: {name}")
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: cannot be read ({error}); copy the checkpoint again") from error
-    if missing:
-        raise InputError(
-            f"{folder}: {len(missing)} tensors are in no *.safetensors, {min(missing)} for one; "
-            "copy the checkpoint again, or save it with transformers as safetensors"
-        )
-    return model
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Those that `transformers` takes: a folder may hold the same weights in other precisions. Else all there are."""
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return sorted(folder.glob("*.safetensors"))
-    try:
-        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: cannot be read ({error}); copy the checkpoint again") from error
-
-
-@contextlib.contextmanager
-def _explained(folder: Path | str) -> Iterator[None]:
-    """Says of errors that they come from the folder's configuration."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{Path(folder) / 'config.json'}: not the configuration of a CLIP model ({reason})") from error
-
-
-def _copy(parameter: nn.Parameter, tensor: Tensor, what: str) -> None:
-    tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor  # the temperature
-    if parameter.shape != tensor.shape:
-        raise InputError(
-            f"{what} has shape {tuple(tensor.shape)}, but config.json beside it needs {tuple(parameter.shape)}; "
-            "the weights are of another model than their configuration"
-        )
-    parameter.copy_(tensor)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from transformers import CLIPConfig
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
-from growclip_ds.baselines.clip import FixedCLIP, load_clip
+from growclip_ds.baselines.clip import FixedCLIP
+from growclip_ds.baselines.clip_checkpoint import load_clip
 from growclip_ds.baselines.initial import initial_tensor, is_vector
 from growclip_ds.model.checkpointing import ActivationCheckpointing, checkpoint_blocks
 from growclip_ds.model.plan import Weights

@@ -17,7 +17,8 @@ from growclip_ds.data.subsets import Subset
 from growclip_ds.data.tokens import load_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase, phase_epochs
-from growclip_ds.run.folder import MAY_CHANGE, RunFolder, existing_run
+from growclip_ds.run.changes import may_change
+from growclip_ds.run.folder import RunFolder, existing_run
 from growclip_ds.run.records import data_subsets, record_so_far
 
 
@@ -42,7 +43,7 @@ class BegunRun:
             InputError: others are to be changed, or a value is not right.
         """
         for key in (text.partition("=")[0] for text in overrides):
-            if not any(f"{key}.".startswith(f"{other}.") for other in MAY_CHANGE):
+            if not may_change(key):
                 raise InputError(
                     f"{key} cannot change in a run that goes on ({self.folder.path}); leave it out, or plan a new run: "
                     f"--config {self.folder.config_file} in place of --run"

@@ -31,6 +31,10 @@ def clip_forward_flops(architecture: Architecture, sizes: ModelSizes, text_token
     return patch * (sizes.image_tokens - 1) + _behind_stem(architecture, sizes, text_tokens)
 
 
+# By a model's kind (`growclip_ds.model.plan.ModelPlan`).
+FORWARD_FLOPS = {"growclip": forward_flops, "clip": clip_forward_flops}
+
+
 def training_flops(forward: float) -> float:
     """Operations of a forward and a backward pass, which makes gradients of inputs and of weights: 3 × forward."""
     return 3 * forward

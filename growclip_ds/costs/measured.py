@@ -52,7 +52,7 @@ def speed_so_far(run: Path, steps: GrowthSteps) -> Speed | None:
         return None
     record, training = usable[-1]
     sizes = config.model.sizes(steps.sizes.vocab_size)
-    flops = steps.of_sizes(sizes).pair_flops(record.architecture)
+    flops = steps.of_sizes(sizes).pair_flops(record.architecture, record.kind)
     rate = training.pairs_seen / record.device_seconds
     pairs = f"{rate:,.1f} pairs/s a rank of {record.architecture} on {training.device}"
     return Speed(rate * flops, f"measured: {run}, growth step {record.step}, {pairs}")

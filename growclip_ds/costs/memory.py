@@ -43,7 +43,8 @@ class Sharding:
         communication: and in those that are on their way.
         reduce_bucket: elements of a bucket of gradients.
         contiguous: whether gradients are copied into a bucket, which is there for a whole pass,
-        overlap: and into two at stages 1 and 2, so that one is filled while the other is reduced.
+        overlap: and into two at stages 1 and 2, so that one is filled while the other is reduced. None: not stated,
+            which is so at stage 3 alone.
         prefetch: elements that stage 3 gathers at a time.
         persistence: up to so many elements stage 3 keeps a parameter whole.
         sub_group: elements of a rank's share that are updated at a time, at stage 3.
@@ -58,7 +59,7 @@ class Sharding:
     communication: int
     reduce_bucket: int = 500_000_000
     contiguous: bool = True
-    overlap: bool = False
+    overlap: bool | None = None
     prefetch: int = 50_000_000
     persistence: int = 100_000
     sub_group: int = 1_000_000_000
@@ -88,7 +89,7 @@ class Sharding:
             accumulation=BYTES[accumulation] if accumulation else element,
             communication=BYTES[deepspeed.config.get("communication_data_type", deepspeed.precision)],
             contiguous=zero.get("contiguous_gradients", True),
-            overlap=bool(zero.get("overlap_comm", deepspeed.stage == 3)),
+            overlap=zero.get("overlap_comm"),
             **{name: int(zero[key]) for name, key in stated.items() if key in zero},
             **offloads,
         )

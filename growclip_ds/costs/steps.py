@@ -14,9 +14,8 @@ from statistics import fmean
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.config.config import Config
 from growclip_ds.costs.flops import (
+    FORWARD_FLOPS,
     block_group_flops,
-    clip_forward_flops,
-    forward_flops,
     loss_flops,
     training_flops,
 )
@@ -133,11 +132,14 @@ class GrowthSteps:
         """The same run, from its start, on inputs of other sizes."""
         return GrowthSteps(self.config, sizes, self.text_tokens, self.micro_batches)
 
-    def forward(self, architecture: Architecture) -> float:
-        """Operations of a forward pass on a pair."""
-        config = self.config
-        forward = clip_forward_flops if config.has_fixed_model and config.fixed_model_is_clip else forward_flops
-        return forward(architecture, self.sizes, self.text_tokens)
+    @property
+    def kind(self) -> str:
+        """Of the models that are trained."""
+        return "clip" if self.config.has_fixed_model and self.config.fixed_model_is_clip else "growclip"
+
+    def forward(self, architecture: Architecture, kind: str | None = None) -> float:
+        """Operations of a forward pass on a pair; of a model of another kind, where one is named."""
+        return FORWARD_FLOPS[kind or self.kind](architecture, self.sizes, self.text_tokens)
 
     def all_candidates(self, base: Architecture) -> tuple[Architecture, ...]:
         """What a model may grow into by one step, those beyond the limit included."""
@@ -163,10 +165,10 @@ class GrowthSteps:
             found.append(PhaseCost(step, phase, trained, epochs, flops, self.begun.iterations_of(step, phase)))
         return found
 
-    def _pair_flops(self, architecture: Architecture) -> float:
-        """Floating-point operations of a pair in an iteration, recomputation included."""
+    def _pair_flops(self, architecture: Architecture, kind: str | None = None) -> float:
+        """Floating-point operations of a pair in an iteration, recomputation included; see `forward`."""
         config = self.config
-        once = self.forward(architecture)
+        once = self.forward(architecture, kind)
         total = training_flops(once)
         if self.micro_batches > 1:
             total += once

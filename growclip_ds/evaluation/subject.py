@@ -49,14 +49,16 @@ class Subject:
         """The model, in fp32 on the CPU.
 
         Raises:
-            InputError: its weights are damaged.
+            InputError: its weights are damaged, or it is a CLIP for pictures that are normalised otherwise.
         """
         if self._is_checkpoint:
             return load_model(self.folder)
         if is_exported(self.folder):
             return ExportedModel(self.folder).load()
-        from growclip_ds.baselines.clip import load_clip  # `transformers`' models are slow to import
+        # `transformers`' models are slow to import.
+        from growclip_ds.baselines.clip_checkpoint import load_clip, require_pixels
 
+        require_pixels(self.folder)
         return load_clip(self.folder)
 
     def tokenizer(self, named: str | None, sizes: ModelSizes, end_of_text: int) -> Tokenizer:
@@ -158,7 +160,7 @@ def _trained_step(run: RunFolder, step: int | None) -> Path:
     names = (folder.name.removeprefix("step_") for folder in run.path.glob("step_*"))
     numbers = sorted(int(name) for name in names if name.isdecimal())
     trained = [number for number in numbers if (run.weights(number, Phase.TRAIN) / INDEX).exists()]
-    finished = [number for number in numbers if (run.phase(number, Phase.TRAIN) / "phase.json").exists()]
+    finished = [number for number in numbers if run.record_file(number, Phase.TRAIN).exists()]
     wanted = step or max([*trained, *finished], default=0)
     if wanted in finished and wanted not in trained:
         raise InputError(

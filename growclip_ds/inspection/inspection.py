@@ -52,13 +52,23 @@ class Model:
         kind: `growclip` or `clip`.
         architecture: its sizes.
         sizes: of its input and embedding space.
+        widths: channels of its image and text encoders.
         parts: parameters of each part of the model, without the temperature.
     """
 
     kind: str
     architecture: Architecture
     sizes: ModelSizes
+    widths: tuple[int, int]
     parts: dict[str, int]
+
+    @classmethod
+    def of(cls, plan: ModelPlan) -> Model:
+        architecture, shapes = plan.architecture, dict(plan.shapes)
+        widths = (architecture.image_width, architecture.text_width)
+        if plan.kind == "clip":  # a head of another's need not have 64 channels
+            widths = (shapes["visual_projection.weight"][1], shapes["text_projection.weight"][1])
+        return cls(plan.kind, architecture, plan.sizes, widths, parts(shapes))
 
     @property
     def parameters(self) -> int:
@@ -202,7 +212,7 @@ def inspect_checkpoint(folder: Path, verify: bool = False) -> Inspected:
     description = checkpoint.description
     return Inspected(
         folder=folder,
-        model=Model(plan.kind, plan.architecture, plan.sizes, parts(dict(plan.shapes))),
+        model=Model.of(plan),
         growth_step=description.get("growth_step"),
         phase=description.get("phase"),
         iterations=_iterations(checkpoint),
@@ -222,15 +232,14 @@ def _inspect_exported(folder: Path, verify: bool) -> Inspected:
 
 
 def _inspect_clip(folder: Path, verify: bool) -> Inspected:
-    from growclip_ds.baselines.clip import load_clip  # `transformers`' models are slow to import
+    from growclip_ds.baselines.clip_checkpoint import load_clip, outline_clip  # `transformers` is slow to import
     from growclip_ds.baselines.plan import CLIPPlan
 
-    return _hugging_face(folder, CLIPPlan(load_clip(folder).config), None, verify)
+    return _hugging_face(folder, CLIPPlan((load_clip if verify else outline_clip)(folder).config), None, verify)
 
 
 def _hugging_face(folder: Path, plan: ModelPlan, step: int | None, verify: bool) -> Inspected:
-    model = Model(plan.kind, plan.architecture, plan.sizes, parts(dict(plan.shapes)))
-    return Inspected(folder, model, step, None, None, len(plan.shapes), _bytes(folder), False, verify)
+    return Inspected(folder, Model.of(plan), step, None, None, len(plan.shapes), _bytes(folder), False, verify)
 
 
 def _bytes(folder: Path) -> int:

@@ -25,22 +25,23 @@ _SHOWN = 6  # tensors listed of each kind
 def draw(model: Model) -> str:
     """The model from its inputs up, a bar for a stack of layers, as wide as it has channels."""
     architecture, sizes = model.architecture, model.sizes
+    image_width, text_width = model.widths
     is_clip = model.kind == "clip"
 
     def blocks(count: int, heads: int) -> str:
         return f"{count} block{'s' * (count != 1)}, {heads} head{'s' * (heads != 1)}"
 
-    image = [(blocks(architecture.image_blocks, architecture.image_heads), architecture.image_width)]
+    image = [(blocks(architecture.image_blocks, architecture.image_heads), image_width)]
     if is_clip:
-        image.append((f"patches, {sizes.image_size} px", architecture.image_width))
+        image.append((f"patches, {sizes.image_size} px", image_width))
     else:
-        image.append((f"patches, {sizes.image_tokens} tokens", architecture.image_width))
+        image.append((f"patches, {sizes.image_tokens} tokens", image_width))
         image.append((f"{architecture.conv_layers + 1} convolutions, {sizes.image_size} px", STEM_CHANNELS))
     text = [
-        (blocks(architecture.text_blocks, architecture.text_heads), architecture.text_width),
-        (f"{sizes.vocab_size:,} tokens, {sizes.context_length} positions", architecture.text_width),
+        (blocks(architecture.text_blocks, architecture.text_heads), text_width),
+        (f"{sizes.vocab_size:,} tokens, {sizes.context_length} positions", text_width),
     ]
-    widest = max(architecture.shared_width, STEM_CHANNELS)
+    widest = max(image_width, text_width, STEM_CHANNELS)
 
     def bar(width: int) -> str:
         return ("█" * max(1, round(_WIDEST * width / widest))).center(_WIDEST)

@@ -75,8 +75,9 @@ class PhaseRun:
             kept = on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
         else:
             kept = self._checkpoint = newest_good(self.folder.checkpoints(step, phase), self.monitor.note)
+        first_iteration = self.folder.iterations_before(step, phase)
         before = None if kept is None else record_so_far(kept)
-        self.record = before or self._first_record()
+        self.record = before or self._first_record(first_iteration)
         if kept is not None:
             self._require_plan(kept)
             weights = ((name, kept.read(name)) for name in plan.shapes)
@@ -245,7 +246,7 @@ class PhaseRun:
             )
         return stream
 
-    def _first_record(self) -> PhaseRecord:
+    def _first_record(self, first_iteration: int) -> PhaseRecord:
         return PhaseRecord(
             step=self.step,
             phase=self.phase,
@@ -253,7 +254,7 @@ class PhaseRun:
             parameters=num_parameters(self.plan),
             kind=self.plan.kind,
             architecture=self.plan.architecture,
-            first_iteration=self.folder.iterations_before(self.step, self.phase),
+            first_iteration=first_iteration,
         )
 
     def _training(self, epochs: int) -> Training:

@@ -202,7 +202,8 @@ def fixed_model(config: Config, inputs: RunInputs) -> ModelPlan:
     section, sizes, end_of_text = config.baselines, inputs.sizes, inputs.tokenizer.end_of_text
     if not config.fixed_model_is_clip:
         return GrowCLIPPlan(config.fixed_architecture, sizes, end_of_text)
-    from growclip_ds.baselines.clip import clip_config, read_clip_config  # `transformers`' models are slow to import
+    from growclip_ds.baselines.clip import clip_config  # `transformers`' models are slow to import
+    from growclip_ds.baselines.clip_checkpoint import read_clip_config
     from growclip_ds.baselines.plan import CLIPPlan
 
     if section.start is None:

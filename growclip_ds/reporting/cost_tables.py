@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from growclip_ds.costs.flops import clip_forward_flops, forward_flops, loss_flops, training_flops
+from growclip_ds.costs.flops import FORWARD_FLOPS, loss_flops, training_flops
 from growclip_ds.reporting.comparison import Comparison
 from growclip_ds.reporting.runs import ReportedRun
 from growclip_ds.reporting.table import (
@@ -34,8 +34,8 @@ HOURS = (
 
 def phase_flops(run: ReportedRun, record: PhaseRecord) -> float | None:
     """Floating-point operations of a phase's training; None where they are not known."""
-    training, is_clip = record.training, record.kind == "clip"
-    if training is None or (is_clip and run.config.baselines.start is not None):
+    training = record.training
+    if training is None or (record.kind == "clip" and run.config.baselines.start is not None):
         return None
     if not training.pairs_seen:
         return 0.0
@@ -44,7 +44,7 @@ def phase_flops(run: ReportedRun, record: PhaseRecord) -> float | None:
         trained = [candidate.architecture for candidate in record.candidates]
     if not trained:
         return None
-    forward = clip_forward_flops if is_clip else forward_flops
+    forward = FORWARD_FLOPS[record.kind]
     tokens = training.text_tokens_seen / training.pairs_seen
     passes = training_flops(fmean(forward(architecture, run.sizes, tokens) for architecture in trained))
     batch = run.config.training.global_batch_size

@@ -11,7 +11,7 @@ from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import AblationSection, Config
 from growclip_ds.monitor.words import SYMBOLS
 from growclip_ds.reporting.runs import ReportedRun
-from growclip_ds.run.folder import MAY_CHANGE
+from growclip_ds.run.changes import may_change
 
 # Table 5's names for what of a growth step may be left out, by its switch in the configuration.
 SWITCHES = {"pim_supernet": "PIM@1", "finetuning": "ST", "selection": "GAS", "pim_selected": "PIM@3"}
@@ -94,8 +94,7 @@ def _settings(config: Config) -> dict[str, Any]:
     if config.selection.dataset is not None:  # what it is called has no bearing
         sections["selection"]["dataset"] = str(config.selection.dataset)
     values = dict(_flatten(sections))
-    others = ("seed", "method", *MAY_CHANGE)
-    return {key: value for key, value in values.items() if not any(f"{key}.".startswith(f"{k}.") for k in others)}
+    return {key: value for key, value in values.items() if key not in ("seed", "method") and not may_change(key)}
 
 
 def _flatten(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:

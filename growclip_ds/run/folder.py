@@ -37,24 +37,9 @@ from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_json, write_text
 from growclip_ds.growth.phases import Phase
+from growclip_ds.run.changes import differences, forbidden_changes
 from growclip_ds.run.records import PhaseRecord, read_record
 from growclip_ds.yaml_files import read_yaml
-
-# What a run that goes on may have changed: it bears on speed, memory and reports, not on the weights.
-MAY_CHANGE = (
-    "growth.steps",
-    "data.subsets",  # data.yaml knows which ones have been used
-    "data.staged",
-    "data.workers",
-    "data.max_broken_share",
-    "training.micro_batch_size",
-    "training.activation_checkpointing",
-    "selection.batch_size",
-    "evaluation",
-    "checkpoint",
-    "health",
-    "monitoring",
-)
 
 
 @dataclass(frozen=True)
@@ -97,6 +82,9 @@ class RunFolder:
     def phase(self, step: int, phase: Phase) -> Path:
         return self.path / f"step_{step}" / phase
 
+    def record_file(self, step: int, phase: Phase) -> Path:
+        return self.phase(step, phase) / "phase.json"
+
     def weights(self, step: int, phase: Phase) -> Path:
         """Where a phase's final weights are, or will be."""
         return self.phase(step, phase) / "weights"
@@ -135,7 +123,7 @@ class RunFolder:
             )
 
     def is_finished(self, step: int, phase: Phase) -> bool:
-        return on_main((self.phase(step, phase) / "phase.json").exists)
+        return on_main(self.record_file(step, phase).exists)
 
     def first_unfinished(self, places: Iterable[tuple[int, Phase]]) -> tuple[int, Phase] | None:
         """The first of these phases of growth steps that is still to be run, if any."""
@@ -161,7 +149,7 @@ class RunFolder:
         """Marks the phase of a record finished, its weights being there."""
         step, phase = record.step, record.phase
         self.remove_checkpoints(step, phase)  # again, as the run may have been interrupted before it was done
-        on_main(lambda: write_json(self.phase(step, phase) / "phase.json", record.to_json()))
+        on_main(lambda: write_json(self.record_file(step, phase), record.to_json()))
 
     def record(self, step: int, phase: Phase) -> PhaseRecord:
         """What a finished phase did.
@@ -169,7 +157,7 @@ class RunFolder:
         Raises:
             InputError: on every rank, if it is not finished, or its phase.json is damaged.
         """
-        return on_main(lambda: read_record(self.phase(step, phase) / "phase.json", step, phase))
+        return on_main(lambda: read_record(self.record_file(step, phase), step, phase))
 
     def records(self) -> Iterator[PhaseRecord]:
         """What the finished phases did, in the order in which they were run. Not collective: for reports.
@@ -178,9 +166,9 @@ class RunFolder:
             InputError: a phase.json is damaged.
         """
         for step in itertools.count(1):
-            finished = [phase for phase in Phase if (self.phase(step, phase) / "phase.json").exists()]
+            finished = [phase for phase in Phase if self.record_file(step, phase).exists()]
             for phase in finished:
-                yield read_record(self.phase(step, phase) / "phase.json", step, phase)
+                yield read_record(self.record_file(step, phase), step, phase)
             if Phase.TRAIN not in finished:
                 return
 
@@ -198,7 +186,7 @@ class RunFolder:
         on_main(lambda: write_json(self.deepspeed_file, numerics))
         if before is None:
             return []
-        return [f"{key}: {old} before, {new} now" for key, old, new in _differences(before, numerics)]
+        return [f"{key}: {old} before, {new} now" for key, old, new in differences(before, numerics)]
 
     def _read_numerics(self) -> dict[str, Any] | None:
         try:
@@ -219,7 +207,10 @@ class RunFolder:
 
     def selected_architecture(self, step: int, phase: Phase = Phase.SELECTION) -> Architecture:
         """The candidate that a phase of a growth step found best."""
-        return self.record(step, phase).candidates[0].architecture
+        candidates = self.record(step, phase).candidates
+        if not candidates:
+            raise InputError(f"{self.phase(step, phase) / 'phase.json'} is damaged: no 'candidates'; copy it again")
+        return candidates[0].architecture
 
 
 def existing_run(path: Path) -> RunFolder:
@@ -255,7 +246,7 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
                 f"{folder.path} holds growth steps, but no config.yaml to tell whose; take another --output-dir"
             )
         if begun:
-            _check_same_run(folder, config)
+            _require_same_run(folder, config)
             return
         try:
             if known:  # its tokenizer may not be what this configuration asks for
@@ -294,17 +285,12 @@ def _inside(folder: Path) -> list[Path]:
         return []
 
 
-def _check_same_run(folder: RunFolder, config: Config) -> None:
-    old, new = read_yaml(folder.config_file), config.model_dump(mode="json")
-    if not isinstance(old, dict):
+def _require_same_run(folder: RunFolder, config: Config) -> None:
+    there = read_yaml(folder.config_file)
+    if not isinstance(there, dict):
         raise InputError(f"{folder.config_file} is damaged; take another --output-dir")
-    old = _completed(old, Config.model_construct().model_dump(mode="json"))
-    lines = [
-        f"  {key}: {before} there, {after} now"
-        for key, before, after in _differences(old, new)
-        if not any(f"{key}.".startswith(f"{other}.") for other in MAY_CHANGE)
-    ]
-    if lines:
+    if changes := forbidden_changes(there, config):
+        lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
         raise InputError(
             "\n".join(
                 [
@@ -314,28 +300,3 @@ def _check_same_run(folder: RunFolder, config: Config) -> None:
                 ]
             )
         )
-
-
-def _completed(there: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration with the settings that have been added since it began, at their defaults."""
-    found = there | {key: default for key, default in defaults.items() if key not in there}
-    for key, value in found.items():
-        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
-            found[key] = _completed(value, defaults[key])
-    return found
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
-    """The dotted keys in which two nested values differ, with what they are."""
-    if isinstance(old, list) and isinstance(new, list) and old and isinstance(old[0], dict):
-        old, new = dict(enumerate(old)), dict(enumerate(new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in dict.fromkeys([*old, *new]):
-            path = f"{key}.{name}" if key else str(name)
-            yield from _differences(old.get(name, _NOT_SET), new.get(name, _NOT_SET), path)
-    elif old != new:
-        before, after = ("not set" if value is _NOT_SET else json.dumps(value) for value in (old, new))
-        yield key, before, after
-
-
-_NOT_SET = object()

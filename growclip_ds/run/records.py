@@ -178,6 +178,8 @@ class PhaseRecord:
             KeyError, TypeError, ValueError, AttributeError: it is something else.
         """
         came_with_model = "start" in values
+        if came_with_model:
+            values = {"device_seconds": 0.0, "curve": (), **values}  # which came to be recorded later
         return cls(
             step=step,
             phase=phase,
@@ -239,8 +241,8 @@ def record_so_far(checkpoint: Checkpoint) -> PhaseRecord | None:
         return PhaseRecord.from_json(description["growth_step"], Phase(description["phase"]), description["record"])
     except _DAMAGE as error:
         raise InputError(
-            f"{checkpoint.folder}: the record of its phase is damaged: {_in_words(error)}; remove the folder and start "
-            "the run again"
+            f"{checkpoint.folder}: the record of its phase is damaged, or of another version: {_in_words(error)}; "
+            "bring back its weights.json as it was, or go on with the version that wrote it"
         ) from None
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.baselines.clip import FixedCLIP, clip_config, load_clip
+from growclip_ds.baselines.clip import FixedCLIP, clip_config
 from growclip_ds.baselines.plan import CLIPPlan
 from growclip_ds.baselines.starts import continued, shrunk_and_perturbed
 from growclip_ds.checkpoint.model_weights import plan_of
@@ -131,38 +129,6 @@ def test_starts() -> None:
         assert torch.equal(shrunk[name], old[name])
     blended = dict(shrunk_and_perturbed(PLAN, old.__getitem__, PIM(0.3, 0.001, 1.0, True), "0/2/train"))
     assert torch.allclose(blended[norm], 0.3 * old[norm] + 0.001)
-
-
-@pytest.mark.parametrize("files", ["one", "several", "others"])
-def test_of_weights_in_two_precisions_the_model_s_own_are_loaded(tmp_path: Path, files: str) -> None:
-    """`model.safetensors`, or those of the index; files of other names only where there is neither."""
-    reference = CLIPModel(CONFIG)
-    reference.save_pretrained(tmp_path, max_shard_size="50KB" if files == "several" else "1GB")
-    assert (tmp_path / "model.safetensors").exists() == (files != "several")
-    if files == "others":
-        (tmp_path / "model.safetensors").rename(tmp_path / "pytorch.safetensors")
-    else:
-        halved = {name: tensor.half() for name, tensor in reference.state_dict().items()}
-        save_file(halved, tmp_path / "model-00000.fp16.safetensors")
-    for name, parameter in load_clip(tmp_path).named_parameters():
-        assert torch.equal(parameter, reference.state_dict()[name].reshape(parameter.shape)), name
-
-
-def test_an_index_that_is_damaged_is_an_error(tmp_path: Path) -> None:
-    CLIPModel(CONFIG).save_pretrained(tmp_path, max_shard_size="50KB")
-    index = tmp_path / "model.safetensors.index.json"
-    good = json.loads(index.read_text())
-    for text, message in (
-        ("{", r"index\.json: cannot be read .*copy the checkpoint again"),
-        ('{"weight_map": [1]}', r"index\.json: cannot be read .*copy the checkpoint again"),
-        (
-            json.dumps({"weight_map": {**good["weight_map"], "x": "gone.safetensors"}}),
-            r"gone\.safetensors: cannot be read",
-        ),
-    ):
-        index.write_text(text)
-        with pytest.raises(InputError, match=message):
-            load_clip(tmp_path)
 
 
 def make_lamb(parameters: list[tuple[str, nn.Parameter]]) -> Lamb:

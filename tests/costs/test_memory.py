@@ -83,6 +83,14 @@ def test_more_ranks_need_less_each_where_states_are_divided() -> None:
         assert (many.gradients < one.gradients) == (stage > 1)
 
 
+def test_only_stage_3_reduces_while_it_computes_unless_that_is_stated() -> None:
+    """As DeepSpeed has it, whatever stage the file is of."""
+    of_stage_2, of_stage_3 = (Sharding.of(Case(WIDE, stage).deepspeed, 2) for stage in (2, 3))
+    stated = Sharding.of(Case(WIDE, 3, zero={"overlap_comm": True}).deepspeed, 2)
+    assert of_stage_3.at_stage(2).buckets == of_stage_3.at_stage(1).buckets == of_stage_2.buckets == 1
+    assert stated.at_stage(2).buckets == 2
+
+
 def test_offloading_moves_the_optimizer_to_main_memory() -> None:
     for stage in (1, 2, 3):
         here, there = predicted(Case(WIDE, stage), 2), predicted(Case(WIDE, stage, zero=OFFLOAD), 2)

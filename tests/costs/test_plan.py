@@ -106,6 +106,8 @@ def test_a_measured_speed_is_a_runs(tmp_path: Path) -> None:
     assert plan.speed.flops == pytest.approx(8000 / 20 / 2 * pair)
     assert plan.speed.source.startswith(f"measured: {run}, growth step 1, 200.0 pairs/s a rank")
     assert plan.speed.source.endswith(" on H200")
+    of_a_clip = make_plan(config(tmp_path, "method=tfs"), Request(measured=run))  # on the same GPUs
+    assert of_a_clip.speed == plan.speed
     RunFolder(run).finish(replace(record, kind="clip"))  # whose operations are others
     assert main(["plan", "--config", str(tmp_path / "config.yaml"), "--measured", str(run)]) == 2
 

@@ -8,7 +8,7 @@ import pytest
 
 from docs.write_configuration import PAGE, page
 from growclip_ds.config.config import Config
-from growclip_ds.run.folder import MAY_CHANGE
+from growclip_ds.run.changes import MAY_CHANGE
 
 
 def test_the_page_is_current() -> None:

@@ -248,6 +248,10 @@ def test_models_in_hugging_face_format(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "clip")]) == 0
     assert "fixed CLIP (transformers' layout) (0, 2, 2, 1, 1, 0)" in capsys.readouterr().out
+    config.vision_config.num_attention_heads = 1
+    CLIPModel(config).save_pretrained(tmp_path / "wide")
+    assert main(["inspect", str(tmp_path / "wide")]) == 0
+    assert "2 blocks, 1 head, 128 wide" in capsys.readouterr().out
     (tmp_path / "clip" / "model.safetensors").write_bytes(b"damaged")
     assert main(["inspect", str(tmp_path / "clip")]) == 2
     assert "model.safetensors: cannot be read" in capsys.readouterr().err

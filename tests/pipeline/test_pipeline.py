@@ -115,10 +115,10 @@ def test_a_run_goes_on_with_its_first_unfinished_phase(
     shutil.copytree(run.path, again.path)
     shutil.rmtree(again.phase(2, Phase.TRAIN))
     shutil.rmtree(again.weights(2, Phase.SELECTION))
-    (again.phase(2, Phase.SELECTION) / "phase.json").unlink()
-    stamp = (again.phase(2, Phase.FINETUNE) / "phase.json").stat().st_mtime_ns
+    again.record_file(2, Phase.SELECTION).unlink()
+    stamp = again.record_file(2, Phase.FINETUNE).stat().st_mtime_ns
     group(2).run(grow, data, again.path)
-    assert (again.phase(2, Phase.FINETUNE) / "phase.json").stat().st_mtime_ns == stamp
+    assert again.record_file(2, Phase.FINETUNE).stat().st_mtime_ns == stamp
     assert_same_weights(run, again)
 
 
@@ -142,7 +142,7 @@ def test_what_is_trained_is_not_trained_again(run: RunFolder, data: Path, group:
     again = RunFolder(tmp_path / "again")
     shutil.copytree(run.path, again.path)
     shutil.rmtree(again.phase(2, Phase.TRAIN))
-    (again.phase(2, Phase.SELECTION) / "phase.json").unlink()
+    again.record_file(2, Phase.SELECTION).unlink()
     stamp = (again.weights(2, Phase.SELECTION) / "weights.json").stat().st_mtime_ns
     group(2).run(grow, data, again.path)
     assert (again.weights(2, Phase.SELECTION) / "weights.json").stat().st_mtime_ns == stamp
@@ -157,8 +157,8 @@ def test_weights_of_a_candidate_that_was_not_selected_are_not_gone_on_with(
     """Whoever lost the selection's record, and selected anew, may have selected something else."""
     again = RunFolder(tmp_path / "again")
     shutil.copytree(run.path, again.path)
-    (again.phase(2, Phase.TRAIN) / "phase.json").unlink()
-    selection = again.phase(2, Phase.SELECTION) / "phase.json"
+    again.record_file(2, Phase.TRAIN).unlink()
+    selection = again.record_file(2, Phase.SELECTION)
     record = json.loads(selection.read_text())
     selected = record["candidates"][0]
     selected["architecture"]["image_blocks"] = 3 - selected["architecture"]["image_blocks"]
@@ -254,5 +254,5 @@ def test_frozen_dimensions_limits_and_held_out_pairs(data: Path, group: Groups, 
 
 def test_phase_records_are_json_that_a_script_can_read(run: RunFolder) -> None:
     for step, phase in PHASES:
-        record = json.loads((run.phase(step, phase) / "phase.json").read_text())
+        record = json.loads(run.record_file(step, phase).read_text())
         assert {"samples", "parameters", "iterations", "seconds", "broken_samples"} <= set(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def test_a_checkpoint_says_what_its_phase_has_done(tmp_path: Path) -> None:
     assert record_so_far(Checkpoint(kept)) == record
     assert record_so_far(Checkpoint(write_model(tmp_path / "plain", seed=0))) is None
     damaged = write_model(tmp_path / "damaged", seed=0, **described(record) | {"record": {"samples": 1}})
-    with pytest.raises(InputError, match=r"damaged: the record of its phase is damaged: no 'parameters'; remove the"):
+    with pytest.raises(
+        InputError, match=r"damaged: the record of its phase is damaged, .*: no 'parameters'; bring back"
+    ):
         record_so_far(Checkpoint(damaged))
 
 
@@ -105,3 +108,13 @@ def test_a_damaged_record_is_named_with_its_key(
     remedy = "copy it again, or remove it and start the run again, which then evaluates the phase's weights anew"
     with pytest.raises(InputError, match=rf"phase\.json is damaged: {words}; {remedy}"):
         read_record(file, 1, Phase.TRAIN)
+
+
+def test_steps_that_came_with_a_model_need_not_say_how_they_were_trained(tmp_path: Path) -> None:
+    """As they were written before there were curves and device hours."""
+    values = RECORDS["that came with a model"].to_json()
+    del values["device_seconds"], values["curve"]
+    file = tmp_path / "phase.json"
+    file.write_text(json.dumps(values))
+    expected = replace(RECORDS["that came with a model"], device_seconds=0.0)
+    assert read_record(file, 1, Phase.TRAIN) == expected

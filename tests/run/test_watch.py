@@ -223,7 +223,7 @@ def test_a_step_that_is_finished_meanwhile_is_no_failure(
 ) -> None:
     """It comes to its end, and its job with it, after the watch has looked and before Slurm is asked."""
     Submissions(run.path).add(2, "growth step 2: job 17")
-    record = run.phase(2, phases(2)[-1]) / "phase.json"
+    record = run.record_file(2, phases(2)[-1])
     squeue.write_text(f'#!/bin/sh\nmkdir -p "{record.parent}"; echo "{{}}" > "{record}"\n')
     command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path), "--once"]
     assert main(command) == 0

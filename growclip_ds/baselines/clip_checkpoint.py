@@ -1,0 +1,144 @@
+"""CLIP checkpoints in Hugging Face format, read without `from_pretrained`: nothing unpickled, a wrong tensor named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import CLIPConfig
+
+from growclip_ds.baselines.clip import FixedCLIP
+from growclip_ds.data.pictures import MEAN, STD
+from growclip_ds.errors import InputError
+
+_PIXELS = {"image_mean": MEAN, "image_std": STD}
+
+
+def read_clip_config(folder: Path | str) -> CLIPConfig:
+    """The configuration of a CLIP checkpoint in Hugging Face format that is to be trained on.
+
+    Raises:
+        InputError: the folder holds none, or of another model, or of one with dropout or other pixels than CLIP's.
+    """
+    config = _outline(folder).config
+    for tower in ("text_config", "vision_config"):
+        if rate := getattr(config, tower).attention_dropout:
+            raise InputError(
+                f"{Path(folder) / 'config.json'}: {tower} has attention_dropout {rate}, but models are trained without "
+                "dropout, so that a run that is interrupted goes on as it would have; set it to 0.0"
+            )
+    require_pixels(folder)
+    return config
+
+
+def load_clip(folder: Path | str) -> FixedCLIP:
+    """A CLIP checkpoint in Hugging Face format (`config.json`, `*.safetensors`), in fp32 on the CPU.
+
+    Raises:
+        InputError: the folder holds none, a tensor is missing, or of another shape than the configuration says.
+    """
+    model = _outline(folder).to_empty(device="cpu").float()
+    with torch.no_grad():
+        for parameter, read in _found(Path(folder), model):
+            parameter.copy_(read().reshape(parameter.shape))
+    # Positions are no weights, and what `to_empty` has made of them is not known.
+    for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
+        embeddings.position_ids.copy_(torch.arange(embeddings.position_ids.shape[1]))
+    return model
+
+
+def outline_clip(folder: Path | str) -> FixedCLIP:
+    """The same without its weights, of which only names and shapes are read; on the meta device.
+
+    Raises:
+        InputError: as `load_clip`.
+    """
+    model = _outline(folder)
+    for _ in _found(Path(folder), model):
+        pass
+    return model
+
+
+def require_pixels(folder: Path | str) -> None:
+    """Checks that a checkpoint is of a model for pictures normalised as they are here, if it says so.
+
+    Raises:
+        InputError: its `preprocessor_config.json` says otherwise, or is damaged.
+    """
+    file = Path(folder) / "preprocessor_config.json"
+    try:
+        stated = json.loads(file.read_text(encoding="utf-8"))
+        given = {name: tuple(map(float, stated.get(name, ours))) for name, ours in _PIXELS.items()}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); copy the checkpoint again") from error
+    for name, ours in _PIXELS.items():
+        theirs = given[name]
+        if len(theirs) != len(ours) or any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
+            raise InputError(
+                f"{file}: {name} is {theirs}, but pictures are normalised as CLIP's are, by {ours}: the model would "
+                "see other pictures than those that it was trained on; take one that was trained on these"
+            )
+
+
+def _outline(folder: Path | str) -> FixedCLIP:
+    """The model of a folder's configuration, on the meta device."""
+    with _explained(folder), torch.device("meta"):
+        return FixedCLIP(CLIPConfig.from_pretrained(Path(folder)))
+
+
+def _found(folder: Path, model: nn.Module) -> Iterator[tuple[nn.Parameter, Callable[[], Tensor]]]:
+    """Every parameter with what reads its value from the folder, at once only."""
+    missing = dict(model.named_parameters())
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in missing.keys() & tensors.keys():
+                    parameter = missing.pop(name)
+                    _require_shape(parameter, tuple(tensors.get_slice(name).get_shape()), f"{file}: {name}")
+                    yield parameter, partial(tensors.get_tensor, name)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: cannot be read ({error}); copy the checkpoint again") from error
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} tensors are in no *.safetensors, {min(missing)} for one; "
+            "copy the checkpoint again, or save it with transformers as safetensors"
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that `transformers` takes: a folder may hold the same weights in other precisions. Else all there are."""
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: cannot be read ({error}); copy the checkpoint again") from error
+
+
+@contextlib.contextmanager
+def _explained(folder: Path | str) -> Iterator[None]:
+    """Says of errors that they come from the folder's configuration."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{Path(folder) / 'config.json'}: not the configuration of a CLIP model ({reason})") from error
+
+
+def _require_shape(parameter: nn.Parameter, shape: tuple[int, ...], what: str) -> None:
+    if (shape or (1,)) != parameter.shape:  # the temperature is a scalar there
+        raise InputError(
+            f"{what} has shape {shape}, but config.json beside it needs {tuple(parameter.shape)}; "
+            "the weights are of another model than their configuration"
+        )

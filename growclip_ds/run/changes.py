@@ -1,0 +1,70 @@
+"""What of a run's configuration may change while the run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from growclip_ds.config.config import Config
+from growclip_ds.config.sections import DataSection, TokenizerSection
+
+# It bears on speed, memory and reports, not on the weights.
+MAY_CHANGE = (
+    "growth.steps",
+    "data.subsets",  # data.yaml knows which ones have been used
+    "data.staged",
+    "data.workers",
+    "data.max_broken_share",
+    "training.micro_batch_size",
+    "training.activation_checkpointing",
+    "selection.batch_size",
+    "evaluation",
+    "checkpoint",
+    "health",
+    "monitoring",
+)
+
+_NOT_SET = object()
+
+
+def may_change(key: str) -> bool:
+    """Whether a setting, by its dotted key, may change in a run that goes on."""
+    return any(f"{key}.".startswith(f"{other}.") for other in MAY_CHANGE)
+
+
+def forbidden_changes(there: dict[str, Any], config: Config) -> list[tuple[str, str, str]]:
+    """Where a configuration is not the one that a run began with, and has to be.
+
+    Args:
+        there: the run's configuration as it was written; settings that have been added since count as their defaults.
+        config: that the run is to go on with.
+
+    Returns:
+        Dotted key, value there, value now, of each difference.
+    """
+    data = DataSection.model_construct(tokenizer=TokenizerSection.model_construct())
+    defaults = Config.model_construct(data=data).model_dump(mode="json")
+    found = differences(_completed(there, defaults), config.model_dump(mode="json"))
+    return [change for change in found if not may_change(change[0])]
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """The dotted keys in which two nested values differ, with what they are."""
+    if isinstance(old, list) and isinstance(new, list) and old and isinstance(old[0], dict):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            path = f"{key}.{name}" if key else str(name)
+            yield from differences(old.get(name, _NOT_SET), new.get(name, _NOT_SET), path)
+    elif old != new:
+        before, after = ("not set" if value is _NOT_SET else json.dumps(value) for value in (old, new))
+        yield key, before, after
+
+
+def _completed(there: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    found = there | {key: default for key, default in defaults.items() if key not in there}
+    for key, value in found.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            found[key] = _completed(value, defaults[key])
+    return found
