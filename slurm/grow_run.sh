@@ -46,6 +46,8 @@ for step in $steps; do
   # By its name a job is known, so that nothing is submitted twice.
   job=$(job_of_step "$step") || fail "squeue does not answer; try again later"
   if [[ -n $job ]]; then
+    [[ $(squeue --noheader --jobs="$job" --format=%T) != COMPLETING ]] ||
+      fail "job $job, of growth step $step, is still ending; run this again when squeue shows it as waiting, or no more"
     echo "growth step $step: job $job, submitted before"
   else
     dependency=()

@@ -20,6 +20,7 @@ SCRIPT=slurm/grow_step.sh
 VARIABLES="CONFIG DS_CONFIG RUN_DIR STEP DEVICE RANKS_PER_NODE STAGE STAGE_DIR MAX_RESTARTS DRY_RUN PYTHON"
 STOPPED=75   # train.py's exit code when it was asked to stop and has kept a checkpoint
 RESEND=5     # seconds between requests to stop: a rank that is starting up does not hear them yet
+PROBE=60     # seconds in which a node answers that is well
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
   echo "$SCRIPT: error: this is a job: submit it with sbatch $SCRIPT" >&2
@@ -42,10 +43,11 @@ stop_asking() {
   asker=
 }
 
-stopping=0 ended=0
+begun=0 stopping=0 ended=0
 # By --signal before the time limit, or by hand: scancel --batch --signal=USR1 JOB.
 trap 'signalled=1 stopping=1; stop_ranks' USR1
-trap 'signalled=1 ended=1' TERM   # Slurm ends the job; the ranks have it too, and are waited for
+# Slurm ends the job; the ranks have it too, and are waited for. One that is out of time Slurm does not queue again.
+trap 'signalled=1 ended=1; ((begun == 0)) || queue_again_if_out_of_time' TERM
 trap stop_asking EXIT
 
 common=${GROWCLIP_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}/slurm/common.sh
@@ -101,6 +103,21 @@ queue_again() {
   exit "$STOPPED"
 }
 
+# Ranks may need longer for what they are at than the notice of --signal.
+queue_again_if_out_of_time() {
+  [[ $(scontrol show job "$SLURM_JOB_ID" 2> /dev/null) != *" Reason=TimeLimit"* ]] ||
+    queue_again "growth step $STEP is out of time, and its ranks did not stop before"
+}
+
+# Whether another node of the job does not answer. Slurm itself waits for minutes (SlurmdTimeout), in which the other
+# nodes' ranks have long failed. If nothing can be asked on this node, nothing is known.
+lost_node() {
+  ((SLURM_JOB_NUM_NODES > 1)) || return
+  local ask=(timeout --kill-after=5 "$PROBE" srun "${SRUN_OPTIONS[@]}" --overlap --cpus-per-task=1 --ntasks-per-node=1)
+  "${ask[@]}" --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" true 2> /dev/null &&
+    ! "${ask[@]}" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" true
+}
+
 # Runs a command to its end, whatever signals come meanwhile. Sets code.
 run() {
   "$@" &
@@ -129,7 +146,7 @@ set_environment
 kept=$RUN_DIR/slurm/job_$SLURM_JOB_ID.step
 [[ -z ${STEP:-} && -f $kept ]] && STEP=$(< "$kept")
 if [[ -z ${STEP:-} ]]; then
-  unfinished=$(unfinished_steps "${REST[@]}") || exit 2
+  unfinished=$(unfinished_steps "${REST[@]}") || { tell "growth steps of $RUN_DIR cannot be told: see above"; exit 2; }
   STEP=${unfinished%%$'\n'*}
   if [[ -z $STEP ]]; then
     tell "all growth steps of $RUN_DIR are finished"
@@ -164,10 +181,12 @@ was_finished=0
 finished && was_finished=1
 command=("${RUN_PYTHON[@]}" train.py --deepspeed_config "$DS_CONFIG" --config "$CONFIG" --output-dir "$RUN_DIR"
   --growth-step "$STEP" "${REST[@]}")
+# shellcheck disable=SC2034  # the trap looks at it
+begun=1
 code=0
 if [[ ${STAGE:-0} == 1 ]]; then
   STAGE_DIR=${STAGE_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/growclip-$(id -un)}
-  run srun --export=ALL --mpi=none --input=none --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" \
+  run srun "${SRUN_OPTIONS[@]}" --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 "${RUN_PYTHON[@]}" -m growclip_ds data stage --to "$STAGE_DIR" \
     --config "$CONFIG" --growth-step "$STEP" "${REST[@]}"
   command+=("data.staged=$STAGE_DIR")
@@ -186,13 +205,12 @@ fi
 state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T 2> /dev/null)
 if [[ -n $state && $state != RUNNING ]]; then
   ended=1
-else
-  # Preempted with a grace time, a job stays in that state until the time is over; one that ends before is not queued again.
-  job=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null)
-  [[ $job == *" PreemptTime="* && $job != *" PreemptTime=None"* ]] && queue_again "growth step $STEP was preempted"
+elif preempted; then
+  queue_again "growth step $STEP was preempted"
 fi
 if ((ended)); then   # and knows what becomes of it: cancelled, or queued again
-  tell "growth step $STEP was ended by Slurm: cancelled, preempted, out of time, or a node failed"
+  queue_again_if_out_of_time
+  tell "growth step $STEP was ended by Slurm: cancelled, preempted, or a node failed"
   exit "$STOPPED"
 fi
 # Asked to stop: ranks end with $STOPPED; one that did not listen yet, by the signal.
@@ -200,5 +218,7 @@ if ((stopping)) && { ((code == 0 || code == STOPPED)) || ((code > 128)); }; then
   queue_again "growth step $STEP stopped as it was asked to"
 fi
 ((code == STOPPED)) && end_with_reason "$STOPPED" "growth step $STEP stopped as its ranks were asked to; submit it again to go on"
+# Exit code 2 is of what the user can mend.
+((code == 2)) || ! lost_node || queue_again "growth step $STEP has lost a node"
 reason=$(tail -n "+$begin" "$log" | grep -ahE '^(train\.py|growclip): error: ' | tail -n 1)
 end_with_reason "$((code == 0 ? 1 : code))" "growth step $STEP failed: ${reason:-see $log}"

@@ -2,6 +2,9 @@
 
 Every rank has a thread that looks once a second into the key-value store by which the ranks found each other. Ranks
 that wait in a collective for one that is gone need not be woken: the thread ends the process.
+
+Time is counted while the process runs: one that was suspended with all others (Slurm's `scontrol suspend`, gang
+scheduling, Ctrl-Z) has not hung.
 """
 
 from __future__ import annotations
@@ -87,8 +90,9 @@ class StoreWatchdog(Watchdog):
         self._beats = self._moves = 0
         self._place = ""
         self._closed = threading.Event()
+        self._awake = 0.0  # seconds that this process has run since
         self._beat()
-        self._answered = time.monotonic()
+        self._answered = self._awake
         dist.barrier()  # every rank has a heartbeat
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._poll, self._watch_store)]
         for thread in self._threads:
@@ -118,20 +122,20 @@ class StoreWatchdog(Watchdog):
 
     def _poll(self) -> None:
         last: dict[int, tuple[str, float]] = {}  # each rank's last heartbeat, and since when it is the same
-        moved, since = None, time.monotonic()
+        moved, since = None, self._awake
         while not self._closed.wait(PERIOD):
             try:
                 if self._store.check([_FAILURE]):
                     self._follow(json.loads(self._store.get(_FAILURE)))
                 self._beat()
-                self._answered = time.monotonic()
+                self._answered = self._awake
                 if self._rank != 0:
                     continue
                 heartbeats = [self._store.get(_heartbeat(rank)).decode() for rank in range(self._world_size)]
             except dist.DistError as error:
                 self._lose_store(error)
                 continue
-            now = time.monotonic()
+            now = self._awake
             for rank, heartbeat in enumerate(heartbeats):
                 if last.get(rank, ("", 0.0))[0] != heartbeat:
                     last[rank] = heartbeat, now
@@ -143,9 +147,15 @@ class StoreWatchdog(Watchdog):
                 self._report_hang(places, [rank for rank, seconds in silence.items() if seconds > SILENCE])
 
     def _watch_store(self) -> None:
-        """Ends this process where rank 0, with the store, has stopped without ending: calls to it wait for ever."""
+        """Keeps the time, and ends this process where rank 0, with the store, has stopped without ending: calls to it
+        wait for ever.
+        """
+        before = time.monotonic()
         while not self._closed.wait(PERIOD):
-            if time.monotonic() - self._answered > self._hang_seconds + SILENCE:
+            now = time.monotonic()
+            self._awake += min(now - before, 2 * PERIOD)  # longer: it was suspended
+            before = now
+            if self._awake - self._answered > self._hang_seconds + SILENCE:
                 self._say(f"rank {self._rank} ends, as rank 0 does not answer")
                 _exit(FAILED)
 

@@ -15,6 +15,7 @@ from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
 
 WAIT = 30.0  # seconds in which the ranks of a job that is started again may still come to their end
+WAIT_FOR_SERVER = 300.0  # and in which a file server may still keep the lock of a node that such a job has lost
 PERIOD = 0.5  # seconds from one try to the next
 NAME = "train.lock"
 _UNKNOWN = "by whom is not known"
@@ -51,8 +52,9 @@ class RunLock:
             while (file := self._try()) is None:
                 holder = self._path.read_text(encoding="utf-8").strip() or _UNKNOWN
                 if end is None:
-                    end = time.monotonic() + WAIT
-                    print(f"{self._path.parent} is in use ({holder}); waiting {WAIT:.0f} s for its end", flush=True)
+                    wait = WAIT_FOR_SERVER if _is_of_this_job(holder) else WAIT
+                    end = time.monotonic() + wait
+                    print(f"{self._path.parent} is in use ({holder}); waiting {wait:.0f} s for its end", flush=True)
                 if time.monotonic() > end:
                     raise InputError(
                         f"{self._path.parent}: this run has been started already and goes on ({holder}); end that one "
@@ -63,9 +65,8 @@ class RunLock:
             raise InputError(f"the output folder {self._path.parent} cannot be written: {error.strerror}") from None
         self._file = file
         with contextlib.suppress(OSError):  # a disk that is full: it is only told
-            job = os.environ.get("SLURM_JOB_ID")
             file.truncate(0)
-            file.write(f"{socket.gethostname()}, pid {os.getpid()}{f', Slurm job {job}' if job else ''}\n")
+            file.write(f"{socket.gethostname()}, pid {os.getpid()}{_slurm_job()}\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -82,6 +83,16 @@ class RunLock:
                 return None
             raise
         return file
+
+
+def _slurm_job() -> str:
+    job = os.environ.get("SLURM_JOB_ID")
+    return f", Slurm job {job}" if job else ""
+
+
+def _is_of_this_job(holder: str) -> bool:
+    """Whether it is an earlier start of the Slurm job that this process belongs to."""
+    return bool(_slurm_job()) and holder.endswith(_slurm_job()) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def running(folder: Path) -> str | None:

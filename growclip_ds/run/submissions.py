@@ -14,7 +14,8 @@ from growclip_ds.errors import InputError
 from growclip_ds.files import write_json
 
 # In the project's folder, as slurm/grow_run.sh does it.
-_FIND_JOB = 'set -uo pipefail; source slurm/common.sh && leave_allocation && open_run_dir && job_of_step "$1"'
+_COMMON = "slurm/common.sh"
+_FIND_JOB = f'set -uo pipefail; source {_COMMON} && leave_allocation && open_run_dir && job_of_step "$1"'
 
 
 class Submissions:
@@ -56,7 +57,13 @@ class Submissions:
             raise InputError(f"{self.file} cannot be written: {error.strerror}; submitted was {said}") from None
 
     def has_job(self, step: int) -> bool | None:
-        """Whether a growth step has a job that waits or runs, whoever submitted it; None where Slurm does not say."""
+        """Whether a growth step has a job that waits or runs, whoever submitted it; None where Slurm does not say.
+
+        Raises:
+            InputError: the working directory is not the project's folder.
+        """
+        if not Path(_COMMON).exists():
+            raise InputError(f"there is no {_COMMON} here; start from the project's folder")
         words = ["bash", "-c", _FIND_JOB, "watch", str(step)]
         variables = {"SCRIPT": "watch", "RUN_DIR": str(self.folder.parent)}
         try:

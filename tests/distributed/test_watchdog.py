@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from unittest import mock
 
@@ -37,3 +41,45 @@ def test_a_failure_ends_with_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.5)
         again.close()
         assert not ended.called
+
+
+RANK = """
+import os, sys, time
+import torch.distributed as dist
+from growclip_ds.distributed import watchdog
+
+watchdog.PERIOD, watchdog.SILENCE, watchdog.LINGER = 0.2, 1.0, 0.4
+dist.init_process_group("gloo")
+watch = watchdog.start_watchdog(2.0)
+print("watched", flush=True)
+end = time.monotonic() + 5.0
+while time.monotonic() < end:
+    watch.reached("an iteration")
+    time.sleep(0.05)
+watch.close()
+"""
+
+
+def test_ranks_that_were_suspended_together_go_on() -> None:
+    """As Slurm suspends a job, for longer than a hang may last."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    del store
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", RANK]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            assert rank.stdout is not None
+            assert rank.stdout.readline() == "watched\n"
+        for number, seconds in ((signal.SIGSTOP, 4.0), (signal.SIGCONT, 0.0)):
+            for rank in ranks:
+                rank.send_signal(number)
+            time.sleep(seconds)
+        assert [rank.wait(30) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()

@@ -54,6 +54,24 @@ def test_the_end_of_the_other_is_waited_for(tmp_path: Path, monkeypatch: pytest.
     assert 0.1 < time.monotonic() - start < 5
 
 
+def test_a_job_that_is_started_again_waits_longer_for_its_own_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file server may keep the lock of a node that has died."""
+    monkeypatch.setattr(lock, "WAIT_FOR_SERVER", 10.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "471")
+    held = RunLock(tmp_path)
+    for job, restart in (("471", "0"), ("71", "1"), ("472", "1")):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        with pytest.raises(InputError, match="has been started already"):
+            RunLock(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "471")
+    threading.Timer(0.2, held.close).start()
+    RunLock(tmp_path).close()
+    assert "waiting 10 s for its end" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("error", [None, Stopped])
 def test_it_ends_with_the_growth_steps(tmp_path: Path, error: type[Exception] | None) -> None:
     """Not when their object goes: a process may start the run again."""

@@ -218,6 +218,16 @@ def test_a_job_that_ended_is_told(
     assert (main(command), capsys.readouterr().out) == (1, ended.format(run.path / "slurm/a_run-123-step2-17.log"))
 
 
+def test_a_watch_from_another_folder_says_so(
+    data: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Submissions(run.path).add(2, "growth step 2: job 17")
+    monkeypatch.chdir(tmp_path)
+    command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path), "--growth", "2", "--once"]
+    assert main(command) == 2
+    assert "there is no slurm/common.sh here; start from the project's folder" in capsys.readouterr().err
+
+
 def test_a_step_that_is_finished_meanwhile_is_no_failure(
     data: Path, run: RunFolder, submit: Path, squeue: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,14 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 STEP, RUN, EVALUATE, TENSORBOARD = (f"slurm/{name}.sh" for name in ("grow_step", "grow_run", "evaluate", "tensorboard"))
 
-# Runs train.py's stand-in, and all else with the real Python.
+# Runs the stand-in of train.py and of an evaluation, and all else with the real Python.
 STAND_IN = """#!/usr/bin/env bash
-if [[ $1 == train.py ]]; then exec {python} "{folder}/ranks.py" "$@"; else exec {python} "$@"; fi
+if [[ $1 == train.py || ${{3:-}} == evaluate ]]; then exec {python} "{folder}/ranks.py" "$@"; fi
+exec {python} "$@"
 """
 # With BREAK_DOWN a rank ends badly when all is done. Else it is deaf for a while, as ranks are that import torch; then
-# it waits to be told to stop. With CHECKPOINT it has written one by then.
+# it waits to be told to stop. With CHECKPOINT it has written one by then. With LOSE rank 0 fails once that file is
+# there.
 RANKS = """
 import os, pathlib, signal, sys, time
 if "BREAK_DOWN" in os.environ:
@@ -46,6 +49,10 @@ if "CHECKPOINT" in os.environ:
     checkpoints = pathlib.Path(sys.argv[sys.argv.index("--output-dir") + 1], "step_1/train/checkpoints")
     (checkpoints / "iteration_000000010").mkdir(parents=True, exist_ok=True)
 print("listening", flush=True)
+while "LOSE" in os.environ:
+    time.sleep(0.1)
+    if os.environ["RANK"] == "0" and os.path.exists(os.environ["LOSE"]):
+        sys.exit(134)
 time.sleep(int(os.environ.get("WAIT", 60)))
 """
 
@@ -317,6 +324,21 @@ def test_a_run_is_submitted_once(cluster: Cluster, config: Path, tmp_path: Path,
     assert cluster.run(RUN, *arguments).stdout == f"all growth steps of {run} are finished\n"
 
 
+def test_a_job_that_is_still_ending_is_not_taken_for_one_that_will_run(
+    cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path
+) -> None:
+    squeue = tmp_path / "ending/squeue"
+    squeue.parent.mkdir()
+    squeue.write_text('#!/bin/sh\ncase "$*" in *format=%T*) echo COMPLETING ;; *) echo 17 ;; esac\n')
+    squeue.chmod(0o755)
+    path = f"{squeue.parent}:{cluster.environment['PATH']}"
+    result = cluster.run(
+        RUN, f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", check=False, PATH=path
+    )
+    assert result.returncode == 2
+    assert "error: job 17, of growth step 1, is still ending; run this again when" in result.stderr
+
+
 def test_a_step_that_stops_too_often_ends(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
     """The request comes while ranks start up and do not hear it, and Slurm says that it cannot pass it on.
 
@@ -344,7 +366,10 @@ def test_a_step_that_stops_too_often_ends(cluster: Cluster, config: Path, tmp_pa
 
 
 def test_a_preempted_step_is_queued_again(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
-    """With time to stop, and without. A restart counts if the step has not come further before it."""
+    """With time to stop, and without. A restart counts if the step has not come further before it.
+
+    An evaluation is queued again as well.
+    """
 
     def log(partition: str) -> str:
         return "".join(file.read_text() for file in (tmp_path / partition / "slurm").glob("*.log"))
@@ -355,17 +380,21 @@ def test_a_preempted_step_is_queued_again(cluster: Cluster, config: Path, tmp_pa
         return cluster.sbatch(*options, STEP, *settings, "MAX_RESTARTS=0", **environment)
 
     graceful, abrupt = submit("main", CHECKPOINT="1"), submit("abrupt")
+    options = ["--gpus-per-node=1", "--ntasks-per-node=2"]
+    (tmp_path / "evaluated").mkdir()
+    evaluation = cluster.sbatch(*options, EVALUATE, f"RUN_DIR={tmp_path}/evaluated", f"PYTHON={stand_in}", "DEVICE=cpu")
     cluster.wait(lambda: all(log(one).count("listening") == 2 for one in ("main", "abrupt")), 120, "ranks")
+    cluster.wait(lambda: "listening" in log("evaluated"), 120, "the evaluation")
     urgent = cluster.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
     assert cluster.wait_for_end(urgent, 40) == "COMPLETED"  # before the grace time is over
-    assert [cluster.job(job)["Restarts"] for job in (graceful, abrupt)] == ["1", "1"]
+    assert [cluster.job(job)["Restarts"] for job in (graceful, abrupt, evaluation)] == ["1", "1", "1"]
     assert "growth step 1 was preempted, and is queued again" in log("main")
     assert "growth step 1 was ended by Slurm: cancelled, preempted" in log("abrupt")
     assert cluster.wait_for_end(abrupt) == "FAILED"
     assert "has not come further in 1 restarts, more than MAX_RESTARTS=0" in cluster.job(abrupt)["Comment"]
     cluster.wait(lambda: "restart 1, 0 since the step has come further" in log("main"), 60, "a restart that counts not")
-    cluster.run("scancel", str(graceful))
-    cluster.wait_for_end(graceful)
+    cluster.run("scancel", str(graceful), str(evaluation))
+    assert [cluster.wait_for_end(job) for job in (graceful, evaluation)] == ["CANCELLED"] * 2
 
 
 @pytest.mark.slow
@@ -381,11 +410,54 @@ def test_a_step_out_of_time_is_queued_again(cluster: Cluster, config: Path, tmp_
     cluster.wait_for_end(job)
 
 
+@pytest.mark.slow
+def test_a_step_that_does_not_stop_in_time_is_queued_again(
+    cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path
+) -> None:
+    """Its ranks are deaf until Slurm kills them: no queueing again would end the chain."""
+    arguments = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "MAX_RESTARTS=5"]
+    options = ["--time=00:01:00", "--signal=B:USR1@30", "--gpus-per-node=1", "--ntasks-per-node=1"]
+    jobs = submitted(cluster.run(RUN, *arguments, *options, DEAF="300").stdout)
+    cluster.wait(lambda: cluster.job(jobs[0])["Restarts"] == "1", 180, "the job in the queue again")
+    log = Path(cluster.job(jobs[0])["StdOut"]).read_text()
+    assert "growth step 1 is out of time, and its ranks did not stop before, and is queued again" in log
+    cluster.wait(lambda: cluster.job(jobs[0])["JobState"] == "RUNNING", 120, "the second start")
+    assert [cluster.job(later)["JobState"] for later in jobs[1:]] == ["PENDING", "PENDING"]
+    cluster.run("scancel", *map(str, jobs))
+    cluster.wait_for_end(jobs[0])
+
+
+@pytest.mark.slow
+def test_a_step_whose_node_is_silent_is_queued_again(
+    cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path
+) -> None:
+    """A node dies; the other one's rank fails long before Slurm takes the node for dead."""
+    arguments = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "MAX_RESTARTS=5"]
+    options = ["--gpus-per-node=1", "--ntasks-per-node=1"]
+    jobs = submitted(cluster.run(RUN, *arguments, *options, LOSE=str(tmp_path / "lost")).stdout)
+    log = Path(cluster.job(jobs[0])["StdOut"])
+    cluster.wait(lambda: log.exists() and log.read_text().count("listening") == 2, 120, "ranks")
+    slurmd = int((cluster.root / "slurmd.n2.pid").read_text())
+    os.kill(slurmd, signal.SIGSTOP)
+    try:
+        (tmp_path / "lost").touch()
+        cluster.wait(lambda: cluster.job(jobs[0])["Restarts"] == "1", 240, "the job in the queue again")
+    finally:
+        os.kill(slurmd, signal.SIGCONT)
+    assert "growth step 1 has lost a node, and is queued again" in log.read_text()
+    assert [cluster.job(later)["JobState"] for later in jobs[1:]] == ["PENDING", "PENDING"]
+    cluster.run("scancel", *map(str, jobs))
+    cluster.wait_for_end(jobs[0])
+
+
 def test_what_is_on_disk_counts(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
-    """A rank that breaks down at its end does not undo a step; that it was finished before excuses nothing."""
+    """A rank that breaks down at its end does not undo a step; that it was finished before excuses nothing.
+
+    Of two nodes that both answer, none is lost.
+    """
     settings = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "STEP=1"]
     for end in ("COMPLETED", "FAILED"):
-        job = cluster.sbatch("--gpus-per-node=1", "--nodes=1", STEP, *settings, BREAK_DOWN="1")
+        job = cluster.sbatch("--gpus-per-node=1", "--ntasks-per-node=1", STEP, *settings, BREAK_DOWN="1")
         assert cluster.wait_for_end(job) == end
         code = "(but srun ended with code 134)" if end == "COMPLETED" else "(exit code 134)"
         assert code in cluster.job(job)["Comment"]
