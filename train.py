@@ -13,6 +13,9 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # as it was called before torch 2.9
+        # Batches, subnets and engines are of many sizes. Read when torch first takes memory of a GPU.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # Not at the top: the data loading workers import this file too.
     from growclip_ds.config.config import load_config
     from growclip_ds.config.deepspeed import load_deepspeed_config, resolve

@@ -248,7 +248,13 @@ class _Counting:
 
     def _bucket(self) -> float:
         s = self.sharding
-        return (s.accumulation if s.stage == 1 else s.element) * s.reduce_bucket * s.buckets
+        return (s.accumulation if s.stage == 1 else s.element) * self._bucket_elements * s.buckets
+
+    @property
+    def _bucket_elements(self) -> int:
+        """As large as the largest gradient, where `Engine` has it so."""
+        s = self.sharding
+        return max(s.reduce_bucket, *self.counts) if s.stage == 2 and s.overlap else s.reduce_bucket
 
     def _kept(self) -> float:
         s = self.sharding
@@ -265,7 +271,8 @@ class _Counting:
         element, accumulation, share = s.element, s.accumulation, self.share
         largest = max(count for count in self.counts if count <= max(done, 1))
         bucket = self._bucket()
-        reduced = min(done, s.reduce_bucket) if last or done > s.reduce_bucket else 0  # copied to be communicated
+        full = self._bucket_elements
+        reduced = min(done, full) if last or done > full else 0  # copied to be communicated
         if s.stage == 3:
             cast = accumulation * reduced / s.ranks if accumulation != element else 0
             return element * (largest + reduced) + cast
@@ -282,7 +289,7 @@ class _Counting:
         earlier = element * share if self.load.micro_batches > 1 and s.stage == 2 else 0
         # This rank's are copied out of a bucket after it has been reduced, so there are none yet with the first.
         own = element * share if reduced else 0
-        return bucket + earlier + (copied + own if done > s.reduce_bucket else max(copied, own))
+        return bucket + earlier + (copied + own if done > full else max(copied, own))
 
     def _update(self) -> float:
         s = self.sharding

@@ -249,7 +249,7 @@ def _by_cause(tag: str, counts: Mapping[str, int]) -> dict[str, float]:
 
 
 def _memory() -> dict[str, float]:
-    """Of this rank in GiB: resident, and on its device the most so far."""
+    """Of this rank in GiB: resident, and on its device the most since the engine was built."""
     memory = {"memory/resident_gib": psutil.Process().memory_info().rss / GIB}
     if torch.cuda.is_initialized():
         memory["memory/device_gib"] = torch.cuda.max_memory_allocated() / GIB

@@ -69,6 +69,11 @@ class Engine:
         # The group that DeepSpeed makes for itself has not the default group's limit, but torch's: 10 minutes of NCCL.
         distributed_c10d._set_pg_timeout(collective_limit(), groups._get_data_parallel_group())
         self._zero = self._deepspeed.optimizer
+        if config["zero_optimization"]["stage"] == 2 and self._zero.overlap_comm:
+            # Larger gradients than a bucket are reduced where they lie, on a stream of their own, and DeepSpeed frees
+            # them before that is done, on ranks to which nothing of them belongs: others would write to the memory.
+            largest = max(parameter.numel() for _, parameter in parameters)
+            self._zero.reduce_bucket_size = max(self._zero.reduce_bucket_size, largest)
         # DeepSpeed's BF16_Optimizer has none.
         self._loss_scaler = getattr(self._zero, "loss_scaler", None)
         if self._loss_scaler is not None:
@@ -178,7 +183,7 @@ class Engine:
         DeepSpeed 0.19 forgets some of it. This is all that was found: at stage 3 modules stay in a global stack,
         everything else in the cache of a method under `functools.lru_cache`, which a decorator without `__wrapped__`
         hides, and its own `torch.nn.functional.linear` stays in place; at any stage objects refer to each other in
-        cycles, and glibc keeps what was freed in pieces.
+        cycles, and glibc keeps what was freed in pieces, as torch does what was page-locked.
         """
         self._deepspeed.destroy()
         parameter_offload.FWD_MODULE_STACK.clear()
@@ -186,6 +191,8 @@ class Engine:
         functional.linear = getattr(deepspeed.zero.Init, "linear_bk", functional.linear)
         del self._deepspeed, self._zero, self._loss_scaler, self.optimizer, self.module
         gc.collect()
+        if torch.accelerator.is_available() and hasattr(torch.accelerator, "empty_host_cache"):  # torch 2.11 may not
+            torch.accelerator.empty_host_cache()
         with contextlib.suppress(OSError, AttributeError):  # not glibc
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 

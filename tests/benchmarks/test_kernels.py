@@ -82,6 +82,15 @@ def test_attention_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> N
     assert "forward_ms" in rows["sdpa math, two calls"]
 
 
+@pytest.mark.parametrize("width", contrastive.WIDTHS)
+def test_pairs_of_the_loss_leave_something_to_compare(width: int) -> None:
+    """As many as the smallest size has, of which the loss is smallest."""
+    inputs = contrastive.features(contrastive.SIZES[0], width, CPU)
+    loss = contrastive.exact(inputs)[0]
+    assert loss > 1e-2
+    assert abs(contrastive.eager(*inputs).double() / loss - 1) < contrastive.LOSS_TOLERANCE
+
+
 def test_the_loss_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "contrastive_loss", refuse)
     monkeypatch.setattr(contrastive, "LOSS_TOLERANCE", 1.0)  # of few pairs, bf16 scores leave little

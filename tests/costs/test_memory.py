@@ -83,6 +83,15 @@ def test_more_ranks_need_less_each_where_states_are_divided() -> None:
         assert (many.gradients < one.gradients) == (stage > 1)
 
 
+def test_buckets_hold_the_largest_gradient_where_gradients_are_reduced_meanwhile() -> None:
+    small = {"reduce_bucket_size": 10}
+    overlapped, alone = (
+        predicted(Case(WIDE, 2, zero=small | {"overlap_comm": overlap}), 2).buckets for overlap in (True, False)
+    )
+    assert alone == 4 * 10
+    assert overlapped > 1000 * alone
+
+
 def test_only_stage_3_reduces_while_it_computes_unless_that_is_stated() -> None:
     """As DeepSpeed has it, whatever stage the file is of."""
     of_stage_2, of_stage_3 = (Sharding.of(Case(WIDE, stage).deepspeed, 2) for stage in (2, 3))

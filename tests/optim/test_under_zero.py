@@ -36,7 +36,7 @@ CLIPPED = [
 SETTINGS = [
     Scenario(1, dtype="bf16", subnets=True, config={"data_types": {"grad_accum_dtype": "fp32"}}),  # BF16_Optimizer
     Scenario(2, dtype="bf16", subnets=True, config={"data_types": {"grad_accum_dtype": "fp32"}}),
-    Scenario(2, subnets=True, zero={"round_robin_gradients": True}),
+    Scenario(2, subnets=True, zero={"round_robin_gradients": True, "reduce_bucket_size": 64}),
     Scenario(1, subnets=True, zero={"overlap_comm": True}),
     Scenario(2, subnets=True, zero={"parameter_alignment": True, "reduce_bucket_size": 64, "overlap_comm": True}),
     Scenario(3, subnets=True, zero={"sub_group_size": 150, "stage3_param_persistence_threshold": 0}),

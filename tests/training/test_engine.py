@@ -241,11 +241,11 @@ SIZES = {"vocab_size": 64, "context_length": 16, "image_size": 32, "embed_dim": 
 CAPTIONS = [[1, 2, 63], [5, 6, 7, 63], [8, 63]]
 
 
-def clip_engine(stage: int) -> Engine:
+def clip_engine(stage: int, **zero: Any) -> Engine:
     config = {
         "train_micro_batch_size_per_gpu": 3,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **zero},
     }
     engine = Engine(
         lambda: GrowCLIP(SUPERNET, **SIZES, initialise=False), lambda named: Lamb([p for _, p in named]), config
@@ -260,6 +260,37 @@ def train_clip(engine: Engine, iterations: int) -> None:
     for iteration in range(iterations):
         images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(iteration))
         train_iteration(engine, [(images, pack(CAPTIONS))], 0.01, Architecture(0, 1, 1, 1, 1, 0))
+
+
+class Noted(dict):
+    """Keeps what was ever put into it."""
+
+    def __init__(self) -> None:
+        self.ever: list[int] = []
+
+    def __setitem__(self, key: Any, parameter: Tensor) -> None:
+        self.ever.append(parameter.numel())
+        super().__setitem__(key, parameter)
+
+
+def reduced_outside_of_buckets(overlap: bool) -> tuple[list[int], dict[str, Tensor]]:
+    """Sizes of the gradients that ZeRO 2 reduces where they lie, and the weights after three iterations."""
+    engine = clip_engine(2, reduce_bucket_size=100, overlap_comm=overlap)
+    noted = engine._zero.extra_large_param_to_reduce = Noted()
+    train_clip(engine, 3)
+    weights = working_copies(engine)
+    engine.destroy()
+    return noted.ever, weights
+
+
+def test_no_gradient_is_freed_while_it_is_reduced(group: Groups) -> None:
+    """DeepSpeed frees those that do not fit into a bucket, where overlap_comm reduces them on another stream."""
+    for (alone, expected), (overlapped, weights) in zip(
+        *(group(2).run(reduced_outside_of_buckets, overlap) for overlap in (False, True)), strict=True
+    ):
+        assert max(alone) > 100
+        assert overlapped == []
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
 
 
 def evaluate_in_between(stage: int) -> bool:

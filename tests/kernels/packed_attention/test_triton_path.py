@@ -37,10 +37,14 @@ def check(
     qkv: Tensor, lengths: list[int], causal: list[bool], bound: int | None = None, tolerance: float | None = None
 ) -> None:
     """Output and gradient of each sequence, against float64 of the same numbers. qkv is on the CPU."""
-    tolerance = tolerance or TOLERANCE[qkv.dtype]
     flags = torch.tensor(causal, device=DEVICE) if len(set(causal)) > 1 else causal[0]
     there, cu_seqlens = on_device(qkv, boundaries(lengths))
     out = attention(there, cu_seqlens, bound or max(lengths), flags)
+    compare(qkv, there, out, lengths, causal, tolerance or TOLERANCE[qkv.dtype])
+
+
+def compare(qkv: Tensor, there: Tensor, out: Tensor, lengths: list[int], causal: list[bool], tolerance: float) -> None:
+    """`out`, of `qkv` as it lies `there`, and its gradient."""
     generator = torch.Generator().manual_seed(len(lengths))
     weights = torch.randn(out.shape, generator=generator).to(qkv.dtype)
     (gradient,) = torch.autograd.grad(out, there, weights.to(DEVICE))
@@ -55,6 +59,23 @@ def check(
 
 def alternating(lengths: list[int]) -> list[bool]:
     return [i % 2 == 0 for i in range(len(lengths))]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("captions", [[3, 77, 1, 0], [40], []])
+@pytest.mark.parametrize("pictures", [[50] * 3, [33, 5]])
+def test_groups_of_pictures_and_captions(pictures: list[int], captions: list[int], dtype: torch.dtype) -> None:
+    """As the shared encoder has them: a launch each, the second not at the beginning."""
+    lengths = pictures + captions
+    qkv, _ = packed(lengths, 2, dtype)
+    (there,) = on_device(qkv)
+    groups = [
+        Sequences(boundaries(each).to(DEVICE), (SequenceGroup(len(each), sum(each), max(each, default=0), is_causal),))
+        for each, is_causal in ((pictures, False), (captions, True))
+    ]
+    out = attend(there, groups[0].followed_by(groups[1]))
+    causal = [False] * len(pictures) + [True] * len(captions)
+    compare(qkv, there, out, lengths, causal, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", LOW)
