@@ -18,7 +18,7 @@ from growclip_ds.cli.output import STANDARD_OUTPUT, check_place, put_json
 from growclip_ds.errors import InputError
 
 if TYPE_CHECKING:
-    from growclip_ds.evaluation import ClassificationSet, RetrievalSet
+    from growclip_ds.evaluation import EvaluationSet
     from growclip_ds.evaluation.subject import Subject
     from growclip_ds.results import Result
 
@@ -161,7 +161,7 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
     on_main(partial(_report, options, subject, results, tensorboard))
 
 
-def _load_sets(options: argparse.Namespace, subject: Subject) -> list[ClassificationSet | RetrievalSet]:
+def _load_sets(options: argparse.Namespace, subject: Subject) -> list[EvaluationSet]:
     """The sets to evaluate on, opened and checked."""
     from growclip_ds.evaluation import load_evaluation_set
 

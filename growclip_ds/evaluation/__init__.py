@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from growclip_ds.evaluation.classification import classify
-from growclip_ds.evaluation.datasets import ClassificationSet, RetrievalSet, load_evaluation_set
+from growclip_ds.evaluation.datasets import ClassificationSet, EvaluationSet, RetrievalSet, load_evaluation_set
 from growclip_ds.evaluation.encoder import CandidateEncoder, ModelEncoder
 from growclip_ds.evaluation.retrieval import retrieve, retrieve_pairs
 from growclip_ds.model.packed import PackedTokens
@@ -15,6 +15,7 @@ __all__ = [
     "CandidateEncoder",
     "ClassificationResult",
     "ClassificationSet",
+    "EvaluationSet",
     "ModelEncoder",
     "RetrievalResult",
     "RetrievalSet",
@@ -28,7 +29,7 @@ __all__ = [
 
 def evaluate(
     encoder: CandidateEncoder,
-    dataset: ClassificationSet | RetrievalSet,
+    dataset: EvaluationSet,
     tokenize: Callable[[list[str]], PackedTokens],
     image_size: int,
     batch_size: int,

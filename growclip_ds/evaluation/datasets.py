@@ -29,7 +29,7 @@ TRIAL_SIZE = 32  # side in pixels at which a set's first picture is decoded to s
 
 
 @dataclass(frozen=True)
-class EvaluationSet(ABC):
+class _Shards(ABC):
     """A set that `load_evaluation_set` opened.
 
     Attributes:
@@ -91,7 +91,7 @@ class EvaluationSet(ABC):
 
 
 @dataclass(frozen=True)
-class ClassificationSet(EvaluationSet):
+class ClassificationSet(_Shards):
     """Pictures of one class each.
 
     Attributes:
@@ -114,7 +114,7 @@ class ClassificationSet(EvaluationSet):
 
 
 @dataclass(frozen=True)
-class RetrievalSet(EvaluationSet):
+class RetrievalSet(_Shards):
     """Pictures with one or more captions each."""
 
     annotation = "txt"
@@ -127,9 +127,10 @@ class RetrievalSet(EvaluationSet):
         return captions
 
 
-def load_evaluation_set(
-    location: Path | str, split: str = SPLIT, name: str | None = None
-) -> ClassificationSet | RetrievalSet:
+EvaluationSet = ClassificationSet | RetrievalSet
+
+
+def load_evaluation_set(location: Path | str, split: str = SPLIT, name: str | None = None) -> EvaluationSet:
     """Opens a set and looks through all of a local one but the pictures' contents, so that nothing is amiss later.
 
     Of the pictures the first is decoded, since a set in a format that nothing here reads would show only when used.
@@ -153,7 +154,7 @@ def load_evaluation_set(
     text = source.read("dataset_type.txt", is_required=False)
     kind = "classification" if text is None else text.strip().lower()
     shards = _shards(source, split)
-    dataset: ClassificationSet | RetrievalSet
+    dataset: EvaluationSet
     if kind == "classification":
         class_names = _lines(source, CLASS_NAMES, "one class name a line")
         templates = _lines(source, TEMPLATES, "one prompt a line, with {c} for the class")

@@ -21,12 +21,10 @@ from growclip_ds.data.subsets import OpenSubsets, open_subsets, write_subsets
 from growclip_ds.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
-from growclip_ds.evaluation import ClassificationSet, RetrievalSet, load_evaluation_set
+from growclip_ds.evaluation import EvaluationSet, load_evaluation_set
 from growclip_ds.files import write_text
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.records import data_subsets
-
-EvaluationSet = ClassificationSet | RetrievalSet
 
 
 @dataclass(frozen=True)
