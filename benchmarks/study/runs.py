@@ -13,9 +13,9 @@ from functools import lru_cache
 from benchmarks.study.results import Results
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import clip_config
-from growclip_ds.baselines.plan import CLIPPlan
+from growclip_ds.baselines.spec import CLIPSpec
 from growclip_ds.config.config import Config
-from growclip_ds.model.plan import num_parameters
+from growclip_ds.model.spec import num_parameters
 
 METHODS = ("growclip", "tfs", "twp", "sap", "msclip", "nas")
 REPEATED = METHODS[:4]
@@ -231,7 +231,7 @@ def fixed_parameters(sizes: ModelSizes, method: str, architecture: Architecture)
     """Of a fixed model: MS-CLIP is made of GrowCLIP's modules, the others are `transformers`' CLIP."""
     if method == "msclip":
         return sizes.parameters_of(architecture)
-    return num_parameters(CLIPPlan(clip_config(architecture, sizes, sizes.vocab_size - 1)))
+    return num_parameters(CLIPSpec(clip_config(architecture, sizes, sizes.vocab_size - 1)))
 
 
 def _tuning_name(method: str, optimizer: str, rate: float) -> str:

@@ -7,30 +7,30 @@ from collections.abc import Callable
 from torch import Tensor
 
 from growclip_ds.growth.inheritance import PIM
-from growclip_ds.model.plan import ModelPlan, Weights
+from growclip_ds.model.spec import ModelSpec, Weights
 
 
-def continued(plan: ModelPlan, read: Callable[[str], Tensor]) -> Weights:
+def continued(spec: ModelSpec, read: Callable[[str], Tensor]) -> Weights:
     """Every tensor as the last step left it (TWP).
 
     Args:
-        plan: of the model.
+        spec: of the model.
         read: gives a tensor of the last step's model by name.
     """
-    return ((name, read(name)) for name in plan.shapes)
+    return ((name, read(name)) for name in spec.shapes)
 
 
-def shrunk_and_perturbed(plan: ModelPlan, read: Callable[[str], Tensor], pim: PIM, seed: int | str) -> Weights:
+def shrunk_and_perturbed(spec: ModelSpec, read: Callable[[str], Tensor], pim: PIM, seed: int | str) -> Weights:
     """Every tensor as β·old + γ·rand (SAP: Ash and Adams 2020, equation 1, with the constants of Eq. 5).
 
     Norms, biases and the temperature stay as they are, unless `pim` blends vectors too: the same rule as for growing
     models, so that the methods differ in nothing else.
 
     Args:
-        plan: of the model.
+        spec: of the model.
         read: gives a tensor of the last step's model by name.
         pim: β and γ.
         seed: of the draw.
     """
-    for name, drawn in plan.initial(seed):
-        yield name, pim.blend(read(name).to(drawn.dtype), drawn, plan.is_vector(name))
+    for name, drawn in spec.initial(seed):
+        yield name, pim.blend(read(name).to(drawn.dtype), drawn, spec.is_vector(name))

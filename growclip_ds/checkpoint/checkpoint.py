@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from growclip_ds.architecture import Shape
-from growclip_ds.checkpoint.model_weights import ModelWeights, digest_of, plan_of
+from growclip_ds.checkpoint.model_weights import ModelWeights, digest_of, spec_of
 from growclip_ds.checkpoint.weights_file import DTYPES, checksum, tensor_bytes
 from growclip_ds.checkpoint.writing import FORMAT, INDEX, VERSION, CheckpointWriting, index_checksum
 from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan
+from growclip_ds.model.spec import GrowCLIPSpec, ModelSpec
 
 
 class DamagedError(InputError):
@@ -93,11 +93,11 @@ class Checkpoint(ModelWeights):
                 problem = "no such file" if found is None else f"{found} bytes instead of {size}"
                 raise DamagedError(f"{file}: {problem}; the checkpoint is incomplete, copy it again or use another")
         try:
-            self._plan = plan_of(self.description)
+            self._spec = spec_of(self.description)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder / INDEX}: no valid architecture and sizes: {error}") from error
-        if self._plan is not None:
-            self._check_shapes(self._plan)
+        if self._spec is not None:
+            self._check_shapes(self._spec)
 
     @property
     def names(self) -> list[str]:
@@ -105,17 +105,17 @@ class Checkpoint(ModelWeights):
         return list(self._tensors)
 
     @property
-    def plan(self) -> ModelPlan:
+    def spec(self) -> ModelSpec:
         """The model whose weights these are, not built.
 
         Raises:
             InputError: they are of no model.
         """
-        if self._plan is None:
+        if self._spec is None:
             raise InputError(
                 f"{self.folder / INDEX}: the description has no architecture; these are not a model's weights"
             )
-        return self._plan
+        return self._spec
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -168,12 +168,12 @@ class Checkpoint(ModelWeights):
             raise InputError(f"{self.folder}: the checkpoint has no tensor {name}")
         return self._tensors[name]
 
-    def _check_shapes(self, plan: ModelPlan) -> None:
-        for name, shape in plan.shapes.items():
+    def _check_shapes(self, spec: ModelSpec) -> None:
+        for name, shape in spec.shapes.items():
             if name not in self or self.shape(name) != shape:
                 found = f"has shape {self.shape(name)}" if name in self else "is missing"
                 raise InputError(
-                    f"{self.folder}: {name} {found}, but {plan.architecture} needs {shape}; "
+                    f"{self.folder}: {name} {found}, but {spec.architecture} needs {shape}; "
                     "the weights are of another model than their description"
                 )
 
@@ -189,7 +189,7 @@ def save_model(model: GrowCLIP, folder: Path | str, **more: Any) -> None:
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     owner = owners(shapes, world_size())
-    description = GrowCLIPPlan(model.architecture, model.sizes, model.end_of_text).describe() | more
+    description = GrowCLIPSpec(model.architecture, model.sizes, model.end_of_text).describe() | more
     tensors = ((n, p.detach().float() if owner[n] == rank() else None) for n, p in parameters.items())
     write_checkpoint(folder, tensors, shapes, owner.__getitem__, description)
 

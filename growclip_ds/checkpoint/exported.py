@@ -16,7 +16,7 @@ from growclip_ds.architecture import Architecture, ModelSizes, Shape
 from growclip_ds.checkpoint.model_weights import ModelWeights, digest_of
 from growclip_ds.checkpoint.weights_file import checksum, tensor_bytes
 from growclip_ds.errors import InputError
-from growclip_ds.model.plan import GrowCLIPPlan
+from growclip_ds.model.spec import GrowCLIPSpec
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -56,11 +56,11 @@ class ExportedModel(ModelWeights):
         try:
             architecture = Architecture(**{field.name: config[field.name] for field in fields(Architecture)})
             sizes = ModelSizes(**{field.name: config[field.name] for field in fields(ModelSizes)})
-            self._plan = GrowCLIPPlan(architecture, sizes, int(config["end_of_text"]))
+            self._spec = GrowCLIPSpec(architecture, sizes, int(config["end_of_text"]))
             self.growth = [_growth_step(step) for step in config.get("growth") or []]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder / CONFIG}: no valid GrowCLIP configuration ({error!r})") from error
-        self.description = self.plan.describe()
+        self.description = self.spec.describe()
         if self.growth:
             self.description["growth_step"] = self.growth[-1]["step"]
         self._files: dict[str, Any] = {}
@@ -70,11 +70,11 @@ class ExportedModel(ModelWeights):
     @property
     def names(self) -> list[str]:
         """Names of all tensors, in the order of the model's parameters."""
-        return list(self.plan.shapes)
+        return list(self.spec.shapes)
 
     @property
-    def plan(self) -> GrowCLIPPlan:
-        return self._plan
+    def spec(self) -> GrowCLIPSpec:
+        return self._spec
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -121,7 +121,7 @@ class ExportedModel(ModelWeights):
         return places
 
     def _check_shapes(self) -> None:
-        for name, shape in self.plan.shapes.items():
+        for name, shape in self.spec.shapes.items():
             if self.shape(name) != shape or self._slice(name).get_dtype() not in _TYPES:
                 found = f"{self._slice(name).get_dtype()} {list(self.shape(name))}"
                 raise InputError(

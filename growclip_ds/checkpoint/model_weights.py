@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan
+from growclip_ds.model.spec import GrowCLIPSpec, ModelSpec
 
 
 class ModelWeights(ABC):
@@ -20,7 +20,7 @@ class ModelWeights(ABC):
 
     @property
     @abstractmethod
-    def plan(self) -> ModelPlan:
+    def spec(self) -> ModelSpec:
         """The model whose weights these are, not built."""
 
     @abstractmethod
@@ -29,19 +29,19 @@ class ModelWeights(ABC):
 
     @property
     def architecture(self) -> Architecture:
-        return self.plan.architecture
+        return self.spec.architecture
 
     @property
     def sizes(self) -> ModelSizes:
-        return self.plan.sizes
+        return self.spec.sizes
 
     @property
     def end_of_text(self) -> int:
-        return self.plan.end_of_text
+        return self.spec.end_of_text
 
     def load(self) -> nn.Module:
         """The whole model, as training and evaluation run it, in fp32 on the CPU. Raises what `read` does."""
-        model = self.plan.build()
+        model = self.spec.build()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.read(name))
@@ -53,7 +53,7 @@ def digest_of(entries: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
     return hashlib.blake2b(json.dumps(list(entries)).encode(), digest_size=16).hexdigest()
 
 
-def plan_of(description: Mapping[str, Any]) -> ModelPlan | None:
+def spec_of(description: Mapping[str, Any]) -> ModelSpec | None:
     """The model that a checkpoint's description is of; None if it is of no model.
 
     Raises:
@@ -62,10 +62,10 @@ def plan_of(description: Mapping[str, Any]) -> ModelPlan | None:
     if "clip" in description:
         from transformers import CLIPConfig  # slow to import
 
-        from growclip_ds.baselines.plan import CLIPPlan
+        from growclip_ds.baselines.spec import CLIPSpec
 
-        return CLIPPlan(CLIPConfig.from_dict(description["clip"]))
+        return CLIPSpec(CLIPConfig.from_dict(description["clip"]))
     if "architecture" in description:
         architecture, sizes = Architecture(**description["architecture"]), ModelSizes(**description["sizes"])
-        return GrowCLIPPlan(architecture, sizes, description["end_of_text"])
+        return GrowCLIPSpec(architecture, sizes, description["end_of_text"])
     return None

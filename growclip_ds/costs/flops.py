@@ -31,7 +31,7 @@ def clip_forward_flops(architecture: Architecture, sizes: ModelSizes, text_token
     return patch * (sizes.image_tokens - 1) + _behind_stem(architecture, sizes, text_tokens)
 
 
-# By a model's kind (`growclip_ds.model.plan.ModelPlan`).
+# By a model's kind (`growclip_ds.model.spec.ModelSpec`).
 FORWARD_FLOPS = {"growclip": forward_flops, "clip": clip_forward_flops}
 
 

@@ -143,7 +143,7 @@ def _of_checkpoint(folder: Path) -> Subject:
     above = folder.parents[min(2, len(folder.parents) - 1)]  # RUN/step_1/train/weights
     run = RunFolder(above) if (above / "config.yaml").exists() else None
     step = checkpoint.description.get("growth_step")
-    return Subject(folder, run, step, checkpoint.plan.architecture, digest_of_weights(checkpoint))
+    return Subject(folder, run, step, checkpoint.spec.architecture, digest_of_weights(checkpoint))
 
 
 def digest_of_weights(checkpoint: Checkpoint) -> str:
@@ -152,7 +152,7 @@ def digest_of_weights(checkpoint: Checkpoint) -> str:
     Raises:
         InputError: it is of no model.
     """
-    return checkpoint.digest(sorted(checkpoint.plan.shapes))
+    return checkpoint.digest(sorted(checkpoint.spec.shapes))
 
 
 def _trained_step(run: RunFolder, step: int | None) -> Path:

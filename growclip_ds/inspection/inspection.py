@@ -16,7 +16,7 @@ from growclip_ds.config.config import load_config
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.subject import is_hugging_face, nothing_there
 from growclip_ds.growth.phases import Phase, phase_epochs
-from growclip_ds.model.plan import ModelPlan
+from growclip_ds.model.spec import ModelSpec
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.lock import running
 from growclip_ds.run.records import record_so_far
@@ -63,12 +63,12 @@ class Model:
     parts: dict[str, int]
 
     @classmethod
-    def of(cls, plan: ModelPlan) -> Model:
-        architecture, shapes = plan.architecture, dict(plan.shapes)
+    def of(cls, spec: ModelSpec) -> Model:
+        architecture, shapes = spec.architecture, dict(spec.shapes)
         widths = (architecture.image_width, architecture.text_width)
-        if plan.kind == "clip":  # a head of another's need not have 64 channels
+        if spec.kind == "clip":  # a head of another's need not have 64 channels
             widths = (shapes["visual_projection.weight"][1], shapes["text_projection.weight"][1])
-        return cls(plan.kind, architecture, plan.sizes, widths, parts(shapes))
+        return cls(spec.kind, architecture, spec.sizes, widths, parts(shapes))
 
     @property
     def parameters(self) -> int:
@@ -206,13 +206,13 @@ def inspect(path: Path, verify: bool = False) -> Inspected | InspectedRun:
 def inspect_checkpoint(folder: Path, verify: bool = False) -> Inspected:
     """A checkpoint. Raises what `Checkpoint` does."""
     checkpoint = Checkpoint(folder)
-    plan = checkpoint.plan
+    spec = checkpoint.spec
     if verify:
         checkpoint.verify()
     description = checkpoint.description
     return Inspected(
         folder=folder,
-        model=Model.of(plan),
+        model=Model.of(spec),
         growth_step=description.get("growth_step"),
         phase=description.get("phase"),
         iterations=_iterations(checkpoint),
@@ -228,18 +228,18 @@ def _inspect_exported(folder: Path, verify: bool) -> Inspected:
     for name in model.names if verify else ():
         model.read(name)
     step = model.description.get("growth_step")
-    return _hugging_face(folder, model.plan, step, verify)
+    return _hugging_face(folder, model.spec, step, verify)
 
 
 def _inspect_clip(folder: Path, verify: bool) -> Inspected:
     from growclip_ds.baselines.clip_checkpoint import load_clip, outline_clip  # `transformers` is slow to import
-    from growclip_ds.baselines.plan import CLIPPlan
+    from growclip_ds.baselines.spec import CLIPSpec
 
-    return _hugging_face(folder, CLIPPlan((load_clip if verify else outline_clip)(folder).config), None, verify)
+    return _hugging_face(folder, CLIPSpec((load_clip if verify else outline_clip)(folder).config), None, verify)
 
 
-def _hugging_face(folder: Path, plan: ModelPlan, step: int | None, verify: bool) -> Inspected:
-    return Inspected(folder, Model.of(plan), step, None, None, len(plan.shapes), _bytes(folder), False, verify)
+def _hugging_face(folder: Path, spec: ModelSpec, step: int | None, verify: bool) -> Inspected:
+    return Inspected(folder, Model.of(spec), step, None, None, len(spec.shapes), _bytes(folder), False, verify)
 
 
 def _bytes(folder: Path) -> int:
@@ -257,7 +257,7 @@ def inspect_run(run: RunFolder, verify: bool = False) -> InspectedRun:
         if not (weights / INDEX).exists():
             continue
         models[step] = inspect_checkpoint(weights, verify)
-        shapes[step] = dict(Checkpoint(weights).plan.shapes)
+        shapes[step] = dict(Checkpoint(weights).spec.shapes)
         if step - 1 in models:
             before, after = models[step - 1].model, models[step].model
             growth[step] = _growth(before.architecture, after.architecture, shapes[step - 1], shapes[step])

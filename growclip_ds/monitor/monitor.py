@@ -14,7 +14,7 @@ from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import Config
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.growth.selection import Candidate, best_first
-from growclip_ds.model.plan import ModelPlan, num_parameters
+from growclip_ds.model.spec import ModelSpec, num_parameters
 from growclip_ds.monitor.curves import Curves
 from growclip_ds.monitor.figures import architecture_figure, selection_figure
 from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
@@ -38,7 +38,7 @@ class Monitor:
         self,
         step: int,
         phase: Phase,
-        plan: ModelPlan,
+        spec: ModelSpec,
         iterations: int,
         first_iteration: int,
         done: int = 0,
@@ -48,7 +48,7 @@ class Monitor:
         Args:
             step: the growth step.
             phase: of it.
-            plan: of what the engine is built for, the model or the supernet.
+            spec: of what the engine is built for, the model or the supernet.
             iterations: of the phase.
             first_iteration: iterations of the run before it.
             done: of its own, where it goes on from a checkpoint.
@@ -116,7 +116,7 @@ class RunMonitor(Monitor):
         self,
         step: int,
         phase: Phase,
-        plan: ModelPlan,
+        spec: ModelSpec,
         iterations: int,
         first_iteration: int,
         done: int = 0,
@@ -129,11 +129,11 @@ class RunMonitor(Monitor):
         if done:
             self.output.line(f"step {step}/{self.steps} {phase}: goes on after iteration {done:,} of {iterations:,}")
             return
-        architecture, parameters = plan.architecture, num_parameters(plan)
+        architecture, parameters = spec.architecture, num_parameters(spec)
         kind = "model" if phase is Phase.TRAIN else "supernet"
-        name = f"{'CLIP' if plan.kind == 'clip' else kind} {architecture}, {millions(parameters)} parameters"
+        name = f"{'CLIP' if spec.kind == 'clip' else kind} {architecture}, {millions(parameters)} parameters"
         before = self._architecture_before(step)
-        figures = {f"architecture/{kind}": architecture_figure(architecture, before)} if plan.kind == "growclip" else {}
+        figures = {f"architecture/{kind}": architecture_figure(architecture, before)} if spec.kind == "growclip" else {}
         self.curves.training(
             first_iteration + 1,
             texts={

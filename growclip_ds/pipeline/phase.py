@@ -24,7 +24,7 @@ from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
 from growclip_ds.growth.space import GrowthSpace
 from growclip_ds.model.initial import MAX_LOGIT_SCALE
-from growclip_ds.model.plan import ModelPlan, num_parameters
+from growclip_ds.model.spec import ModelSpec, num_parameters
 from growclip_ds.optim import OPTIMIZERS, SubnetOptimizer
 from growclip_ds.pipeline.context import RunContext
 from growclip_ds.pipeline.counts import PhaseCounts
@@ -53,19 +53,19 @@ class PhaseRun:
         run: that the phase belongs to.
         step: the growth step.
         phase: what is run.
-        plan: of the model.
+        spec: of the model.
         weights: every parameter's initial value, taken one at a time.
     """
 
     def __init__(
-        self, run: RunContext, step: int, phase: Phase, plan: ModelPlan, weights: Iterable[tuple[str, Tensor]]
+        self, run: RunContext, step: int, phase: Phase, spec: ModelSpec, weights: Iterable[tuple[str, Tensor]]
     ) -> None:
         self.config, self.inputs, self.folder, self.monitor = run.config, run.inputs, run.folder, run.monitor
         self.stop, self.watch = run.stop, run.watch
         self.micro_batches = run.deepspeed.accumulation_steps
         self.step = step
         self.phase = phase
-        self.plan = plan
+        self.spec = spec
         self.data = self.inputs.data.first(step)
         self._stop_if_asked()
         self._start = time.monotonic()
@@ -79,9 +79,9 @@ class PhaseRun:
         before = None if kept is None else record_so_far(kept)
         self.record = before or self._first_record(first_iteration)
         if kept is not None:
-            self._require_plan(kept)
-            weights = ((name, kept.read(name)) for name in plan.shapes)
-        build = partial(plan.build, self.config.training.activation_checkpointing)
+            self._require_spec(kept)
+            weights = ((name, kept.read(name)) for name in spec.shapes)
+        build = partial(spec.build, self.config.training.activation_checkpointing)
         self.engine = Engine(build, self._make_optimizer, run.deepspeed.config)
         self.engine.load_masters(weights)
         if self._checkpoint is not None:
@@ -96,7 +96,7 @@ class PhaseRun:
         """
         first, iterations = self.record.first_iteration, self.record.iterations
         if self._trained:
-            self.monitor.start_phase(self.step, self.phase, self.plan, iterations, first + iterations)
+            self.monitor.start_phase(self.step, self.phase, self.spec, iterations, first + iterations)
             self._end_curve()
             return
         resume = {} if self._checkpoint is None else self._checkpoint.description["resume"]
@@ -110,7 +110,7 @@ class PhaseRun:
         peak, warmup = self.config.training.learning_rate, self.config.training.warmup_iterations
         rate = partial(learning_rate, iterations=stream.iterations, peak=peak, warmup_iterations=warmup)
         done = stream.start_iteration
-        self.monitor.start_phase(self.step, self.phase, self.plan, stream.iterations, first, done)
+        self.monitor.start_phase(self.step, self.phase, self.spec, stream.iterations, first, done)
         self.monitor.left_out(self.step, self.data.left_out)
 
         def count() -> None:
@@ -131,10 +131,10 @@ class PhaseRun:
                 "health": health.state,
                 "deals": stream.deals,
             }
-            return self.plan.describe() | described(self.record) | {"resume": state}
+            return self.spec.describe() | described(self.record) | {"resume": state}
 
         place = self.folder.checkpoints(self.step, self.phase)
-        keeper = CheckpointKeeper(place, self.config.checkpoint, self.engine, self.plan.shapes, describe, self.monitor)
+        keeper = CheckpointKeeper(place, self.config.checkpoint, self.engine, self.spec.shapes, describe, self.monitor)
         trainer = Trainer(
             engine=self.engine,
             stream=stream,
@@ -209,16 +209,16 @@ class PhaseRun:
         if any(distributed.all_gather_object(self.stop.requested)):
             raise Stopped
 
-    def _require_plan(self, kept: Checkpoint) -> None:
+    def _require_spec(self, kept: Checkpoint) -> None:
         """Weights of a phase are of the model that it is to train, unless another candidate was selected since."""
-        if (kept.plan.kind, kept.plan.architecture, kept.sizes) != (
-            self.plan.kind,
-            self.plan.architecture,
-            self.plan.sizes,
+        if (kept.spec.kind, kept.spec.architecture, kept.sizes) != (
+            self.spec.kind,
+            self.spec.architecture,
+            self.spec.sizes,
         ):
             raise InputError(
-                f"{kept.folder} is of {kept.plan.architecture}, but the {self.phase} phase of growth step {self.step} "
-                f"trains {self.plan.architecture}: bring back the selection's phase.json as it was, or remove "
+                f"{kept.folder} is of {kept.spec.architecture}, but the {self.phase} phase of growth step {self.step} "
+                f"trains {self.spec.architecture}: bring back the selection's phase.json as it was, or remove "
                 f"{self.folder.phase(self.step, self.phase)} to train the phase anew"
             )
 
@@ -251,9 +251,9 @@ class PhaseRun:
             step=self.step,
             phase=self.phase,
             samples=self.inputs.samples(self.step),
-            parameters=num_parameters(self.plan),
-            kind=self.plan.kind,
-            architecture=self.plan.architecture,
+            parameters=num_parameters(self.spec),
+            kind=self.spec.kind,
+            architecture=self.spec.architecture,
             first_iteration=first_iteration,
         )
 
@@ -263,7 +263,7 @@ class PhaseRun:
             epochs=epochs,
             ranks=distributed.world_size(),
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-            kernels=kernels_of(self.plan, device),
+            kernels=kernels_of(self.spec, device),
         )
 
     def _count_seconds(self) -> None:
@@ -275,7 +275,7 @@ class PhaseRun:
         self._start = now
 
     def _write_weights(self) -> None:
-        shapes = self.plan.shapes
+        shapes = self.spec.shapes
         owner = owners(shapes, distributed.world_size()).__getitem__
         self.folder.require_there()
         write_checkpoint(
@@ -283,7 +283,7 @@ class PhaseRun:
             self.engine.masters(owner),
             shapes,
             owner,
-            self.plan.describe() | described(self.record),
+            self.spec.describe() | described(self.record),
         )
         self.folder.remove_checkpoints(self.step, self.phase)
 
@@ -302,8 +302,8 @@ class PhaseRun:
         return named_seed(self.config.seed, self.step, self.phase, purpose)
 
 
-def kernels_of(plan: ModelPlan, device: torch.device) -> str:
+def kernels_of(spec: ModelSpec, device: torch.device) -> str:
     """Which kernels a model is trained by; the attention of `transformers`' CLIP is its own."""
     if not uses_triton(device):
         return "torch"
-    return "triton and transformers'" if plan.kind == "clip" else "triton"
+    return "triton and transformers'" if spec.kind == "clip" else "triton"

@@ -23,7 +23,7 @@ from growclip_ds.errors import InputError
 from growclip_ds.growth.inheritance import PIM, inherited_tensor, inherited_tensors
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.growth.space import GrowthSpace, growth_space
-from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan, Weights
+from growclip_ds.model.spec import GrowCLIPSpec, ModelSpec, Weights
 from growclip_ds.pipeline.context import RunContext
 from growclip_ds.pipeline.phase import PhaseRun
 from growclip_ds.pipeline.prepare import RunInputs
@@ -52,15 +52,15 @@ class Recipe(ABC):
             Stopped: on every rank, if some rank was asked to stop.
         """
 
-    def _train(self, step: int, plan: ModelPlan, weights: Weights) -> None:
+    def _train(self, step: int, spec: ModelSpec, weights: Weights) -> None:
         """The phase that every growth step ends with: its model, trained and evaluated."""
-        with PhaseRun(self._run, step, Phase.TRAIN, plan, weights) as run:
+        with PhaseRun(self._run, step, Phase.TRAIN, spec, weights) as run:
             run.train(self._epochs(step, Phase.TRAIN))
             run.evaluate()
 
     def _select(self, step: int, phase: Phase, space: GrowthSpace, weights: Weights) -> None:
         """A supernet trained by sampled subnets (Eq. 6), every candidate evaluated, the best by Eq. 7 taken."""
-        with PhaseRun(self._run, step, phase, self._plan(space.supernet), weights) as run:
+        with PhaseRun(self._run, step, phase, self._spec(space.supernet), weights) as run:
             run.train(self._epochs(step, phase), space)
             run.select(space)
 
@@ -69,8 +69,8 @@ class Recipe(ABC):
         base = self._weights(step - 1, Phase.TRAIN).architecture
         return growth_space(self.config, base, self.inputs.sizes.parameters_of)
 
-    def _plan(self, architecture: Architecture) -> GrowCLIPPlan:
-        return GrowCLIPPlan(architecture, self.inputs.sizes, self.inputs.tokenizer.end_of_text)
+    def _spec(self, architecture: Architecture) -> GrowCLIPSpec:
+        return GrowCLIPSpec(architecture, self.inputs.sizes, self.inputs.tokenizer.end_of_text)
 
     def _epochs(self, step: int, phase: Phase) -> int:
         return phase_epochs(self.config, step)[phase]
@@ -99,21 +99,21 @@ class GrowCLIPRecipe(Recipe):
 
     def train_base(self) -> None:
         """Growth step 1: the base model from scratch."""
-        plan = self._plan(self.config.model.base)
-        self._train(1, plan, plan.initial(self._seed(1, Phase.TRAIN)))
+        spec = self._spec(self.config.model.base)
+        self._train(1, spec, spec.initial(self._seed(1, Phase.TRAIN)))
 
     def finetune_supernet(self, step: int) -> None:
         """Phase 1: the supernet inherits from the last step's model (Eq. 5) and is trained whole, shortly."""
-        plan = self._plan(self._growth_space(step).supernet)
+        spec = self._spec(self._growth_space(step).supernet)
         read = self._supernet(step, Phase.FINETUNE)
-        with PhaseRun(self._run, step, Phase.FINETUNE, plan, ((name, read(name)) for name in plan.shapes)) as run:
+        with PhaseRun(self._run, step, Phase.FINETUNE, spec, ((name, read(name)) for name in spec.shapes)) as run:
             run.train(self._epochs(step, Phase.FINETUNE))
 
     def select_architecture(self, step: int) -> None:
         """Phase 2: goes on with the supernet, by sampled subnets."""
         space = self._growth_space(step)
         read = self._supernet(step, Phase.SELECTION)
-        self._select(step, Phase.SELECTION, space, ((name, read(name)) for name in self._plan(space.supernet).shapes))
+        self._select(step, Phase.SELECTION, space, ((name, read(name)) for name in self._spec(space.supernet).shapes))
 
     def train_selected(self, step: int) -> None:
         """Phase 3: the selected architecture inherits from its slice of the supernet (Eq. 8) and is trained."""
@@ -121,7 +121,7 @@ class GrowCLIPRecipe(Recipe):
         pim = self.pim if self.config.ablation.pim_selected else self.pim.left_out()
         read, seed = self._supernet(step, Phase.TRAIN), self._seed(step, Phase.TRAIN)
         weights = inherited_tensors(chosen, chosen, self.inputs.sizes, read, pim, seed)
-        self._train(step, self._plan(chosen), weights)
+        self._train(step, self._spec(chosen), weights)
 
     def _supernet(self, step: int, phase: Phase) -> Callable[[str], Tensor]:
         """Gives tensors of the supernet as a phase finds it: as the phase before left it, or as it has inherited."""
@@ -150,11 +150,11 @@ class SearchRecipe(Recipe):
         seed = self._seed(step, phase)
         if phase is Phase.SEARCH:
             space = self._growth_space(step)
-            self._select(step, phase, space, self._plan(space.supernet).initial(seed))
+            self._select(step, phase, space, self._spec(space.supernet).initial(seed))
             return
         found = self.config.model.base if step == 1 else self.folder.selected_architecture(step, Phase.SEARCH)
-        plan = self._plan(found)
-        self._train(step, plan, plan.initial(seed))
+        spec = self._spec(found)
+        self._train(step, spec, spec.initial(seed))
 
 
 class FixedRecipe(Recipe):
@@ -163,7 +163,7 @@ class FixedRecipe(Recipe):
     def __init__(self, run: RunContext) -> None:
         super().__init__(run)
         if run.config.baselines.start is not None and self.folder.is_trained(1, Phase.TRAIN):
-            self.model = self._weights(1, Phase.TRAIN).plan  # the run needs the checkpoint that it began with no more
+            self.model = self._weights(1, Phase.TRAIN).spec  # the run needs the checkpoint that it began with no more
         else:
             self.model = fixed_model(run.config, run.inputs)
 
@@ -172,7 +172,7 @@ class FixedRecipe(Recipe):
 
     def _start(self, step: int, seed: str) -> Weights:
         if step == 1 and self.config.baselines.start is not None:
-            from growclip_ds.baselines.plan import clip_weights
+            from growclip_ds.baselines.spec import clip_weights
 
             return on_every_rank(partial(clip_weights, self.config.baselines.start))
         if step == 1 or self.config.method in ("tfs", "msclip"):
@@ -193,7 +193,7 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 
 
-def fixed_model(config: Config, inputs: RunInputs) -> ModelPlan:
+def fixed_model(config: Config, inputs: RunInputs) -> ModelSpec:
     """The model of TFS, TWP, SAP or MS-CLIP.
 
     Raises:
@@ -201,28 +201,28 @@ def fixed_model(config: Config, inputs: RunInputs) -> ModelPlan:
     """
     section, sizes, end_of_text = config.baselines, inputs.sizes, inputs.tokenizer.end_of_text
     if not config.fixed_model_is_clip:
-        return GrowCLIPPlan(config.fixed_architecture, sizes, end_of_text)
+        return GrowCLIPSpec(config.fixed_architecture, sizes, end_of_text)
     from growclip_ds.baselines.clip import clip_config  # `transformers`' models are slow to import
     from growclip_ds.baselines.clip_checkpoint import read_clip_config
-    from growclip_ds.baselines.plan import CLIPPlan
+    from growclip_ds.baselines.spec import CLIPSpec
 
     if section.start is None:
-        return CLIPPlan(clip_config(config.fixed_architecture, sizes, end_of_text))
-    plan = CLIPPlan(on_every_rank(partial(read_clip_config, section.start)))
+        return CLIPSpec(clip_config(config.fixed_architecture, sizes, end_of_text))
+    spec = CLIPSpec(on_every_rank(partial(read_clip_config, section.start)))
     where = f"baselines.start, {section.start},"
-    if section.architecture not in (None, plan.architecture):
+    if section.architecture not in (None, spec.architecture):
         raise InputError(
-            f"{where} has architecture {plan.architecture}, but baselines.architecture is {section.architecture}; "
+            f"{where} has architecture {spec.architecture}, but baselines.architecture is {section.architecture}; "
             "leave that out"
         )
     for name in ("context_length", "image_size", "embed_dim"):
-        theirs, ours = getattr(plan.sizes, name), getattr(sizes, name)
+        theirs, ours = getattr(spec.sizes, name), getattr(sizes, name)
         if theirs != ours:
             raise InputError(f"{where} has {name} {theirs}, but model.{name} is {ours}; set it to {theirs}")
-    if (inputs.tokenizer.vocab_size, end_of_text) != (plan.sizes.vocab_size, plan.end_of_text):
+    if (inputs.tokenizer.vocab_size, end_of_text) != (spec.sizes.vocab_size, spec.end_of_text):
         raise InputError(
-            f"{where} has {plan.sizes.vocab_size} tokens, the end of text being {plan.end_of_text}, but the run's "
+            f"{where} has {spec.sizes.vocab_size} tokens, the end of text being {spec.end_of_text}, but the run's "
             f"tokenizer has {inputs.tokenizer.vocab_size}, and {end_of_text}: take the model's own tokenizer "
             "(data.tokenizer.name_or_path)"
         )
-    return plan
+    return spec

@@ -72,7 +72,7 @@ def _records(model: ExportedModel, start: str) -> dict[int, PhaseRecord]:
             phase=Phase.TRAIN,
             samples=step["samples"],
             parameters=step["parameters"],
-            kind=model.plan.kind,
+            kind=model.spec.kind,
             architecture=Architecture(**step["architecture"]),
             start=start,
         )
@@ -81,11 +81,11 @@ def _records(model: ExportedModel, start: str) -> dict[int, PhaseRecord]:
 
 
 def _write_weights(model: ExportedModel, folder: RunFolder, record: PhaseRecord) -> None:
-    owner = owners(model.plan.shapes, world_size())
+    owner = owners(model.spec.shapes, world_size())
     write_checkpoint(
         folder.weights(record.step, record.phase),
         ((name, model.read(name) if owner[name] == rank() else None) for name in model.names),
-        model.plan.shapes,
+        model.spec.shapes,
         owner.__getitem__,
-        model.plan.describe() | described(record),
+        model.spec.describe() | described(record),
     )

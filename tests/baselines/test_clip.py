@@ -12,15 +12,15 @@ from transformers import CLIPModel
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import FixedCLIP, clip_config
-from growclip_ds.baselines.plan import CLIPPlan
+from growclip_ds.baselines.spec import CLIPSpec
 from growclip_ds.baselines.starts import continued, shrunk_and_perturbed
-from growclip_ds.checkpoint.model_weights import plan_of
+from growclip_ds.checkpoint.model_weights import spec_of
 from growclip_ds.config.config import MS_CLIP, VIT_B_16
 from growclip_ds.distributed import rank
 from growclip_ds.errors import InputError
 from growclip_ds.growth.inheritance import PIM
 from growclip_ds.model.packed import pack
-from growclip_ds.model.plan import GrowCLIPPlan, num_parameters
+from growclip_ds.model.spec import GrowCLIPSpec, num_parameters
 from growclip_ds.optim import Lamb
 from growclip_ds.pipeline.phase import kernels_of
 from growclip_ds.training.engine import Engine
@@ -29,30 +29,30 @@ from tests.group import Groups
 
 SIZES = ModelSizes(60, 12, 32, 24)
 CONFIG = clip_config(Architecture(0, 2, 1, 1, 2, 0), SIZES, end_of_text=59)
-PLAN = CLIPPlan(CONFIG)
+SPEC = CLIPSpec(CONFIG)
 PAIRS = 12
 
 
 def test_vit_b_16_is_as_large_as_the_papers() -> None:
-    plan = CLIPPlan(clip_config(VIT_B_16, ModelSizes(), end_of_text=49407))
-    assert round(num_parameters(plan) / 1e6, 1) == 149.6
-    assert plan.architecture == VIT_B_16
+    spec = CLIPSpec(clip_config(VIT_B_16, ModelSizes(), end_of_text=49407))
+    assert round(num_parameters(spec) / 1e6, 1) == 149.6
+    assert spec.architecture == VIT_B_16
     assert ModelSizes().parameters_of(MS_CLIP) == pytest.approx(127.26e6, abs=5e3)
 
 
 def test_what_a_checkpoint_says_of_it_is_read_back() -> None:
-    read = plan_of(json.loads(json.dumps(PLAN.describe() | {"growth_step": 2})))
+    read = spec_of(json.loads(json.dumps(SPEC.describe() | {"growth_step": 2})))
     assert read is not None
-    assert (read.kind, read.shapes) == ("clip", PLAN.shapes)
+    assert (read.kind, read.shapes) == ("clip", SPEC.shapes)
     assert (read.architecture, read.sizes, read.end_of_text) == (Architecture(0, 2, 1, 1, 2, 0), SIZES, 59)
-    assert plan_of({"growth_step": 2}) is None
+    assert spec_of({"growth_step": 2}) is None
 
 
 def test_attention_of_transformers_is_not_counted_among_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    growclip, device = GrowCLIPPlan(Architecture(0, 1, 1, 1, 1, 0), SIZES, 59), torch.device("cpu")
+    growclip, device = GrowCLIPSpec(Architecture(0, 1, 1, 1, 1, 0), SIZES, 59), torch.device("cpu")
     for is_triton, kernels in ((True, ["triton", "triton and transformers'"]), (False, ["torch", "torch"])):
         monkeypatch.setattr("growclip_ds.pipeline.phase.uses_triton", lambda _, is_triton=is_triton: is_triton)
-        assert [kernels_of(plan, device) for plan in (growclip, PLAN)] == kernels
+        assert [kernels_of(spec, device) for spec in (growclip, SPEC)] == kernels
 
 
 def test_parameters_are_called_as_in_transformers() -> None:
@@ -90,8 +90,8 @@ def test_new_weights_deviate_as_growclips_do() -> None:
         **{f"text_model.encoder.layers.0.{ours}.weight": f"text.blocks.0.{own}.weight" for ours, own in blocks.items()},
     }
     sizes, architecture = ModelSizes(300, 40, 128, 24), Architecture(0, 3, 4, 1, 2, 0)
-    clip = dict(CLIPPlan(clip_config(architecture, sizes, end_of_text=299)).initial(0))
-    growclip = dict(GrowCLIPPlan(architecture, sizes, 299).initial(0))
+    clip = dict(CLIPSpec(clip_config(architecture, sizes, end_of_text=299)).initial(0))
+    growclip = dict(GrowCLIPSpec(architecture, sizes, 299).initial(0))
     for name, theirs in names.items():
         # The class token has no more than 256 elements.
         assert float(clip[name].std()) == pytest.approx(float(growclip[theirs].std()), rel=0.12), name
@@ -108,26 +108,26 @@ def test_a_token_that_clip_takes_for_another_cannot_end_captions() -> None:
 def test_starts() -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first = dict(PLAN.initial("0/1/train"))
+    first = dict(SPEC.initial("0/1/train"))
     old = {name: tensor + 1 for name, tensor in first.items()}
     assert torch.equal(torch.random.get_rng_state(), before)
-    drawn = dict(PLAN.initial("0/2/train"))
-    again = dict(PLAN.initial("0/2/train"))
+    drawn = dict(SPEC.initial("0/2/train"))
+    again = dict(SPEC.initial("0/2/train"))
     assert all(torch.equal(tensor, again[name]) for name, tensor in drawn.items())
     matrix, norm = "text_model.encoder.layers.0.mlp.fc1.weight", "vision_model.pre_layrnorm.weight"
     assert not torch.equal(first[matrix], drawn[matrix])
     assert float(drawn["logit_scale"]) == pytest.approx(math.log(1 / 0.07), abs=1e-3)
 
-    kept = dict(continued(PLAN, old.__getitem__))
+    kept = dict(continued(SPEC, old.__getitem__))
     assert list(kept) == list(drawn)
     assert all(torch.equal(tensor, old[name]) for name, tensor in kept.items())
 
-    shrunk = dict(shrunk_and_perturbed(PLAN, old.__getitem__, PIM(0.3, 0.001, 1.0, False), "0/2/train"))
+    shrunk = dict(shrunk_and_perturbed(SPEC, old.__getitem__, PIM(0.3, 0.001, 1.0, False), "0/2/train"))
     for name in (matrix, "vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.weight"):
         assert torch.allclose(shrunk[name], 0.3 * old[name] + 0.001 * drawn[name])
     for name in (norm, "text_model.encoder.layers.0.mlp.fc1.bias", "logit_scale"):
         assert torch.equal(shrunk[name], old[name])
-    blended = dict(shrunk_and_perturbed(PLAN, old.__getitem__, PIM(0.3, 0.001, 1.0, True), "0/2/train"))
+    blended = dict(shrunk_and_perturbed(SPEC, old.__getitem__, PIM(0.3, 0.001, 1.0, True), "0/2/train"))
     assert torch.allclose(blended[norm], 0.3 * old[norm] + 0.001)
 
 
@@ -145,7 +145,7 @@ def loss_of_transformers() -> float:
     """Of the initial weights on the same pairs, by `CLIPModel` itself."""
     model, (images, captions) = CLIPModel(CONFIG), pairs()
     model.load_state_dict(
-        {n: t.reshape(model.state_dict()[n].shape) for n, t in PLAN.initial("0/1/train")}, strict=True
+        {n: t.reshape(model.state_dict()[n].shape) for n, t in SPEC.initial("0/1/train")}, strict=True
     )
     rows = torch.tensor([caption + [59] * (SIZES.context_length - len(caption)) for caption in captions])
     return model(input_ids=rows, pixel_values=images, return_loss=True).loss.item()
@@ -161,7 +161,7 @@ def train_on_rank(stage: int) -> tuple[list[float], dict[str, Tensor]]:
     images, captions = pairs()
     mine = slice(0, PAIRS) if rank() == 0 else slice(0, 0)
     engine = Engine(lambda: FixedCLIP(CONFIG), make_lamb, ds_config)
-    engine.load_masters(PLAN.initial("0/1/train"))
+    engine.load_masters(SPEC.initial("0/1/train"))
     batch = (images[mine].to(engine.device), pack(captions[mine]).to(engine.device))
     losses = [train_iteration(engine, [batch], 0.01).loss for _ in range(4)]
     masters = {name: tensor for name, tensor in engine.masters(lambda _: 0) if tensor is not None}

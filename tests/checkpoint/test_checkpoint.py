@@ -32,7 +32,7 @@ from growclip_ds.checkpoint.writing import index_checksum
 from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
-from growclip_ds.model.plan import GrowCLIPPlan
+from growclip_ds.model.spec import GrowCLIPSpec
 from tests.group import Groups
 
 ARCHITECTURE = Architecture(1, 1, 1, 2, 2, 1)
@@ -88,7 +88,7 @@ def test_a_model_returns_from_whatever_number_of_ranks(tmp_path: Path, group: Gr
     checkpoint.verify()
     assert checkpoint.names == [name for name, _ in model.named_parameters()]
     assert checkpoint.shape("logit_scale") == (1,)
-    assert checkpoint.description == GrowCLIPPlan(ARCHITECTURE, SIZES, 7).describe() | {"growth_step": 3}
+    assert checkpoint.description == GrowCLIPSpec(ARCHITECTURE, SIZES, 7).describe() | {"growth_step": 3}
     # The ranks share the work: each file holds its share of the bytes, and a tensor is in one file only.
     parts = [load_file(folder / file) for file in files]
     assert sum(map(len, parts)) == len(checkpoint.names)

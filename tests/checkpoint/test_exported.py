@@ -48,7 +48,7 @@ def test_it_reads_as_the_checkpoint_does(exported: tuple[Path, Checkpoint]) -> N
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert model.names == checkpoint.names
     assert (model.architecture, model.sizes) == (checkpoint.architecture, checkpoint.sizes)
-    assert (model.end_of_text, model.plan) == (checkpoint.end_of_text, checkpoint.plan)
+    assert (model.end_of_text, model.spec) == (checkpoint.end_of_text, checkpoint.spec)
     assert model.digest(sorted(model.names)) == checkpoint.digest(sorted(checkpoint.names))
     for name in checkpoint.names:
         assert name in model

@@ -26,7 +26,7 @@ from growclip_ds.errors import InputError
 from growclip_ds.evaluation.lists import read_list
 from growclip_ds.evaluation.stored import ResultStore
 from growclip_ds.evaluation.subject import find_subject
-from growclip_ds.model.plan import GrowCLIPPlan
+from growclip_ds.model.spec import GrowCLIPSpec
 from tests.evaluation import sets
 from tests.evaluation.models import tokenizer, write_model, write_run
 from tests.group import Groups
@@ -217,7 +217,7 @@ def other_shape(folder: Path) -> None:
     tensors = dict(model.named_parameters())
     larger = replace(model.architecture, image_blocks=2)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    description = GrowCLIPPlan(larger, model.sizes, model.end_of_text).describe()
+    description = GrowCLIPSpec(larger, model.sizes, model.end_of_text).describe()
     write_checkpoint(weights, tensors.items(), shapes, lambda _: 0, description)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, CLIPModel
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import clip_config
-from growclip_ds.baselines.plan import CLIPPlan
+from growclip_ds.baselines.spec import CLIPSpec
 from growclip_ds.checkpoint.checkpoint import load_model, save_model, write_checkpoint
 from growclip_ds.cli.program import main
 from growclip_ds.data.tokens import train_tokenizer
@@ -121,13 +121,13 @@ def test_later_evaluations_take_the_place_of_the_runs(run: Path) -> None:
 def test_a_baselines_run_becomes_a_plain_clip(run: Path) -> None:
     words = tokenizer()
     sizes = ModelSizes(words.vocab_size, 24, image_size=32, embed_dim=16)
-    plan = CLIPPlan(clip_config(Architecture(0, 1, 1, 1, 2, 0), sizes, words.end_of_text))
+    spec = CLIPSpec(clip_config(Architecture(0, 1, 1, 1, 2, 0), sizes, words.end_of_text))
     weights = run / "step_2" / "train" / "weights"
     shutil.rmtree(weights)
-    description = plan.describe() | {"growth_step": 2}
-    write_checkpoint(weights, plan.initial(0), plan.shapes, lambda _: 0, description)
+    description = spec.describe() | {"growth_step": 2}
+    write_checkpoint(weights, spec.initial(0), spec.shapes, lambda _: 0, description)
     record = json.loads((weights.parent / "phase.json").read_text())
-    record["model"] = {"kind": plan.kind, "architecture": asdict(plan.architecture)}
+    record["model"] = {"kind": spec.kind, "architecture": asdict(spec.architecture)}
     (weights.parent / "phase.json").write_text(json.dumps(record))
     assert main(["export", str(run), str(run.parent / "out")]) == 0
     model = AutoModel.from_pretrained(run.parent / "out")

@@ -14,7 +14,7 @@ from transformers import CLIPModel
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.baselines.clip import clip_config
-from growclip_ds.baselines.plan import CLIPPlan
+from growclip_ds.baselines.spec import CLIPSpec
 from growclip_ds.checkpoint.checkpoint import save_model, write_checkpoint
 from growclip_ds.cli.program import main
 from growclip_ds.config.config import load_config
@@ -151,9 +151,9 @@ def test_verifying_finds_a_flipped_bit(run: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_fixed_clip_is_shown_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = CLIPPlan(clip_config(Architecture(0, 2, 2, 1, 1, 0), ModelSizes(**SMALL), 31))
-    tensors = ((name, torch.zeros(shape)) for name, shape in plan.shapes.items())
-    write_checkpoint(tmp_path / "clip", tensors, plan.shapes, lambda _: 0, plan.describe())
+    spec = CLIPSpec(clip_config(Architecture(0, 2, 2, 1, 1, 0), ModelSizes(**SMALL), 31))
+    tensors = ((name, torch.zeros(shape)) for name, shape in spec.shapes.items())
+    write_checkpoint(tmp_path / "clip", tensors, spec.shapes, lambda _: 0, spec.describe())
     assert main(["inspect", str(tmp_path / "clip"), "--verify"]) == 0
     text = capsys.readouterr().out
     assert "fixed CLIP" in text

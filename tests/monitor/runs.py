@@ -11,14 +11,14 @@ from growclip_ds.architecture import ModelSizes
 from growclip_ds.config.config import Config
 from growclip_ds.growth.phases import Phase
 from growclip_ds.growth.selection import Candidate
-from growclip_ds.model.plan import GrowCLIPPlan
+from growclip_ds.model.spec import GrowCLIPSpec
 from growclip_ds.monitor import Monitor
 from growclip_ds.run.folder import RunFolder
 from tests.records import classified, phase_record, retrieved
 
 SIZES = ModelSizes(vocab_size=1000, context_length=77, image_size=64, embed_dim=64)
 BASE = Architecture(0, 1, 1, 1, 1, 0)
-PLAN = GrowCLIPPlan(BASE, SIZES, 999)
+SPEC = GrowCLIPSpec(BASE, SIZES, 999)
 SETS = ("scenes_objects", "scenes_retrieval")
 
 
@@ -67,7 +67,7 @@ def run_phase(
 ) -> None:
     """A phase of 40 iterations, reported every 10, as the pipeline tells it; interrupted after `stop`."""
     first = folder.iterations_before(step, phase)
-    monitor.start_phase(step, phase, GrowCLIPPlan(architecture, SIZES, 999), 40, first)
+    monitor.start_phase(step, phase, GrowCLIPSpec(architecture, SIZES, 999), 40, first)
     for done in range(10, stop + 1, 10):
         monitor.progress(Progress(done, 40, loss=5 - (first + done) / 100))
     if stop < 40:

@@ -13,7 +13,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import RunMonitor
 from growclip_ds.run.folder import RunFolder
-from tests.monitor.runs import BASE, PLAN, SETS, SIZES, candidates, config, wait_for_the_next_second
+from tests.monitor.runs import BASE, SETS, SIZES, SPEC, candidates, config, wait_for_the_next_second
 from tests.records import classified, retrieved
 
 
@@ -77,13 +77,13 @@ def test_growth_steps_have_curves_of_their_own(grown_run):
 
 def test_a_phase_that_is_run_again_leaves_the_selection_before_it(folder: RunFolder):
     monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
-    monitor.start_phase(2, Phase.SELECTION, PLAN, 40, 80)
+    monitor.start_phase(2, Phase.SELECTION, SPEC, 40, 80)
     monitor.selection(2, candidates())
-    monitor.start_phase(2, Phase.TRAIN, PLAN, 40, 120)
+    monitor.start_phase(2, Phase.TRAIN, SPEC, 40, 120)
     monitor.evaluation(2, [classified("scenes", 10.0)])
     monitor.close()
     monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
-    monitor.start_phase(2, Phase.TRAIN, PLAN, 40, 120)
+    monitor.start_phase(2, Phase.TRAIN, SPEC, 40, 120)
     monitor.evaluation(2, [classified("scenes", 20.0)])
     monitor.close()
     growth = curves(folder.tensorboard / "growth")
@@ -94,7 +94,7 @@ def test_a_phase_that_is_run_again_leaves_the_selection_before_it(folder: RunFol
 def test_a_step_that_is_run_again_replaces_its_accuracy(folder: RunFolder):
     for accuracy in (10.0, 20.0):
         monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
-        monitor.start_phase(1, Phase.TRAIN, PLAN, 40, 0)
+        monitor.start_phase(1, Phase.TRAIN, SPEC, 40, 0)
         monitor.evaluation(1, [classified("scenes", accuracy)])
         monitor.close()
         wait_for_the_next_second()
@@ -103,7 +103,7 @@ def test_a_step_that_is_run_again_replaces_its_accuracy(folder: RunFolder):
 
 def test_the_mean_is_of_the_classification_sets(folder: RunFolder):
     monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
-    monitor.start_phase(1, Phase.TRAIN, PLAN, 40, 0)
+    monitor.start_phase(1, Phase.TRAIN, SPEC, 40, 0)
     monitor.evaluation(1, [classified("things", 10.0), retrieved("pairs", 50.0), classified("others", 20.0)])
     monitor.close()
     assert curves(folder.tensorboard / "growth")["zero_shot/mean"] == [(1, 15.0)]

@@ -9,7 +9,7 @@ from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import RunMonitor
 from growclip_ds.monitor.starvation import StarvationWatch
 from growclip_ds.run.folder import RunFolder
-from tests.monitor.runs import PLAN, Progress, config
+from tests.monitor.runs import SPEC, Progress, config
 
 
 def warned_at(shares: list[float], every: int = 10) -> list[int]:
@@ -34,7 +34,7 @@ def test_the_warning_comes_again_after_a_thousand_iterations():
 def test_the_warning_names_the_remedy(folder: RunFolder):
     stream = io.StringIO()
     monitor = RunMonitor(folder, config(), [3000], stream)
-    monitor.start_phase(1, Phase.TRAIN, PLAN, 100, 0)
+    monitor.start_phase(1, Phase.TRAIN, SPEC, 100, 0)
     for done in range(10, 50, 10):
         monitor.progress(Progress(done, 100, data_wait_share=0.345))
     monitor.close()

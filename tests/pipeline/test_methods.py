@@ -21,7 +21,7 @@ from transformers import CLIPModel
 from growclip_ds import Architecture, GrowthSpace
 from growclip_ds.architecture import ModelSizes
 from growclip_ds.baselines.clip import FixedCLIP, clip_config
-from growclip_ds.baselines.plan import CLIPPlan
+from growclip_ds.baselines.spec import CLIPSpec
 from growclip_ds.checkpoint.checkpoint import Checkpoint
 from growclip_ds.config.config import load_config
 from growclip_ds.data.tokens import load_tokenizer
@@ -30,7 +30,7 @@ from growclip_ds.evaluation import ModelEncoder, evaluate, load_evaluation_set
 from growclip_ds.evaluation.subject import find_subject
 from growclip_ds.growth.inheritance import PIM, inherited_tensors
 from growclip_ds.growth.phases import Phase
-from growclip_ds.model.plan import GrowCLIPPlan, ModelPlan
+from growclip_ds.model.spec import GrowCLIPSpec, ModelSpec
 from growclip_ds.monitor import read_summaries
 from growclip_ds.pipeline.recipes import fixed_model
 from growclip_ds.run.folder import RunFolder
@@ -59,8 +59,8 @@ def architecture(of: Architecture) -> str:
 CLIP = architecture(Architecture(0, 2, 1, 1, 1, 0))
 
 
-def plan_of(run: RunFolder, step: int, phase: Phase = Phase.TRAIN) -> ModelPlan:
-    return Checkpoint(run.weights(step, phase)).plan
+def spec_of(run: RunFolder, step: int, phase: Phase = Phase.TRAIN) -> ModelSpec:
+    return Checkpoint(run.weights(step, phase)).spec
 
 
 def assert_unmoved(found: Tensors, start: Any) -> None:
@@ -88,10 +88,10 @@ def test_starts_of_the_fixed_clip(data: Path, group: Groups, tmp_path: Path, met
     run = RunFolder(tmp_path / "run")
     group(2).run(grow, data, run.path, stage, None, (*STILL, CLIP, f"method={method}"))
     assert phases(run) == [(1, "train", 3), (2, "train", 18)]
-    plan = plan_of(run, 1)
-    assert (plan.kind, plan.architecture) == ("clip", Architecture(0, 2, 1, 1, 1, 0))
-    first, drawn = dict(plan.initial("0/1/train")), dict(plan.initial("0/2/train"))
-    blended = {n: first[n] if plan.is_vector(n) else 0.3 * first[n] + 0.001 * drawn[n] for n in first}
+    spec = spec_of(run, 1)
+    assert (spec.kind, spec.architecture) == ("clip", Architecture(0, 2, 1, 1, 1, 0))
+    first, drawn = dict(spec.initial("0/1/train")), dict(spec.initial("0/2/train"))
+    blended = {n: first[n] if spec.is_vector(n) else 0.3 * first[n] + 0.001 * drawn[n] for n in first}
     assert_unmoved(read_weights(run, 1, Phase.TRAIN), first)
     assert_unmoved(read_weights(run, 2, Phase.TRAIN), {"tfs": drawn, "twp": first, "sap": blended}[method])
 
@@ -102,12 +102,12 @@ def test_starts_of_a_fixed_growclip(data: Path, group: Groups, tmp_path: Path) -
     for method, more in (("sap", ("baselines.model=growclip",)), ("msclip", ("baselines.epochs=1",))):
         run = RunFolder(tmp_path / method)
         group(2).run(grow, data, run.path, 2, None, (*STILL, *more, architecture(shared), f"method={method}"))
-        plan = plan_of(run, 2)
-        assert (plan.kind, plan.architecture) == ("growclip", shared)
-        first, drawn = dict(plan.initial("0/1/train")), dict(plan.initial("0/2/train"))
+        spec = spec_of(run, 2)
+        assert (spec.kind, spec.architecture) == ("growclip", shared)
+        first, drawn = dict(spec.initial("0/1/train")), dict(spec.initial("0/2/train"))
         assert_unmoved(read_weights(run, 1, Phase.TRAIN), first)
         if method == "sap":
-            inherited = inherited_tensors(shared, shared, plan.sizes, first.__getitem__, INHERITED, "0/2/train")
+            inherited = inherited_tensors(shared, shared, spec.sizes, first.__getitem__, INHERITED, "0/2/train")
             assert_unmoved(read_weights(run, 2, Phase.TRAIN), inherited)
         else:
             assert phases(run) == [(1, "train", 3), (2, "train", 6)]
@@ -122,11 +122,11 @@ def test_nas_searches_and_trains_from_scratch(data: Path, group: Groups, tmp_pat
     assert {row.architecture for row in record.candidates} == set(SPACE)
     assert record.selection_set == "scenes_selection"
     assert (record.kind, record.architecture) == ("growclip", SPACE.supernet)
-    assert plan_of(run, 2).architecture == record.candidates[0].architecture
+    assert spec_of(run, 2).architecture == record.candidates[0].architecture
     for step, phase in ((1, Phase.TRAIN), (2, Phase.SEARCH), (2, Phase.TRAIN)):
-        assert_unmoved(read_weights(run, step, phase), plan_of(run, step, phase).initial(f"0/{step}/{phase}"))
+        assert_unmoved(read_weights(run, step, phase), spec_of(run, step, phase).initial(f"0/{step}/{phase}"))
     _, second = read_summaries(run)
-    assert second.architecture == plan_of(run, 2).architecture
+    assert second.architecture == spec_of(run, 2).architecture
     assert len(second.candidates) == 64
 
 
@@ -158,7 +158,7 @@ def test_ablations(data: Path, group: Groups, tmp_path: Path, name: str) -> None
     assert phases(run) == [(1, "train", 3), *((2, *phase) for phase in expected)]
     assert sum(iterations for _, iterations in expected) == 18
     pim, seed = PLAIN if name == "neither PIM" else INHERITED, int("seed=1" in overrides)
-    chosen, sizes = plan_of(run, 2).architecture, plan_of(run, 2).sizes
+    chosen, sizes = spec_of(run, 2).architecture, spec_of(run, 2).sizes
     supernet = Architecture(0, 1, 1, 1, 2, 0) if name == "one dimension" else SPACE.supernet
     if name == "fine-tuning left out":
         supernet = Architecture(0, 1, 2, 1, 2, 0)
@@ -189,8 +189,8 @@ def test_a_start_that_is_large_already(data: Path, group: Groups, tmp_path: Path
     base = "model.base={conv_layers: 1, image_blocks: 3, image_heads: 2, text_blocks: 2, text_heads: 2}"
     overrides = (*STILL, base, "model.embed_dim=24", "growth.alpha=1e6", "growth.frozen=[image_blocks, text_blocks]")
     group(2).run(grow, data, run.path, 2, None, overrides)
-    assert plan_of(run, 2).architecture == Architecture(1, 3, 2, 2, 2, 0)
-    assert plan_of(run, 2).sizes.embed_dim == 24
+    assert spec_of(run, 2).architecture == Architecture(1, 3, 2, 2, 2, 0)
+    assert spec_of(run, 2).sizes.embed_dim == 24
 
 
 COURSE = ("baselines.epochs=1", "evaluation.every_epochs=0.5", "epochs.supernet=1")
@@ -315,11 +315,11 @@ def test_models_of_the_methods(data: Path) -> None:
     sizes = ModelSizes(300, 16, 32, 16)
     inputs: Any = SimpleNamespace(sizes=sizes, tokenizer=SimpleNamespace(vocab_size=300, end_of_text=299))
 
-    def model(*overrides: str) -> ModelPlan:
+    def model(*overrides: str) -> ModelSpec:
         return fixed_model(load_config(data / "config.yaml", overrides), inputs)
 
-    assert isinstance(model("method=tfs"), CLIPPlan)
+    assert isinstance(model("method=tfs"), CLIPSpec)
     assert model("method=tfs").architecture == Architecture(0, 12, 12, 12, 8, 0)
-    assert model("method=msclip") == GrowCLIPPlan(Architecture(2, 0, 12, 1, 12, 11), sizes, 299)
+    assert model("method=msclip") == GrowCLIPSpec(Architecture(2, 0, 12, 1, 12, 11), sizes, 299)
     grown = model("method=tfs", "baselines.model=growclip", architecture(SPACE.supernet))
-    assert grown == GrowCLIPPlan(SPACE.supernet, sizes, 299)
+    assert grown == GrowCLIPSpec(SPACE.supernet, sizes, 299)

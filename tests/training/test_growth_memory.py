@@ -16,7 +16,7 @@ from growclip_ds.distributed import rank, world_size
 from growclip_ds.growth.inheritance import PIM, inherited_tensors
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.initial import initial_tensor
-from growclip_ds.model.plan import GrowCLIPPlan
+from growclip_ds.model.spec import GrowCLIPSpec
 from growclip_ds.optim import Lamb
 from growclip_ds.training.engine import Engine
 from tests.group import Groups
@@ -59,7 +59,7 @@ def write_old(folder: str) -> None:
     shapes = OLD.parameter_shapes(ModelSizes())
     owner = owners(shapes, world_size())
     tensors = ((n, initial_tensor(n, s, OLD, 0) if owner[n] == rank() else None) for n, s in shapes.items())
-    write_checkpoint(folder, tensors, shapes, owner.__getitem__, GrowCLIPPlan(OLD, ModelSizes(), 49407).describe())
+    write_checkpoint(folder, tensors, shapes, owner.__getitem__, GrowCLIPSpec(OLD, ModelSizes(), 49407).describe())
 
 
 def grow(folder: str) -> dict[str, float]:

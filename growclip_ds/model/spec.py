@@ -21,7 +21,7 @@ from growclip_ds.model.initial import initial_tensor, is_vector
 Weights = Iterator[tuple[str, Tensor]]
 
 
-class ModelPlan(Protocol):
+class ModelSpec(Protocol):
     """A model that is not built yet.
 
     Attributes:
@@ -59,17 +59,17 @@ class ModelPlan(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint says of the model, as JSON; read back by `growclip_ds.checkpoint.model_weights.plan_of`."""
+        """What a checkpoint says of the model, as JSON; read back by `growclip_ds.checkpoint.model_weights.spec_of`."""
         ...
 
 
-def num_parameters(plan: ModelPlan) -> int:
+def num_parameters(spec: ModelSpec) -> int:
     """Parameters of the model, without the temperature."""
-    return sum(math.prod(shape) for name, shape in plan.shapes.items() if name != "logit_scale")
+    return sum(math.prod(shape) for name, shape in spec.shapes.items() if name != "logit_scale")
 
 
 @dataclass(frozen=True)
-class GrowCLIPPlan:
+class GrowCLIPSpec:
     """A GrowCLIP.
 
     Attributes:

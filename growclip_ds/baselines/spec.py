@@ -16,12 +16,12 @@ from growclip_ds.baselines.clip import FixedCLIP
 from growclip_ds.baselines.clip_checkpoint import load_clip
 from growclip_ds.baselines.initial import initial_tensor, is_vector
 from growclip_ds.model.checkpointing import ActivationCheckpointing, checkpoint_blocks
-from growclip_ds.model.plan import Weights
+from growclip_ds.model.spec import Weights
 
 
 @dataclass(frozen=True)
-class CLIPPlan:
-    """A `FixedCLIP`; see `ModelPlan`.
+class CLIPSpec:
+    """A `FixedCLIP`; see `ModelSpec`.
 
     Attributes:
         config: of the model.
