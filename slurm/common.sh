@@ -161,15 +161,16 @@ preempted() {
   [[ $job == *" PreemptTime="* && $job != *" PreemptTime=None"* ]]
 }
 
-SRUN_OPTIONS=(--export=ALL --mpi=none --input=none)
+# Starts a step of the job. All of the job's GPUs on a node are seen by each of its tasks there, as NCCL and LOCAL_RANK
+# want it, however the job asked for them. (With --gpu-bind=none a rank would not be told which of a shared node's GPUs are
+# the job's.)
+SRUN=(env -u SLURM_GPU_BIND -u SLURM_TRES_BIND -u SLURM_GPUS_PER_TASK -u SLURM_TRES_PER_TASK
+  srun --export=ALL --mpi=none --input=none)
 
 # Runs a command as every rank: `run_ranks COMMAND...`.
 run_ranks() {
   # A rank that ends early ends the others, but leaves them the time to end by themselves, with their own exit code.
-  # All of the job's GPUs on a node are seen by each of its ranks there, as NCCL and LOCAL_RANK want it, however the job
-  # asked for them. (With --gpu-bind=none a rank would not be told which of a shared node's GPUs are the job's.)
-  env -u SLURM_GPU_BIND -u SLURM_TRES_BIND -u SLURM_GPUS_PER_TASK -u SLURM_TRES_PER_TASK \
-    srun "${SRUN_OPTIONS[@]}" --kill-on-bad-exit=0 --wait=60 --nodes="$SLURM_JOB_NUM_NODES" \
+  "${SRUN[@]}" --kill-on-bad-exit=0 --wait=60 --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks=$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) --ntasks-per-node="$RANKS_PER_NODE" \
     --cpus-per-task="$CPUS_PER_TASK" ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"} \
     bash slurm/rank.sh "$@"

@@ -377,17 +377,20 @@ def test_a_preempted_step_is_queued_again(cluster: Cluster, config: Path, tmp_pa
     def submit(partition: str, **environment: str) -> int:
         settings = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/{partition}", f"PYTHON={stand_in}", "STEP=1"]
         options = [f"--partition={partition}", "--gpus-per-node=1", "--ntasks-per-node=1"]
-        return cluster.sbatch(*options, STEP, *settings, "MAX_RESTARTS=0", **environment)
+        return cluster.sbatch(*options, STEP, *settings, "MAX_RESTARTS=0", WAIT="600", **environment)
 
     graceful, abrupt = submit("main", CHECKPOINT="1"), submit("abrupt")
     options = ["--gpus-per-node=1", "--ntasks-per-node=2"]
     (tmp_path / "evaluated").mkdir()
-    evaluation = cluster.sbatch(*options, EVALUATE, f"RUN_DIR={tmp_path}/evaluated", f"PYTHON={stand_in}", "DEVICE=cpu")
+    settings = [f"RUN_DIR={tmp_path}/evaluated", f"PYTHON={stand_in}", "DEVICE=cpu"]
+    evaluation = cluster.sbatch(*options, EVALUATE, *settings, WAIT="600")
     cluster.wait(lambda: all(log(one).count("listening") == 2 for one in ("main", "abrupt")), 120, "ranks")
     cluster.wait(lambda: "listening" in log("evaluated"), 120, "the evaluation")
     urgent = cluster.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
     assert cluster.wait_for_end(urgent, 40) == "COMPLETED"  # before the grace time is over
-    assert [cluster.job(job)["Restarts"] for job in (graceful, abrupt, evaluation)] == ["1", "1", "1"]
+    jobs = {"graceful": graceful, "abrupt": abrupt, "evaluation": evaluation}
+    restarts = {name: cluster.job(job)["Restarts"] for name, job in jobs.items()}
+    assert restarts == dict.fromkeys(jobs, "1"), {name: cluster.job(job) for name, job in jobs.items()}
     assert "growth step 1 was preempted, and is queued again" in log("main")
     assert "growth step 1 was ended by Slurm: cancelled, preempted" in log("abrupt")
     assert cluster.wait_for_end(abrupt) == "FAILED"
