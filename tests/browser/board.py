@@ -109,6 +109,11 @@ class Board:
         self.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
         return picture
 
+    def wait_for_curve(self, tag: str) -> None:
+        """Waits until the curve of a tag is drawn, its axes first."""
+        self.card(tag).locator("vz-line-chart2 .tick-label:visible").first.wait_for()
+        self.card(tag).locator("vz-line-chart2 .plottable path").first.wait_for(state="attached")
+
     def points(self, tag: str, run: str, steps: Collection[int]) -> dict[int, float]:
         """The points of a curve that appear where the mouse is, moved along it until these steps have been seen.
 

@@ -30,9 +30,11 @@ def main() -> None:
     with serve(RunFolder(options.run).tensorboard) as address, open_browser(program) as browser:
         for tab, (height, tags) in PICTURES.items():
             board = Board(browser, address, tab, *tags, height=height)
-            if tab == "images":
-                for tag in tags:
+            for tag in tags:
+                if tab == "images":
                     board.picture(tag)
+                elif tab == "scalars":
+                    board.wait_for_curve(tag)
             board.page.screenshot(path=options.pictures / f"tensorboard_{tab}.png")
 
 
