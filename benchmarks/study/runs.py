@@ -92,8 +92,9 @@ class Plan:
         yield from self._first_size()
         yield from self._fixed("nas", MAIN, SEEDS[:1])
         yield from self._other_optimizer()
-        yield from self._longer()
+        yield from self._longer(SEEDS[:1])
         yield from self._best("without-pim-3-longer", "growclip", ABLATIONS["without-pim-3"], *LONGER)
+        yield from self._longer(SEEDS[1:])
         yield from self._ablations(SEEDS[1:])
         yield from self._one_dimension()
 
@@ -196,12 +197,15 @@ class Plan:
         for method in REPEATED[1:]:
             yield from self._fixed(method, OTHER, SEEDS[:1], two_steps)
 
-    def _longer(self) -> Iterator[StudyRun]:
+    def _longer(self, seeds: tuple[int, ...]) -> Iterator[StudyRun]:
         """Whether the selected model needs more epochs than it has here to make good what inheriting costs at first."""
         if self.results.has(GROWN):
             parameters = self.results.parameters(GROWN, self.config.num_growth_steps)
-            yield from self._best("growclip-longer", "growclip", *LONGER)
-            yield from self._best("tfs-longer", "tfs", _architecture(nearest(self._sizes, "tfs", parameters)), *LONGER)
+            size = _architecture(nearest(self._sizes, "tfs", parameters))
+            for seed in seeds:
+                yield from self._best(f"growclip-longer-{seed}", "growclip", *LONGER, seed=seed)
+                for method in REPEATED[1:]:
+                    yield from self._best(f"{method}-longer-{seed}", method, size, *LONGER, seed=seed)
 
     @property
     def _sizes(self) -> ModelSizes:

@@ -46,9 +46,9 @@ def tables(plan: Plan) -> Iterator[Table]:
     )
     settings = {"as it is": [GROWN]} | {name: [f"pim-{name}"] for name in INHERITING}
     yield _steps(plan, "inheriting", "Settings of Eq. 5", settings)
-    longer = {"GrowCLIP": "growclip", "GrowCLIP without pim 3": "without-pim-3", "TFS": "tfs"}
-    longer_runs = {label: [f"{name}-longer"] for label, name in longer.items()}
-    yield _steps(plan, "longer", "30 epochs a step instead of 12", longer_runs)
+    longer = {TITLES[method]: _seeds(f"{method}-longer") for method in REPEATED}
+    longer |= {"GrowCLIP without pim 3": ["without-pim-3-longer"]}
+    yield _steps(plan, "longer", "30 epochs a step instead of 12", longer)
     dimensions = {name: [f"grow-{name.replace('_', '-')}"] for name in ("nothing", *GROWING)}
     yield _steps(plan, "dimensions", "Growth of one dimension (Table 9)", dimensions)
     grown = {"GrowCLIP": [GROWN], "TFS of what it has grown to": ["tfs-of-the-grown"]}
