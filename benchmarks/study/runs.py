@@ -92,9 +92,8 @@ class Plan:
         yield from self._first_size()
         yield from self._fixed("nas", MAIN, SEEDS[:1])
         yield from self._other_optimizer()
-        yield from self._longer(SEEDS[:1])
+        yield from self._longer(SEEDS)
         yield from self._best("without-pim-3-longer", "growclip", ABLATIONS["without-pim-3"], *LONGER)
-        yield from self._longer(SEEDS[1:])
         yield from self._ablations(SEEDS[1:])
         yield from self._one_dimension()
 
