@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # What the scripts in this folder share; sourced by them. Says what is wrong in one line and ends with exit code 2.
 
+STOPPED=75   # train.py's exit code when it was asked to stop and has kept a checkpoint
+
 fail() {
   echo "$SCRIPT: error: $*" >&2
   [[ -z ${SLURM_JOB_ID:-} ]] || scontrol update "JobId=$SLURM_JOB_ID" "Comment=error: $*" 2> /dev/null
@@ -159,6 +161,14 @@ preempted() {
   local job
   job=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null)
   [[ $job == *" PreemptTime="* && $job != *" PreemptTime=None"* ]]
+}
+
+# Has Slurm queue the job again, and ends: `requeue WHY`. Returns only where Slurm does not.
+requeue() {
+  tell "$1, and is queued again"
+  scontrol requeue "$SLURM_JOB_ID" || return
+  sleep 60   # Slurm ends the job
+  exit "$STOPPED"
 }
 
 # Starts a step of the job. All of the job's GPUs on a node are seen by each of its tasks there, as NCCL and LOCAL_RANK

@@ -45,9 +45,8 @@ fi
 
 run_ranks "${RUN_PYTHON[@]}" -m growclip_ds evaluate "$MODEL" --device "${DEVICE/gpu/cuda}" "${REST[@]}"
 code=$?
-if ((code != 0)) && preempted && scontrol requeue "$SLURM_JOB_ID"; then
-  tell "evaluation of $MODEL was preempted, and is queued again"
-  sleep 60   # Slurm ends the job
+if ((code != 0)); then
+  preempted && requeue "evaluation of $MODEL was preempted"
+  tell "evaluation of $MODEL failed (exit code $code)"
 fi
-((code == 0)) || tell "evaluation of $MODEL failed (exit code $code)"
 exit "$code"

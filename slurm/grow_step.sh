@@ -18,7 +18,6 @@ set -uo pipefail
 
 SCRIPT=slurm/grow_step.sh
 VARIABLES="CONFIG DS_CONFIG RUN_DIR STEP DEVICE RANKS_PER_NODE STAGE STAGE_DIR MAX_RESTARTS DRY_RUN PYTHON"
-STOPPED=75   # train.py's exit code when it was asked to stop and has kept a checkpoint
 RESEND=5     # seconds between requests to stop: a rank that is starting up does not hear them yet
 PROBE=60     # seconds in which a node answers that is well
 
@@ -97,10 +96,8 @@ queue_again() {
   stop_asking
   count_restart
   ((idle <= MAX_RESTARTS)) || end_with_reason "$STOPPED" "$1, and has not come further in $((idle - 1)) restarts (MAX_RESTARTS=$MAX_RESTARTS); submit it again to go on"
-  tell "$1, and is queued again"
-  scontrol requeue "$SLURM_JOB_ID" || end_with_reason "$STOPPED" "$1, but Slurm would not queue it again; submit it again to go on"
-  sleep 60   # Slurm ends the job
-  exit "$STOPPED"
+  requeue "$1"
+  end_with_reason "$STOPPED" "$1, but Slurm would not queue it again; submit it again to go on"
 }
 
 # Ranks may need longer for what they are at than the notice of --signal.

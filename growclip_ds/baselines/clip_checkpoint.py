@@ -1,4 +1,4 @@
-"""CLIP checkpoints in Hugging Face format, read without `from_pretrained`: nothing unpickled, a wrong tensor named."""
+"""CLIP checkpoints in Hugging Face format. Weights are read as safetensors alone, and a wrong tensor is named."""
 
 from __future__ import annotations
 

@@ -13,12 +13,7 @@ from statistics import fmean
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.config.config import Config
-from growclip_ds.costs.flops import (
-    FORWARD_FLOPS,
-    block_group_flops,
-    loss_flops,
-    training_flops,
-)
+from growclip_ds.costs.flops import FORWARD_FLOPS, block_group_flops, loss_flops, training_flops
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.growth.space import GrowthSpace, growth_space, unlimited_growth_space
 

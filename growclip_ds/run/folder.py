@@ -206,10 +206,14 @@ class RunFolder:
         return on_main(lambda: sum(record.iterations for record in self.records() if is_before(record)))
 
     def selected_architecture(self, step: int, phase: Phase = Phase.SELECTION) -> Architecture:
-        """The candidate that a phase of a growth step found best."""
+        """The candidate that a phase of a growth step found best.
+
+        Raises:
+            InputError: on every rank, if its record cannot be read, or has no candidates.
+        """
         candidates = self.record(step, phase).candidates
         if not candidates:
-            raise InputError(f"{self.phase(step, phase) / 'phase.json'} is damaged: no 'candidates'; copy it again")
+            raise InputError(f"{self.record_file(step, phase)} is damaged: no 'candidates'; copy it again")
         return candidates[0].architecture
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from unittest import mock
 
@@ -12,13 +11,12 @@ import torch.distributed as dist
 
 from growclip_ds.distributed import rendezvous
 from growclip_ds.errors import InputError
+from tests.script_ranks import free_port
 
 
 @pytest.mark.parametrize("agent", ["False", "True"], ids=["rank 0 has the store", "torchrun's agent has it"])
 def test_others_are_waited_for_for_minutes_not_hours(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, value in (place | {"TORCHELASTIC_USE_AGENT_STORE": agent}).items():
         monkeypatch.setenv(name, value)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from unittest import mock
 
@@ -15,6 +13,7 @@ import torch.distributed as dist
 from growclip_ds.distributed import watchdog
 from growclip_ds.distributed.watchdog import StoreWatchdog
 from growclip_ds.errors import InputError
+from tests.script_ranks import start_ranks
 
 
 class Ended(BaseException):
@@ -62,15 +61,7 @@ watch.close()
 
 def test_ranks_that_were_suspended_together_go_on() -> None:
     """As Slurm suspends a job, for longer than a hang may last."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    port = store.port
-    del store
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-c", RANK]
-    ranks = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
+    ranks = start_ranks(RANK, stdout=subprocess.PIPE)
     try:
         for rank in ranks:
             assert rank.stdout is not None

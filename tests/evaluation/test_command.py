@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from growclip_ds.model.spec import GrowCLIPSpec
 from tests.evaluation import sets
 from tests.evaluation.models import tokenizer, write_model, write_run
 from tests.group import Groups
+from tests.script_ranks import start_ranks
 
 LABELS = [3, 1, 4, 1, 5, 0, 2, 6, 5, 3, 5, 1, 0, 2, 2, 4, 4, 6, 0, 0, 3, 5, 1, 2, 1, 3, 3]
 CAPTIONS = [f"a photo of thing {i}\nlook: {i}!" for i in range(11)]
@@ -372,19 +372,7 @@ if os.environ["RANK"] == "1":
     mock.patch("growclip_ds.evaluation.evaluate", side_effect={error}).start()
 sys.exit(main(["evaluate", {str(folder / "run")!r}, "--sets", {str(folder / "things")!r}, "--device", "cpu"]))
 """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=os.environ
-            | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
+    ranks = start_ranks(script, stderr=subprocess.PIPE)
     texts = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [code, code], texts
     assert f"growclip: error: {said}" in texts[1]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.group import PRELOAD
+from tests.script_ranks import free_port
 
 LIMIT = 120.0  # seconds that a run may take
 
@@ -31,9 +31,7 @@ class Ranks:
     ) -> None:
         self.log = log
         log.write_bytes(b"")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self.processes = [
