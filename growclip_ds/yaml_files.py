@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
             return int(node.value)  # PyYAML takes a leading zero for octal
         except ValueError:  # tagged !!int by hand, or longer than Python converts
             raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value[:40]!r} is no whole number", node.start_mark
+                None, None, f"{node.value[:40]!r} is not an integer", node.start_mark
             ) from None
 
 

@@ -26,8 +26,8 @@ def initial_tensor(name: str, shape: Shape, config: CLIPConfig, seed: int | str)
     Args:
         name: the parameter's name in `CLIPModel`.
         shape: its shape; the temperature's is (1,).
-        config: of the model, whose depths set the scale.
-        seed: of the draw, together with the name.
+        config: the model's configuration, whose depths set the scale.
+        seed: seed of the draw, together with the name.
     """
     if is_vector(name):
         return initial_vector(name, shape)

@@ -24,7 +24,7 @@ class CLIPSpec:
     """A `FixedCLIP`; see `ModelSpec`.
 
     Attributes:
-        config: of the model.
+        config: the model's configuration.
     """
 
     kind: ClassVar[Literal["growclip", "clip"]] = "clip"

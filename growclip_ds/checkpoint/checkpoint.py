@@ -234,4 +234,4 @@ def _size(file: Path) -> int | None:
 
 def _unreadable(file: Path, error: OSError) -> InputError:
     """Says nothing about what was written."""
-    return InputError(f"{file} cannot be read: {error.strerror or error}; see whether its disk is well, then try again")
+    return InputError(f"{file} cannot be read: {error.strerror or error}; check its disk, then try again")

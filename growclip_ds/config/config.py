@@ -228,7 +228,7 @@ class Config(Section):
         architecture, is_clip = self.fixed_architecture, self.fixed_model_is_clip
         if is_clip and (architecture.conv_layers or architecture.shared_blocks):
             raise ValueError(
-                f"baselines.architecture {architecture} is no CLIP's, which has no conv_layers and no shared_blocks; "
+                f"baselines.architecture {architecture} is not a CLIP's, which has no conv_layers or shared_blocks; "
                 "set them to 0, or baselines.model to growclip"
             )
         if self.method == "msclip" and not architecture.shared_blocks:
@@ -294,13 +294,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise InputError(f"{path} has to hold sections of settings (`seed: 0`, `data: …`), but holds {values!r}")
+        raise InputError(f"{path} must hold sections of settings (`seed: 0`, `data: …`), but holds {values!r}")
     _spell_out(values)
     overridden = []
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator or not key:
-            raise InputError(f"the command line's {text!r} is no override; write section.key=value")
+            raise InputError(f"the command line's {text!r} is not an override; write section.key=value")
         override(values, key, parse_yaml(value, f"the command line's {text!r}"))
         overridden.append(key)
         _spell_out(values)

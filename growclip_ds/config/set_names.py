@@ -15,7 +15,7 @@ def set_name(location: str, split: str = SPLIT) -> str:
 
     Args:
         location: see `growclip_ds.evaluation.source.Source`.
-        split: of the set.
+        split: the set's split.
     """
     name = _last_part(location)
     return name if split == SPLIT else f"{name}-{split}"

@@ -53,8 +53,8 @@ def block_flops(width: int, tokens: float, scores: float) -> float:
 
     Args:
         width: channels.
-        tokens: of all sequences.
-        scores: pairs of a query and a key that it may see, of all sequences.
+        tokens: tokens of all sequences.
+        scores: (query, visible key) pairs of all sequences.
     """
     linear = 2 * tokens * width**2 * (3 + 1 + 2 * MLP_RATIO)  # queries, keys and values; out; MLP
     return linear + 4 * scores * width  # q kᵀ, and weights times v

@@ -82,7 +82,7 @@ def _wait_for_all_ranks() -> Iterator[None]:
         store.wait([_sign(other) for other in range(size)], limit)
     except dist.DistError as error:
         raise InputError(
-            f"the {size} ranks did not all come within {JOIN_MINUTES:g} minutes, or one has ended "
+            f"not all {size} ranks connected within {JOIN_MINUTES:g} minutes, or one has ended "
             f"({str(error).splitlines()[0]}); the output of the others says why"
         ) from error
     yield

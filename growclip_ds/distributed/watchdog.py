@@ -36,7 +36,7 @@ class Watchdog:
     """The watchdog of a process that is alone.
 
     Args:
-        program: whose errors these are.
+        program: the program's name, for error messages.
     """
 
     def __init__(self, program: str = "train.py") -> None:
@@ -69,7 +69,7 @@ class StoreWatchdog(Watchdog):
 
     Args:
         hang_seconds: time without any rank's getting on after which the run is ended.
-        program: whose errors these are.
+        program: the program's name, for error messages.
     """
 
     def __init__(self, hang_seconds: float, program: str = "train.py") -> None:

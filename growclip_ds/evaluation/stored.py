@@ -54,7 +54,7 @@ class ResultStore:
         folder: where they are; may be shared by several models.
         weights: digest of the model's weights,
         tokenizer: and of its tokenizer.
-        precision: that it was run in.
+        precision: precision in which the model ran.
     """
 
     folder: Path

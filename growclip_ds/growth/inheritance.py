@@ -73,7 +73,7 @@ def inherited_tensor(
         new: the architecture to grow to.
         read: gives a tensor of the old model by name; larger ones (a supernet's) are cut to the new shape.
         pim: how old and new are blended.
-        seed: of the random draw, together with the name.
+        seed: seed of the random draw, together with the name.
     """
     vector = is_vector(name)
     fresh = 1.0 if vector else pim.fresh

@@ -91,7 +91,7 @@ def growth_space(config: Config, base: Architecture, count: Callable[[Architectu
     """What a growth step of a run may make of the model before it.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         base: that model's architecture.
         count: parameters of an architecture, which `growth.max_parameters` limits.
 
@@ -109,10 +109,10 @@ def require_base_within_limit(
     """Sees, before anything is done, that a run may grow at all.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         base: the architecture that it grows from.
         count: parameters of an architecture.
-        name: of what has that architecture, for the message.
+        name: what has that architecture, for the message.
 
     Raises:
         InputError: it is beyond `growth.max_parameters`.

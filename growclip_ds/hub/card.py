@@ -18,10 +18,10 @@ def model_card(name: str, provenance: Provenance, licence: str, parameters: int,
     """The text of README.md.
 
     Args:
-        name: of the model; the folder's.
+        name: the model's name, that of the folder.
         provenance: what is known of its training.
-        licence: of the weights, as the hub names licences.
-        parameters: of the model, without the temperature.
+        licence: licence of the weights, as the hub's identifier.
+        parameters: number of parameters, without the temperature.
         is_growclip: whether it is a GrowCLIP, and not a CLIP of fixed size.
     """
     sections = [

@@ -58,12 +58,12 @@ def export(
 
     Args:
         model: a GrowCLIP, or a FixedCLIP, of which a folder of `transformers`' own `CLIPModel` is made; in fp32.
-        tokenizer: of its captions.
+        tokenizer: the tokenizer of its captions.
         output: the new folder.
         provenance: for the model card; nothing is known if None.
-        licence: of the weights, as the hub names licences.
+        licence: licence of the weights, as the hub's identifier.
         replace: whether to replace an earlier export.
-        max_shard_bytes: of a weights file; beyond, there are several and an index.
+        max_shard_bytes: maximum size of a weights file; larger models get several and an index.
 
     Raises:
         InputError: the folder is there, with `replace` as something else than an export, or cannot be written.
@@ -99,7 +99,7 @@ def check_output(output: Path, replace: bool) -> None:
     foreign = [name for name in names if not _FILES.fullmatch(name)]
     if foreign or "config.json" not in names:
         found = f"it holds {foreign[0]}" if foreign else "it has no config.json"
-        raise InputError(f"{output} is no exported model ({found}), so it is not replaced; name another folder")
+        raise InputError(f"{output} is not an exported model ({found}), so it is not replaced; name another folder")
 
 
 def _write_all(

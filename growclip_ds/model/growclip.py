@@ -118,7 +118,7 @@ class GrowCLIP(nn.Module):
             ValueError: the architecture is larger than this model in some dimension.
         """
         if not self.architecture.covers(architecture):
-            raise ValueError(f"{architecture} is no part of {self.architecture}")
+            raise ValueError(f"{architecture} is not part of {self.architecture}")
         weights = dict(self.named_parameters())
         shapes = architecture.parameter_shapes(self.sizes)
         model = self.empty_like(architecture).to(self.logit_scale)

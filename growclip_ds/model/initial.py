@@ -38,8 +38,8 @@ def initial_tensor(name: str, shape: Shape, architecture: Architecture, seed: in
     Args:
         name: the parameter's name in `architecture.parameter_shapes`.
         shape: its shape there.
-        architecture: of the model that the tensor is for; widths and depths set the scale.
-        seed: of the draw, together with the name.
+        architecture: the model's architecture, whose widths and depths set the scale.
+        seed: seed of the draw, together with the name.
     """
     if is_vector(name):
         return initial_vector(name, shape)

@@ -25,11 +25,11 @@ class ModelSpec(Protocol):
     """A model that is not built yet.
 
     Attributes:
-        kind: of model.
+        kind: the kind of model.
         architecture: its blocks and heads.
-        sizes: of its input and embedding space.
-        end_of_text: id of the token whose feature stands for the caption.
-        shapes: of its parameters by name, in the order in which it holds them.
+        sizes: sizes of its input and embedding space.
+        end_of_text: id of the token whose feature represents the caption.
+        shapes: shapes of its parameters by name, in the model's own order.
     """
 
     kind: ClassVar[Literal["growclip", "clip"]]
@@ -73,9 +73,9 @@ class GrowCLIPSpec:
     """A GrowCLIP.
 
     Attributes:
-        architecture: that weights are made for.
-        sizes: of its input and embedding space.
-        end_of_text: id of the token whose feature stands for the caption.
+        architecture: the architecture of the model.
+        sizes: sizes of its input and embedding space.
+        end_of_text: id of the token whose feature represents the caption.
     """
 
     kind: ClassVar[Literal["growclip", "clip"]] = "growclip"

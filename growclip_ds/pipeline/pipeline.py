@@ -81,7 +81,7 @@ def prepare_growth(
     if elsewhere := inputs.data.indexes_elsewhere():
         monitor.note(f"the index of {elsewhere:,} shards is in the user's cache, as their folders cannot be written")
     if changes := folder.keep_numerics(deepspeed.numerics):
-        monitor.note(f"the DeepSpeed file has changed; the run goes on with it: {'; '.join(changes)}")
+        monitor.note(f"the DeepSpeed file has changed; the run continues with it: {'; '.join(changes)}")
     run = RunContext(config, deepspeed, folder, inputs, monitor, stop or StopRequest(), watch or Watchdog())
     return GrowthPipeline(run, steps, lock)
 

@@ -118,8 +118,8 @@ class RunFolder:
     def _require_there(self) -> None:
         if not self.config_file.exists():
             raise InputError(
-                f"{self.config_file} is gone, removed while the run was going on; there is nowhere to keep what was "
-                "trained: put the folder back, or start the run anew"
+                f"{self.config_file} was removed during the run, so nothing can be saved any more: put the folder "
+                "back, or start a new run"
             )
 
     def is_finished(self, step: int, phase: Phase) -> bool:
@@ -227,7 +227,7 @@ def existing_run(path: Path) -> RunFolder:
     if not path.is_dir():
         raise InputError(f"there is no folder {path}; name the --output-dir of a training")
     if not folder.config_file.exists():
-        raise InputError(f"{path} is no run, as it has no {folder.config_file.name}; name the --output-dir of one")
+        raise InputError(f"{path} is not a run: it has no {folder.config_file.name}; name the --output-dir of one")
     return folder
 
 
@@ -247,7 +247,7 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
         known = folder.config_file.exists()
         if begun and not known:
             raise InputError(
-                f"{folder.path} holds growth steps, but no config.yaml to tell whose; take another --output-dir"
+                f"{folder.path} holds growth steps, but no config.yaml to tell whose; use another --output-dir"
             )
         if begun:
             _require_same_run(folder, config)
@@ -276,7 +276,7 @@ def _has_begun(path: Path) -> bool:
         kept = {found.name for phase in phases for found in _inside(phase)}
         checkpoints = [found.name for phase in phases for found in _inside(phase / "checkpoints")]
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; see whether its disk is well") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}; check its disk") from error
     return bool(kept & {"weights", "phase.json"}) or any(
         name.startswith(("iteration_", "damaged_")) for name in checkpoints
     )
@@ -292,7 +292,7 @@ def _inside(folder: Path) -> list[Path]:
 def _require_same_run(folder: RunFolder, config: Config) -> None:
     there = read_yaml(folder.config_file)
     if not isinstance(there, dict):
-        raise InputError(f"{folder.config_file} is damaged; take another --output-dir")
+        raise InputError(f"{folder.config_file} is damaged; use another --output-dir")
     if changes := forbidden_changes(there, config):
         lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
         raise InputError(
@@ -300,7 +300,7 @@ def _require_same_run(folder: RunFolder, config: Config) -> None:
                 [
                     f"{folder.path} holds a run with another configuration:",
                     *lines,
-                    f"take another --output-dir, or go on with the run as it began (--config {folder.config_file})",
+                    f"use another --output-dir, or continue the run as it began (--config {folder.config_file})",
                 ]
             )
         )

@@ -49,13 +49,13 @@ def newest_good(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
         damages = [found for found in all_gather_object(damage) if found is not None]
         if not damages:
             return checkpoint
-        note(f"a damaged checkpoint is passed over: {damages[0]}")
+        note(f"skipping a damaged checkpoint: {damages[0]}")
         on_main(partial(_put_aside, path))
     if damaged := on_main(lambda: _listed(folder, "damaged_")):
         raise InputError(
             f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in damaged)}), and the phase would "
-            "begin again with nothing done; put back one that is whole as iteration_…, or remove this folder, or move "
-            "it out of the run, to begin the phase again"
+            "restart from its beginning; restore an intact one as iteration_…, or, to restart the phase, remove this "
+            "folder or move it out of the run"
         )
     return None
 
@@ -213,7 +213,7 @@ def _listed(folder: Path, prefix: str) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}; see whether its disk is well") from error
+        raise InputError(f"{folder} cannot be read: {error.strerror}; check its disk") from error
     return sorted((path for path in found if path.name.startswith(prefix)), reverse=True)
 
 

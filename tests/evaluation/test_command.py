@@ -259,7 +259,11 @@ WRONG = {
         ["--root", "x"],
         r"--root is where the sets of a list are; name the list \(--config\)",
     ),
-    "no GPU": (None, ["--device", "cuda"], "has no GPU, there being 0: start fewer ranks, or take --device cpu"),
+    "no GPU": (
+        None,
+        ["--device", "cuda"],
+        "there is no GPU for rank 0 of this machine, which has 0: start fewer ranks, or use --device cpu",
+    ),
 }
 
 
@@ -304,11 +308,14 @@ def test_what_is_no_model_or_no_set(folder: Path, capsys: pytest.CaptureFixture[
     model, things = str(folder / "run" / "step_1" / "train" / "weights"), str(folder / "things")
     for line, message in (
         ([str(folder), "--sets", things], f"{folder} holds no checkpoint and no run"),
-        ([str(folder / "none"), "--sets", things], "none is no folder"),
+        ([str(folder / "none"), "--sets", things], "none is not a folder"),
         ([model, "--sets", things, "--step", "1"], "is a checkpoint and has no growth steps"),
         ([str(write_model(folder / "alone"))], "no sets to evaluate on; name some (--sets)"),
-        ([model, "--sets", things, things], "two sets are called 'things'; name them apart in a list (--config)"),
-        ([str(folder / "alone"), "--sets", things, "--tensorboard"], "belongs to no run; name the folder"),
+        (
+            [model, "--sets", things, things],
+            "two sets are called 'things'; give them different names in a list (--config)",
+        ),
+        ([str(folder / "alone"), "--sets", things, "--tensorboard"], "does not belong to a run; name the folder"),
     ):
         assert main(["evaluate", *line]) == 2
         assert message in capsys.readouterr().err

@@ -148,7 +148,7 @@ BAD_SETS = {
         replace("zeroshot_classification_templates.txt", "a {c}\na {}"),
         r"templates\.txt: the template 'a \{\}' has no \{c\}; put \{c\} where",
     ),
-    "type unknown": (replace("dataset_type.txt", "multilabel"), r"dataset_type\.txt: 'multilabel' is no known type"),
+    "type unknown": (replace("dataset_type.txt", "multilabel"), r"dataset_type\.txt: 'multilabel' is not a known type"),
     "number of shards missing": (remove("test/nshards.txt"), r"nshards\.txt: no such file; it must say"),
     "number of shards wrong": (replace("test/nshards.txt", "two"), r"nshards\.txt: 'two' is not a number"),
     "shard missing": (replace("test/nshards.txt", "3"), r"2\.tar: no such file, though .*nshards\.txt says 3"),

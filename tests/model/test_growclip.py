@@ -112,7 +112,7 @@ def test_an_empty_batch_passes_with_gradients_of_zero():
 
 def test_only_what_the_model_holds_can_be_extracted():
     model = GrowCLIP(Architecture(0, 1, 1, 1, 1, 0), **SIZES)
-    with pytest.raises(ValueError, match=r"\(0, 2, 1, 1, 1, 0\) is no part of"):
+    with pytest.raises(ValueError, match=r"\(0, 2, 1, 1, 1, 0\) is not part of"):
         model.extract(Architecture(0, 2, 1, 1, 1, 0))
 
 

@@ -123,9 +123,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
         content[place] ^= 1
         file.write_bytes(content)
     output = group(2).run(grow_and_tell, data, run.path)[0]
-    assert "a damaged checkpoint is passed over" in output
+    assert "skipping a damaged checkpoint" in output
     assert "iteration_000000008" in output
-    assert "goes on after iteration 6 of 12" in output
+    assert "resumes after iteration 6 of 12" in output
     left_alone = RunFolder(tmp_path / "alone")
     group(2).run(grow_until, data, left_alone.path, 10**6, 2, 1, ("epochs.first=4",))
     ours, theirs = (Checkpoint(folder.weights(1, Phase.TRAIN)) for folder in (run, left_alone))
@@ -265,7 +265,7 @@ def test_what_has_changed_under_a_run_is_noticed(data: Path, group: Groups, tmp_
     clipped = json.loads((data / "zero2.json").read_text()) | {"gradient_clipping": 0.5}
     (data / "zero9.json").write_text(json.dumps(clipped))
     (output,) = {text for text in group(2).run(grow_on_other_file, data, run) if text}
-    assert "the DeepSpeed file has changed; the run goes on with it: gradient_clipping: 0.0 before, 0.5 now" in output
+    assert "the DeepSpeed file has changed; the run continues with it: gradient_clipping: 0.0 before, 0.5 now" in output
 
 
 def grow_on_other_file(data: Path, run: Path) -> str:
