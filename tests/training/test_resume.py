@@ -204,7 +204,7 @@ def test_a_phase_of_which_all_checkpoints_are_damaged_does_not_begin_again_unask
         cut(checkpoint)
     notes: list[str] = []
     for _ in range(2):  # neither at once nor started again
-        with pytest.raises(InputError, match=r"all checkpoints are damaged .*remove this folder, or move it out of"):
+        with pytest.raises(InputError, match=r"all checkpoints are damaged .*remove this folder or move it out of"):
             newest_good(kept, notes.append)
     assert names(kept) == ["damaged_iteration_000000002", "damaged_iteration_000000004"]
     assert len(notes) == 2
