@@ -1,4 +1,4 @@
-"""An architecture is six integers; here is everything that follows from them.
+"""Architectures: six integers, and everything that follows from them.
 
 No torch: candidates are listed, compared and counted without building a model. The layout is the one
 that reproduces the parameter counts of the paper's Tables 3, 5, 8 and 9.
