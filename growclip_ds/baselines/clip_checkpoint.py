@@ -1,4 +1,4 @@
-"""CLIP checkpoints in Hugging Face format. Weights are read as safetensors alone, and a wrong tensor is named."""
+"""CLIP checkpoints in Hugging Face format. Weights are read from safetensors only; errors name the wrong tensor."""
 
 from __future__ import annotations
 

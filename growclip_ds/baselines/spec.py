@@ -1,4 +1,4 @@
-"""The fixed CLIP before it is built."""
+"""The spec of the fixed CLIP: a model that is not built yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a fixed model's weights come into a growth step from the one before: continued, or shrunk and perturbed."""
+"""How a fixed model's weights enter a growth step from the one before: continued, or shrunk and perturbed."""
 
 from __future__ import annotations
 
