@@ -1,4 +1,4 @@
-"""A safetensors file written a tensor at a time; the library's own writer wants all of them in memory at once."""
+"""A safetensors file written one tensor at a time; the library's own writer needs all of them in memory at once."""
 
 from __future__ import annotations
 
