@@ -1,4 +1,4 @@
-"""The DeepSpeed file: what a user writes into it is honoured or refused with a reason, never ignored."""
+"""The DeepSpeed file: every key is honoured, or refused with a reason, never ignored."""
 
 from __future__ import annotations
 

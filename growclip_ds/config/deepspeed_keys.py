@@ -1,8 +1,8 @@
-"""Every key of a DeepSpeed 0.19 configuration: what it may hold where it is honoured, and why where it is not.
+"""Every key of a DeepSpeed 0.19 configuration: its valid values if it is honoured, or the reason why it is not.
 
-DeepSpeed itself passes over keys that it does not know, and over many that it knows but that have no effect with an
-optimizer of one's own, at another ZeRO stage or in another precision. None of that happens here silently. Which keys
-have an effect was read in its source, and tried: two ranks, each stage, each option against the default.
+DeepSpeed itself ignores keys that it does not know, and many that it knows but that have no effect with a client
+optimizer, at another ZeRO stage or in another precision. None of that happens silently here. Which keys have an effect
+was read in its source, and tested: two ranks, each stage, each option against the default.
 """
 
 from __future__ import annotations

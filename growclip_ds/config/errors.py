@@ -1,4 +1,4 @@
-"""Problems of a configuration, each in a line: where it comes from, which key, what it is and what is expected."""
+"""Configuration errors, one line each: the source, the key, its value, and what is expected."""
 
 from __future__ import annotations
 

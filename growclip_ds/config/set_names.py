@@ -1,4 +1,4 @@
-"""What an evaluation set is called in reports where nobody has named it."""
+"""The default name of an evaluation set in reports."""
 
 from __future__ import annotations
 
