@@ -1,7 +1,7 @@
-"""What a micro-batch leaves in memory for the backward pass, part by part of the model. No torch.
+"""Activation memory of a micro-batch for each part of the model. No torch.
 
-Counted on the kernels' path: attention keeps its input, its output and a number a token and head. Whatever a layer's
-backward pass reads is counted, and what is only on its way to the next one is not.
+Counted for the Triton kernels: attention stores its input, its output and one number per token and head. Everything
+that a layer's backward pass reads is counted; what only passes on to the next layer is not.
 """
 
 from __future__ import annotations

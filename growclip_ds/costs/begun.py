@@ -1,4 +1,4 @@
-"""How far a run is that is to be planned on: read from its folder, or of the exported model that it begins with."""
+"""The progress of a run whose rest is to be planned, from its folder or from the exported model that it starts with."""
 
 from __future__ import annotations
 

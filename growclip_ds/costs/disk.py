@@ -1,7 +1,7 @@
-"""What a run writes that takes room: weights of its phases and checkpoints of the one that runs. No torch.
+"""Disk usage of a run: weights of its phases, and checkpoints of the running one. No torch.
 
-Both are in fp32 whatever the model computes in, and tell nothing of ranks or of ZeRO's stage. Curves, records and the
-data's indexes are small beside them and are left out.
+Both are in fp32 whatever the model computes in, and depend on neither ranks nor ZeRO stage. Curves, records and data
+indexes are small in comparison and are left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a GPU can hold and do, from a file of `configs/hardware/`. No torch."""
+"""A GPU's memory and peak speed, from a file of `configs/hardware/`. No torch."""
 
 from __future__ import annotations
 

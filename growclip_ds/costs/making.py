@@ -1,4 +1,4 @@
-"""From what a user asks for to a plan."""
+"""Makes a plan from a user's request."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Memory that a rank needs to train a model under DeepSpeed's ZeRO, from what DeepSpeed 0.19 allocates. No torch.
 
-N ranks, P parameters, working copies of e bytes (2 in bf16 and fp16), gradients summed in a bytes, buckets of B
-elements:
+N ranks, P parameters, working copies of e bytes (2 in bf16 and fp16), gradients accumulated in a bytes, buckets of
+B elements:
 
-    stage    parameters    masters, moments    gradients kept    buckets
+    stage    parameters    masters, moments    stored gradients  buckets
     1        e P           12 P / N            a P               e B
     2        e P           12 P / N            a P / N           e B
     3        e P / N       12 P / N            a P / N           e B

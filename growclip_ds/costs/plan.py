@@ -1,4 +1,4 @@
-"""The plan of a run, or of its rest: everything about its costs that can be said before it is started, or goes on."""
+"""The plan of a run, or of the rest of one: everything about its costs that can be known in advance."""
 
 from __future__ import annotations
 

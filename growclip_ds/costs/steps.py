@@ -1,7 +1,7 @@
-"""What each growth step of a run may train, and the operations that it takes. No torch.
+"""What each growth step of a run may train, and the FLOPs that it takes. No torch.
 
-Which candidate a step selects is not known beforehand, so a run is described by its cheapest and its dearest path:
-choices, one a step, of which the run's operations are the fewest and the most.
+Which candidate a step selects is not known beforehand, so a run is described by its cheapest and its dearest path: the
+choices, one per step, with the fewest and the most FLOPs.
 """
 
 from __future__ import annotations
