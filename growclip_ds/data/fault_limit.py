@@ -1,4 +1,4 @@
-"""How many broken samples a phase puts up with; all ranks stop at the same iteration, for the same cause."""
+"""The limit on broken samples in a phase; all ranks stop at the same iteration, for the same reason."""
 
 from __future__ import annotations
 
