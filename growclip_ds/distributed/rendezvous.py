@@ -1,4 +1,4 @@
-"""How ranks meet and part: minutes to wait for all at the start, hours in a collective later."""
+"""Rendezvous and shutdown of the ranks: a timeout of minutes at the start, of hours in collectives later."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""When one rank fails or hangs, all end, with its error on top and not those that follow from it.
+"""When one rank fails or hangs, all end, and its error is reported rather than those that follow from it.
 
-Every rank has a thread that looks once a second into the key-value store by which the ranks found each other. Ranks
-that wait in a collective for one that is gone need not be woken: the thread ends the process.
+Every rank has a thread that polls the rendezvous key-value store once a second. Ranks that wait in a collective for
+one that is gone need not be woken: the thread ends the process.
 
-Time is counted while the process runs: one that was suspended with all others (Slurm's `scontrol suspend`, gang
+Only time in which the process runs counts: one that was suspended with all others (Slurm's `scontrol suspend`, gang
 scheduling, Ctrl-Z) has not hung.
 """
 
