@@ -1,4 +1,4 @@
-"""Results on disk, one file a set, so that an interrupted evaluation goes on with the sets that it lacks."""
+"""Stored results, one file per set, so that an interrupted evaluation continues with the missing sets."""
 
 from __future__ import annotations
 
