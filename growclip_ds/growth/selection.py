@@ -1,4 +1,4 @@
-"""Growth architecture selection (phase 2, Section 3.4): candidates in the order of Eq. 7."""
+"""Growth architecture selection (phase 2, Section 3.4): ranks candidates by Eq. 7."""
 
 from __future__ import annotations
 
