@@ -1,4 +1,4 @@
-"""A trained model as a Hugging Face model folder, which appears whole or not at all."""
+"""Exports a trained model as a Hugging Face model folder, atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: the growth steps that led to it, their data, and how it was evaluated."""
+"""A model's provenance: the growth steps that led to it, their data, and its evaluation."""
 
 from __future__ import annotations
 
