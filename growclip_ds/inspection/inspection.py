@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and what a run has come to so far: read from the disk, as plain values."""
+"""The contents of a checkpoint and the state of a run, read from disk as plain values."""
 
 from __future__ import annotations
 
