@@ -1,4 +1,4 @@
-"""GrowCLIP: a CLIP-like model every layer of which runs at any candidate's size."""
+"""GrowCLIP: a CLIP-like model whose layers all run at any candidate's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a weight is drawn from: the model's own initialiser, a tensor at a time.
+"""The model's weight initialisation, one tensor at a time.
 
 A draw depends on a seed and the tensor's name alone, so it is the same on every rank, after a resume, and whatever
 else is drawn. Transformers start as CLIP's do (Radford et al. 2021, section 2.5 and the reference implementation):

@@ -1,6 +1,6 @@
-"""Which model a phase trains, before it is built: its parameters and their initial weights.
+"""Model specs: a model before it is built, with its parameters' shapes and initial weights.
 
-Engines, checkpoints and the monitor take a GrowCLIP and the baselines' fixed CLIP alike.
+Through them, engines, checkpoints and the monitor treat a GrowCLIP and the baselines' fixed CLIP alike.
 """
 
 from __future__ import annotations
