@@ -1,4 +1,4 @@
-"""What a run tells while it trains: on rank 0 to TensorBoard and the terminal, on the others to nobody."""
+"""Monitoring of training: rank 0 writes to TensorBoard and the terminal, other ranks write nothing."""
 
 from __future__ import annotations
 

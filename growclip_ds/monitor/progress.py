@@ -1,4 +1,4 @@
-"""How far a phase is, and how long it will take: one live line on a terminal, a plain line now and then elsewhere."""
+"""Progress of a phase and its remaining time: a live line on a terminal, plain lines at intervals elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the monitor is told."""
+"""The data that training reports to the monitor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When training waits for its data, and what helps."""
+"""Warns when training waits for its data, and says what helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the growth steps of a run came to, read from its folder."""
+"""The results of a run's growth steps, read from its folder."""
 
 from __future__ import annotations
 
