@@ -1,7 +1,7 @@
 """The growth pipeline (Section 3.4): each growth step as phases, weights in, weights out.
 
-Nothing but weights passes from phase to phase, through the run folder, so a run goes on with its first unfinished
-phase whenever and wherever it is started again, and within that from its newest checkpoint.
+Only weights pass from phase to phase, through the run folder, so a restarted run resumes with its first unfinished
+phase, and within that from its newest checkpoint.
 """
 
 from __future__ import annotations

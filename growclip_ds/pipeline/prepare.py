@@ -1,4 +1,4 @@
-"""Everything a run reads besides its configuration, opened and checked before any training."""
+"""Opens and checks everything that a run reads besides its configuration, before any training."""
 
 from __future__ import annotations
 
