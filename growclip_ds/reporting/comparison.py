@@ -1,4 +1,4 @@
-"""What a report is about: the groups of runs, and the sets on which all of them can be compared."""
+"""What a report compares: the groups of runs, and the sets that all of them were evaluated on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A table as data: columns, and rows of values. How it looks is the writers' business (`markdown.py`, `html_page.py`).
 
-A value is what was measured, not rounded; its column knows how people read it.
+A value is as measured, unrounded; its column knows how to format it.
 """
 
 from __future__ import annotations
