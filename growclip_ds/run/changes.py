@@ -1,4 +1,4 @@
-"""What of a run's configuration may change while the run goes on."""
+"""Which settings of a run may change when it is resumed."""
 
 from __future__ import annotations
 

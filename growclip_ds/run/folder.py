@@ -2,22 +2,22 @@
 
     config.yaml               the run's configuration, defaults written out
     data.yaml                 its data subsets
-    faults/                   samples that could not be used, a JSON object a line: of the index, of each rank
+    faults/                   unusable samples as JSON lines: found by the index, and by each rank
     tokenizer/
     tensorboard/
     bad_iterations/           iterations without an update: the tensor that was not finite, and the samples
-    deepspeed.json            of the DeepSpeed file, what bears on the weights
-    train.lock                locked while the run goes on; says by whom
+    deepspeed.json            the parts of the DeepSpeed file that affect the weights
+    train.lock                locked while the run trains; says by whom
     step_1/train/             weights/, written when trained, and, written last, phase.json: what the phase did;
-                              until then checkpoints/ to go on from
+                              until then checkpoints/ to resume from
     step_2/finetune/          phase 1, the supernet
     step_2/selection/         phase 2, the supernet trained by subnets; phase.json lists the candidates
-    step_2/search/            in place of these two, of NAS
-    step_2/train/             phase 3, the selected model; all that a fixed model has
+    step_2/search/            in place of these two, for NAS
+    step_2/train/             phase 3, the selected model; the only phase of a fixed model
     step_3/…
 
-A phase is finished once its phase.json is there. Starting a run again skips the finished ones; of one that has its
-weights already, only the evaluation is done again; one that has a checkpoint goes on from it.
+A phase is finished once its phase.json exists. A restarted run skips finished phases; of one that has its weights
+already, only the evaluation is repeated; one that has a checkpoint resumes from it.
 """
 
 from __future__ import annotations

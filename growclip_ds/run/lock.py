@@ -1,4 +1,4 @@
-"""One start of a run at a time: a second one would remove and rename what the first one is writing."""
+"""A lock against training a run twice at a time: the second start would remove and rename what the first is writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run records, typed: of a phase of a growth step in its `phase.json` and checkpoints, and of the data."""
+"""Typed records of a run: of a phase, in its `phase.json` and checkpoints, and of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which growth steps of a run have been submitted, and that one process at a time does so. Imports no torch."""
+"""Which growth steps of a run have been submitted, by one process at a time. Imports no torch."""
 
 from __future__ import annotations
 
