@@ -1,4 +1,4 @@
-"""Iterations whose numbers have gone wrong: skipped on all ranks alike, named, and not put up with for ever."""
+"""Non-finite iterations and loss spikes: skipped on all ranks alike, reported, and limited in number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints in the middle of a phase: when they are due, how they are written, which one to go on from.
+"""Checkpoints within a phase: when they are due, how they are written, which one to resume from.
 
 A checkpoint holds the fp32 masters under the parameters' names, the moments as `exp_avg/NAME` and `exp_avg_sq/NAME`,
 and in its description under `resume` what else the rest of the phase depends on. Learning rates, sampled subnets and
