@@ -1,4 +1,4 @@
-"""`attention` and `attend`: check what comes in and hand it to the path that runs on its device."""
+"""`attention` and `attend`: validate their arguments and dispatch to the device's implementation."""
 
 from __future__ import annotations
 
