@@ -18,17 +18,17 @@ from growclip_kernels.packed_attention import SequenceGroup, Sequences
 
 
 class GrowCLIP(nn.Module):
-    """Two towers, an encoder that they share, and a learnable temperature (Section 3.2).
+    """A CLIP-like model: image, text and shared encoders, and a learnable temperature (Section 3.2).
 
-    A supernet is nothing but the largest candidate: `architecture` in the calls below runs a smaller one on the
-    leading slices of its weights.
+    A supernet is simply the largest candidate: `architecture` in the calls below runs a smaller one on leading slices
+    of its weights.
 
     Args:
-        architecture: the sizes that weights are made for.
+        architecture: the model's architecture.
         vocab_size, context_length, image_size, embed_dim: see `ModelSizes`.
-        end_of_text: id of the token whose feature stands for the caption; the largest of the vocabulary if None.
-        initialise: whether weights get initial values, drawn from torch's global generator; False leaves them
-            unwritten for whoever loads them.
+        end_of_text: id of the token whose feature represents the caption; the largest id of the vocabulary if None.
+        initialise: whether to initialise the weights, from torch's global generator; False leaves them
+            uninitialised, to be loaded.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GrowCLIP(nn.Module):
     def forward(
         self, images: Tensor, input_ids: PackedTokens | Tensor, architecture: Architecture | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of pictures and of captions, and what to multiply their similarities by.
+        """Image and text features, and the logit scale.
 
         Args:
             images: (n, 3, S, S), normalised.
