@@ -29,14 +29,14 @@ STACKS = {
 
 @dataclass(frozen=True)
 class PIM:
-    """Parameter inheriting with momentum: what is kept of the old weights, and what random draws add.
+    """The constants of parameter inheriting with momentum.
 
     Attributes:
-        beta: β, the share of the old weights.
-        gamma: γ, the share of a random draw.
-        fresh: scale of the random draw where the old model has no weight (new heads, channels and embeddings).
+        beta: β, the factor of the old weights.
+        gamma: γ, the factor of the random weights.
+        fresh: scale of random weights where the old model has none (new heads, channels and embeddings).
         blend_vectors: whether norms, biases and the temperature are blended too, with their initial values as the
-            draw, instead of kept as they are.
+            random weights, instead of being copied.
     """
 
     beta: float = 0.3

@@ -14,7 +14,7 @@ class Candidate:
     """An evaluated member of a growth space.
 
     Attributes:
-        architecture: its sizes.
+        architecture: its architecture.
         parameters: P(ψ), without the temperature.
         accuracy: A(ψ) in percent.
         metric: Eq. 7.
@@ -49,7 +49,7 @@ def composite_metric(
         supernet_parameters: P(Ψ).
         previous_samples: N^{t-1}, samples of the growth step before.
         samples: N^t, samples of this growth step.
-        alpha: weight of the second term, which prefers small models, the less so the more data has come.
+        alpha: weight of the second term, which prefers small models, less so the more the data has grown.
     """
     return accuracy + alpha * previous_samples / samples * supernet_parameters / parameters
 

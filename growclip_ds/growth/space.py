@@ -25,7 +25,7 @@ class GrowthSpace:
         conv_step: convolutional layers added where l^I grows; 0 keeps the dimension as it is.
         block_step: blocks added where b^I, b^T or b^S grow.
         head_step: heads added where h^I or h^T grow.
-        frozen: names of dimensions that may not grow; each halves the space.
+        frozen: names of dimensions that do not grow; each halves the space.
 
     Raises:
         ValueError: a negative step, or a frozen name that is no dimension.
@@ -88,7 +88,7 @@ class GrowthSpace:
 
 
 def growth_space(config: Config, base: Architecture, count: Callable[[Architecture], int]) -> GrowthSpace:
-    """What a growth step of a run may make of the model before it.
+    """The growth space of a growth step of a run.
 
     Args:
         config: the run's configuration.
@@ -106,7 +106,7 @@ def growth_space(config: Config, base: Architecture, count: Callable[[Architectu
 def require_base_within_limit(
     config: Config, base: Architecture, count: Callable[[Architecture], int], name: str
 ) -> None:
-    """Sees, before anything is done, that a run may grow at all.
+    """Checks, before any work, that a run may grow at all.
 
     Args:
         config: the run's configuration.
@@ -115,7 +115,7 @@ def require_base_within_limit(
         name: what has that architecture, for the message.
 
     Raises:
-        InputError: it is beyond `growth.max_parameters`.
+        InputError: `base` exceeds `growth.max_parameters`.
     """
     limit = config.growth.max_parameters
     if limit is not None and not config.has_fixed_model and count(base) > limit:
