@@ -58,9 +58,6 @@ class GrowthSpace:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def __contains__(self, architecture: object) -> bool:
-        return architecture in self.candidates
-
     @cached_property
     def supernet(self) -> Architecture:
         """The smallest architecture that covers every candidate."""
