@@ -91,7 +91,10 @@ def require_pixels(folder: Path | str) -> None:
 def _outline(folder: Path | str) -> FixedCLIP:
     """The model of a folder's configuration, on the meta device."""
     with _explained(folder), torch.device("meta"):
-        return FixedCLIP(CLIPConfig.from_pretrained(Path(folder)))
+        stated, _ = CLIPConfig.get_config_dict(Path(folder))
+        if stated.get("model_type", CLIPConfig.model_type) != CLIPConfig.model_type:  # of which transformers only warns
+            raise ValueError(f"its model_type is {stated['model_type']!r}")
+        return FixedCLIP(CLIPConfig.from_dict(stated))
 
 
 def _found(folder: Path, model: nn.Module) -> Iterator[tuple[nn.Parameter, Callable[[], Tensor]]]:

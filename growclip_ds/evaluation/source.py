@@ -65,7 +65,7 @@ class Source:
         address = self.address(path)
         try:
             data = _fetch(address, is_required) if self.is_remote else _content_of(address)
-            return None if data is None else data.decode("utf-8")
+            return None if data is None else data.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise InputError(f"{address}: the file is not UTF-8; save it as UTF-8") from None
         except OSError as error:

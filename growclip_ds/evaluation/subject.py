@@ -113,10 +113,12 @@ def find_subject(path: Path | str, step: int | None = None) -> Subject:
     run = RunFolder(path)
     if run.config_file.exists():
         return _of_checkpoint(_trained_step(run, step))
+    if step is not None and (path / "config.json").exists():
+        raise InputError(f"{path} is a single model in Hugging Face format; leave --step out")
     if is_exported(path):
         model = ExportedModel(path)
-        step, digest = model.description.get("growth_step"), model.digest(sorted(model.names))
-        return Subject(path.absolute(), None, step, model.architecture, digest)
+        growth_step, digest = model.description.get("growth_step"), model.digest(sorted(model.names))
+        return Subject(path.absolute(), None, growth_step, model.architecture, digest)
     if is_hugging_face(path):
         return Subject(path.absolute(), None, None, None, _digest_of_files(path))
     raise InputError(f"{path} {nothing_there(path)}")

@@ -64,7 +64,7 @@ def inherited_tensor(
     pim: PIM,
     seed: int | str,
 ) -> Tensor:
-    """One tensor of the grown model, in fp32.
+    """One tensor of the grown model, in fp32 on the CPU.
 
     Args:
         name: the tensor's name in the new model.
@@ -89,7 +89,7 @@ def inherited_tensor(
     old_rows = leading_slice(inherited, common).split(rows)
     for drawn, source_rows in zip(grown[: common[0]].split(rows), old_rows, strict=True):
         overlap = leading_slice(drawn, tuple(source_rows.shape))
-        blended = pim.blend(source_rows.to(drawn.dtype), overlap, vector)
+        blended = pim.blend(source_rows.to(drawn), overlap, vector)
         drawn.mul_(fresh)
         overlap.copy_(blended)
     return grown
@@ -111,7 +111,7 @@ def inherited_tensors(
 def inherit(
     old_model: GrowCLIP, architecture: Architecture, beta: float = 0.3, gamma: float = 0.001, seed: int = 0
 ) -> GrowCLIP:
-    """A model of a larger or equal architecture, initialised from the old one (Eq. 5 and 8).
+    """A model of a larger or equal architecture, initialised from the old one (Eq. 5 and 8), of its type and device.
 
     Added layers copy the last ones; rows of new heads and channels are drawn anew, at full scale; norms, biases and
     the temperature stay as they are.
@@ -122,7 +122,7 @@ def inherit(
     if not architecture.covers(old_model.architecture):
         raise ValueError(f"a model grows: {architecture} is smaller than {old_model.architecture} in some dimension")
     weights = dict(old_model.named_parameters())
-    model = old_model.empty_like(architecture)
+    model = old_model.empty_like(architecture).to(old_model.logit_scale)
     with torch.no_grad():
         tensors = inherited_tensors(
             old_model.architecture, architecture, model.sizes, weights.__getitem__, PIM(beta, gamma), seed

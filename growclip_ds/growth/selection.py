@@ -62,7 +62,14 @@ def rank_candidates(
     samples: int,
     alpha: float,
 ) -> list[Candidate]:
-    """Every candidate with its value by Eq. 7, best first."""
+    """Every candidate with its value by Eq. 7, best first.
+
+    Args:
+        accuracies: A(ψ) of every candidate, in percent.
+        count: parameters of an architecture.
+        supernet: Ψ.
+        previous_samples, samples, alpha: see `composite_metric`.
+    """
     whole = count(supernet)
     rows = []
     for architecture, accuracy in accuracies.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,11 @@ if TYPE_CHECKING:
 
 class GrowthSpace:
     """The architectures that a model may grow into, smallest first in the order of their six integers.
+
+    Attributes:
+        base: the architecture to grow from.
+        candidates: what it may become.
+        supernet: Ψ, the smallest architecture that covers every candidate.
 
     Args:
         base: the architecture to grow from; always a candidate itself.
@@ -50,21 +54,18 @@ class GrowthSpace:
             step = conv_step if name == "conv_layers" else head_step if name.endswith("heads") else block_step
             choices.append((value, value + step) if step and name not in frozen else (value,))
         self.base = base
-        self.candidates = tuple(Architecture(*values) for values in itertools.product(*choices))
+        self._hold(Architecture(*values) for values in itertools.product(*choices))
+
+    def _hold(self, candidates: Iterable[Architecture]) -> None:
+        self.candidates = tuple(candidates)
+        largest = {name: max(getattr(one, name) for one in self.candidates) for name, _ in self.base.items()}
+        self.supernet = Architecture(**largest)
 
     def __iter__(self) -> Iterator[Architecture]:
         return iter(self.candidates)
 
     def __len__(self) -> int:
         return len(self.candidates)
-
-    def __contains__(self, architecture: object) -> bool:
-        return architecture in self.candidates
-
-    @cached_property
-    def supernet(self) -> Architecture:
-        """The smallest architecture that covers every candidate."""
-        return Architecture(**{name: max(getattr(one, name) for one in self) for name, _ in self.base.items()})
 
     def within(self, max_parameters: int, count: Callable[[Architecture], int]) -> GrowthSpace:
         """The space without the candidates that `count` finds to have more than `max_parameters`.
@@ -78,8 +79,7 @@ class GrowthSpace:
                 f"has {count(self.base):,} already"
             )
         space = copy.copy(self)
-        space.__dict__.pop("supernet", None)  # worked out of the candidates
-        space.candidates = tuple(c for c in self.candidates if count(c) <= max_parameters)
+        space._hold(candidate for candidate in self.candidates if count(candidate) <= max_parameters)
         return space
 
     def sample(self, generator: torch.Generator | None = None) -> Architecture:

@@ -180,9 +180,11 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     config["split_special_tokens"] = True  # "<|endoftext|>" written in a caption is ordinary text
     write_json(config_file, config)
     backend = tokenizers.Tokenizer.from_file(str(file))
-    ends = (config["bos_token"], tokenizer.start_of_text), (config["eos_token"], tokenizer.end_of_text)
-    (start, _), (end, _) = ends
-    backend.post_processor = processors.TemplateProcessing(single=[start, "$A", end], special_tokens=list(ends))
+    start, end = config["bos_token"], config["eos_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[start, "$A", end],
+        special_tokens=[(start, tokenizer.start_of_text), (end, tokenizer.end_of_text)],
+    )
     backend.save(str(file))
 
 

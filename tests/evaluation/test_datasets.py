@@ -177,6 +177,15 @@ for _name in TEXT_FILES:
     BAD_SETS[f"{_name} unreadable"] = (make_folder(_name), rf"{_name}: cannot be read \(Is a directory\)")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    """Editors on Windows put one before UTF-8; it would be in every prompt of the first class."""
+    folder = make_set(tmp_path / "things")
+    expected = load_evaluation_set(folder)
+    for name in TEXT_FILES:
+        (folder / name).write_text((folder / name).read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_evaluation_set(folder) == expected
+
+
 @pytest.mark.parametrize(("spoil", "message"), BAD_SETS.values(), ids=BAD_SETS)
 def test_an_unusable_set_is_one_clear_error(tmp_path: Path, spoil: Callable, message: str) -> None:
     folder = make_set(tmp_path / "things")

@@ -85,6 +85,7 @@ def test_a_run_becomes_a_folder_with_its_history(run: Path, capsys: pytest.Captu
     assert "| things | 27 | 31.4 | 71.0 | 29.5 |" in lines
     assert "| mean of 2 |  | 21.2 | 51.0 | 20.8 |" in lines
     assert "| pairs | 11 | 22 | 9.1 | 45.5 | 90.9 | 4.5 | 22.7 | 45.5 |" in lines
+    assert "With transformers 5:" in lines
 
 
 def test_a_step_may_be_chosen(run: Path) -> None:
@@ -95,6 +96,7 @@ def test_a_step_may_be_chosen(run: Path) -> None:
     card = ModelCard.load(run.parent / "out" / "README.md")
     assert card.data.license == "unknown"
     assert "| all | 1,000 |" in card.text
+    assert "architecture can grow with its data" in card.text  # it has not grown yet, and a fixed GrowCLIP never does
 
 
 def test_later_evaluations_take_the_place_of_the_runs(run: Path) -> None:
