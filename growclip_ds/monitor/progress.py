@@ -51,11 +51,15 @@ class Output:
         self.clock = clock
         self._last_plain = float("-inf")
 
+    @property
+    def columns(self) -> int:
+        """That the live line may have; plain ones have as many as they need."""
+        return shutil.get_terminal_size((100, 24)).columns - 1 if self.is_live else sys.maxsize
+
     def update(self, text: str) -> None:
         """Replaces the live line; where there is none, prints the text if the last was long enough ago."""
         if self.is_live:
-            columns = shutil.get_terminal_size((100, 24)).columns
-            self._write(f"\r{text[: columns - 1]}\x1b[K")
+            self._write(f"\r{text[: self.columns]}\x1b[K")
         elif self.clock() - self._last_plain >= PLAIN_INTERVAL:
             self._last_plain = self.clock()
             self._write(f"{text}\n")
@@ -89,21 +93,27 @@ class PhaseProgress:
         later = places[places.index((step, phase)) + 1 :] if (step, phase) in plan else []
         self._iterations_after = sum(plan[place] for place in later)
         self._start = self._last_time = output.clock()
-        self._last_iteration, self._reports = done, 0
-        self._seconds_an_iteration = 0.0
+        self._first_iteration = self._last_iteration = done
+        self._reports = self._samples = 0
+        self._seconds = self._seconds_an_iteration = 0.0
 
     def report(self, progress: Progress) -> None:
         """Shows where the phase stands; at its end, what it came to."""
         now = self.output.clock()
+        self._samples += progress.samples
+        self._seconds += progress.seconds
         if progress.skipped:
             scale = f"; fp16's loss scale is {progress.loss_scale:,g} now" if progress.loss_scale is not None else ""
             self.output.line(
                 f"{self.name}: no update in {progress.skipped} of the iterations up to {progress.iteration}{scale}"
             )
         if progress.iteration == progress.iterations:
+            done = f"{progress.iterations - self._first_iteration:,}"
+            if self._first_iteration:
+                done += f" of {progress.iterations:,}"
             self.output.line(
-                f"{self.name}: {progress.iterations:,} iterations in {duration(now - self._start)}, "
-                f"loss {progress.loss:.3f}, {progress.samples_per_second:,.0f} samples/s"
+                f"{self.name}: {done} iterations in {duration(now - self._start)}, "
+                f"loss {progress.loss:.3f}, {self._samples / self._seconds:,.0f} samples/s"
             )
             return
         self._measure(progress.iteration, now)
@@ -120,21 +130,25 @@ class PhaseProgress:
         self._last_iteration, self._last_time = iteration, now
 
     def _line(self, progress: Progress) -> str:
+        """As much as there is room for, in parts: half a number would be another one."""
         left = (progress.iterations - progress.iteration) * self._seconds_an_iteration
         parts = [
-            self.name,
-            f"{progress.iteration:,}/{progress.iterations:,}",
-            f"loss {progress.loss:.3f}",
-            f"{progress.samples_per_second:,.0f} samples/s",
-            f"{duration(left)} left",
+            f"  loss {progress.loss:.3f}",
+            f"  {progress.samples_per_second:,.0f} samples/s",
+            f"  {duration(left)} left",
         ]
-        if self.output.is_live:
-            parts[1] = f"{_bar(progress.iteration / progress.iterations)} {parts[1]}"
         if self._iterations_after:
-            parts[-1] += f", run about {duration(left + self._iterations_after * self._seconds_an_iteration)}"
+            parts.append(f", run about {duration(left + self._iterations_after * self._seconds_an_iteration)}")
         if progress.data_wait_share > NOTABLE_WAIT:
-            parts.append(f"waits for data {progress.data_wait_share:.0%}")
-        return "  ".join(parts)
+            parts.append(f"  waits for data {progress.data_wait_share:.0%}")
+        room = self.output.columns - len(f"{self.name}  ")
+        text = f"{progress.iteration:,}/{progress.iterations:,}"
+        for part in parts:
+            if len(text + part) > room:
+                break
+            text += part
+        bar = f"{_bar(progress.iteration / progress.iterations)} " if self.output.is_live else ""
+        return f"{self.name}  {bar if len(bar + text) <= room else ''}{text}"
 
 
 def _bar(share: float) -> str:

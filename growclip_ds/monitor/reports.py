@@ -13,13 +13,15 @@ class Progress:
     Attributes:
         iteration: iterations done.
         iterations: iterations of the whole phase.
-        loss: contrastive loss of the iteration's global batch.
+        loss: contrastive loss of the iteration's global batch; if that is short, of the last full one, as fewer
+            negatives make a lower loss.
         learning_rate: learning rate of the iteration.
         logit_scale: what similarities were multiplied by.
         gradient_norm: gradient norm before clipping.
         skipped: iterations since the last report without an update.
         loss_scale: fp16's loss scale; None if it is not dynamic.
-        samples_per_second: over all ranks, since the last report.
+        samples: samples trained on since the last report, over all ranks.
+        seconds: training time since the last report, without evaluations.
         data_wait_share: share of the time since the last report that the rank that waited most waited for data, 0 to 1.
         broken_samples: broken samples of the phase so far, over all ranks, by cause.
     """
@@ -32,9 +34,15 @@ class Progress:
     gradient_norm: float
     skipped: int
     loss_scale: float | None
-    samples_per_second: float
+    samples: int
+    seconds: float
     data_wait_share: float
     broken_samples: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def samples_per_second(self) -> float:
+        """Over all ranks, since the last report."""
+        return self.samples / self.seconds
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -75,6 +76,7 @@ class Trainer:
             Stopped: on every rank, after an iteration and with a checkpoint, if some rank was asked to stop.
         """
         lap = _Lap()
+        loss, most = math.nan, 0
         stream = self.stream
         for iteration, batches in enumerate(lap.waiting_for(iter(stream)), start=stream.start_iteration):
             size = stream.order.batch_size(iteration)
@@ -86,9 +88,11 @@ class Trainer:
                 self.seen.update(pairs_seen=len(batch), text_tokens_seen=batch.text.ids.numel())
             lap.samples += size
             lap.skipped += outcome.skipped
+            if size >= most:  # fewer negatives make a lower loss
+                loss, most = outcome.loss, size
             done = iteration + 1
             if done % self.report_every == 0 or done == stream.iterations:
-                self.report(self._progress(done, rate, outcome, lap))
+                self.report(self._progress(done, rate, outcome._replace(loss=loss), lap))
                 lap.start()
             if done in self.evaluate_after and not stopping:
                 self.watch.reached("")
@@ -143,7 +147,8 @@ class Trainer:
             gradient_norm=outcome.gradient_norm,
             skipped=lap.skipped,
             loss_scale=None if loss_scale is None else loss_scale["cur_scale"],
-            samples_per_second=lap.samples / lap.seconds,
+            samples=lap.samples,
+            seconds=lap.seconds,
             data_wait_share=max(distributed.all_gather_object(lap.waited / lap.seconds)),  # others wait for that rank
             broken_samples={str(cause): n for cause, n in self.limit.broken.items()},
         )

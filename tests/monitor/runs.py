@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from growclip_ds import Architecture, GrowthSpace
 from growclip_ds.architecture import ModelSizes
@@ -12,7 +12,7 @@ from growclip_ds.config.config import Config
 from growclip_ds.growth.phases import Phase
 from growclip_ds.growth.selection import Candidate
 from growclip_ds.model.spec import GrowCLIPSpec
-from growclip_ds.monitor import Monitor
+from growclip_ds.monitor import Monitor, reports
 from growclip_ds.run.folder import RunFolder
 from tests.records import classified, phase_record, retrieved
 
@@ -23,18 +23,16 @@ SETS = ("scenes_objects", "scenes_retrieval")
 
 
 @dataclass(frozen=True)
-class Progress:
-    iteration: int
-    iterations: int
+class Progress(reports.Progress):
     loss: float = 3.2142
     learning_rate: float = 0.01
     logit_scale: float = 14.3
     gradient_norm: float = 1.5
     skipped: int = 0
     loss_scale: float | None = None
-    samples_per_second: float = 512.3
+    samples: int = 5123
+    seconds: float = 10.0
     data_wait_share: float = 0.02
-    broken_samples: dict[str, int] = field(default_factory=dict)
 
 
 def config(steps: int = 2) -> Config:

@@ -54,9 +54,21 @@ def test_a_terminal_has_one_live_line(monkeypatch: pytest.MonkeyPatch):
     assert updates[4].startswith("step 2/3 selection  [########........] 50/100  loss 3.214  512 samples/s  0:05 left")
     assert all(len(update.removesuffix("\x1b[K")) <= 99 for update in updates[:-1])
     assert updates[-1] == "step 2/3 selection: 100 iterations in 0:10, loss 3.214, 512 samples/s\x1b[K\n"
-    monkeypatch.setenv("COLUMNS", "40")
-    narrow = progress_lines(Terminal(), Clock(), iterations=100, seconds=0.1).split("\r")[1:-1]
-    assert {len(update.removesuffix("\x1b[K")) for update in narrow} == {39}
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (200, "[########........] 50/100  loss 3.214  512 samples/s  0:05 left, run about 0:35  waits for data 34%"),
+        (90, "50/100  loss 3.214  512 samples/s  0:05 left, run about 0:35"),
+        (80, "50/100  loss 3.214  512 samples/s  0:05 left"),
+        (40, "50/100  loss 3.214"),
+    ],
+)
+def test_a_narrow_terminal_has_whole_parts(monkeypatch: pytest.MonkeyPatch, columns: int, shown: str):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = progress_lines(Terminal(), Clock(), iterations=100, seconds=0.1, data_wait_share=0.34)
+    assert lines.split("\r")[5].removesuffix("\x1b[K") == f"step 2/3 selection  {shown}"
 
 
 def test_waiting_for_data_shows_where_it_matters():
@@ -80,6 +92,16 @@ def test_the_first_report_does_not_count_for_long():
         clock.now += seconds
         progress.report(Progress(done, 100))
     assert [line.split("  ")[-1] for line in stream.getvalue().splitlines()] == ["15:00 left", "1:20 left", "1:10 left"]
+
+
+def test_the_end_tells_what_this_start_has_done():
+    clock, stream = Clock(), io.StringIO()
+    progress = PhaseProgress(Output(stream, clock), 2, 3, Phase.TRAIN, {}, done=60)
+    for done, seconds in ((80, 10.0), (100, 30.0)):
+        clock.now += seconds
+        progress.report(Progress(done, 100, samples=2000, seconds=seconds))
+    *_, end = stream.getvalue().splitlines()
+    assert end == "step 2/3 train: 40 of 100 iterations in 0:40, loss 3.214, 100 samples/s"
 
 
 def test_the_plan_is_that_of_the_phases():

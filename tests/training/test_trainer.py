@@ -49,9 +49,14 @@ def train_on(stream_type: type[TrainingStream], folder: str) -> list[Progress]:
     return reports
 
 
-def trainer_on(stream_type: type[TrainingStream], folder: str, reports: list[Progress]) -> SlowTrainer:
+def trainer_on(
+    stream_type: type[TrainingStream],
+    folder: str,
+    reports: list[Progress],
+    trainer_type: type[SlowTrainer] = SlowTrainer,
+) -> SlowTrainer:
     index = index_shards(sorted(Path(folder).glob("*.tar")))
-    return SlowTrainer(
+    return trainer_type(
         engine=SimpleNamespace(device=torch.device("cpu"), loss_scale=None),
         stream=stream_type(index, small_tokenizer(), image_size=16, global_batch_size=2, epochs=1, seed=0),
         limit=FaultLimit(len(index), 0.0),
@@ -89,6 +94,19 @@ def test_a_stop_while_the_model_is_evaluated_leaves_a_checkpoint(tmp_path: Path)
     trainer.keeper.write.assert_called_once_with(6, now=True)
     assert trainer.seen["pairs_seen"] == 12
     assert trainer.seen["text_tokens_seen"] >= 3 * 12
+
+
+def test_a_short_batch_says_nothing_of_the_loss(tmp_path: Path) -> None:
+    class SizeAsLoss(SlowTrainer):
+        def _train_step(self, iteration: int, *_: object) -> Outcome:
+            return Outcome(float(self.stream.order.batch_size(iteration)), 1.0, 1.0, False)
+
+    reports: list[Progress] = []
+    trainer = trainer_on(TrainingStream, str(write_shards(tmp_path, samples=5)), reports, SizeAsLoss)
+    trainer.report_every = 1
+    trainer.run(lambda _: 0.1)
+    assert [report.samples for report in reports] == [2, 2, 1]
+    assert [report.loss for report in reports] == [2.0, 2.0, 2.0]
 
 
 def test_the_rank_that_waits_most_counts(tmp_path: Path, group: Groups) -> None:
