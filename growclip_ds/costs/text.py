@@ -144,8 +144,8 @@ def _stages(plan: Plan, step: int, model: Architecture) -> Table:
 
 def _path(plan: Plan, title: str, path: Path) -> Table:
     table = plain_table(title)
-    table.add_column("step", justify="right")
-    table.add_column("phase")
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("phase", no_wrap=True)
     table.add_column("model", no_wrap=True)
     for name in ("parameters", "epochs", "EFLOP", "device\nhours", "hours"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -71,7 +71,7 @@ def _tables(results: Sequence[Result]) -> Iterator[Table]:
 
 def _classification_table(results: Sequence[ClassificationResult]) -> Table:
     table = plain_table("Zero-shot classification (%)")
-    table.add_column("set", overflow="fold")
+    table.add_column("set")
     for name in ("pictures", "top-1", "top-5", "mean per class"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
@@ -86,7 +86,7 @@ def _classification_table(results: Sequence[ClassificationResult]) -> Table:
 
 def _retrieval_table(results: Sequence[RetrievalResult]) -> Table:
     table = plain_table("Zero-shot retrieval: i→t, captions of a picture; t→i, pictures of a caption (%)")
-    table.add_column("set", overflow="fold")
+    table.add_column("set")
     for name in ("pictures", "captions"):
         table.add_column(name, justify="right", no_wrap=True)
     for direction in ("i→t", "t→i"):

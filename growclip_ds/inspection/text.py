@@ -125,8 +125,8 @@ def save_png(model: Model, path: Path) -> None:
 def _parts(model: Model) -> Table:
     table = plain_table("Parameters")
     table.add_column("part")
-    table.add_column("parameters", justify="right")
-    table.add_column("share", justify="right")
+    for name in ("parameters", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, count in model.parts.items():
         table.add_row(name, f"{count:,}", f"{count / model.parameters:.1%}")
     table.add_section()
@@ -147,8 +147,9 @@ def _phases(run: InspectedRun) -> Table:
 
 def _path(run: InspectedRun) -> Table:
     table = plain_table("Growth path")
-    for name in ("step", "architecture", "parameters", "grew"):
-        table.add_column(name, justify="left" if name in ("architecture", "grew") else "right")
+    for name in ("step", "architecture", "parameters"):
+        table.add_column(name, justify="left" if name == "architecture" else "right", no_wrap=True)
+    table.add_column("grew")
     for step, inspected in run.models.items():
         growth = run.growth.get(step)
         grew = NONE if growth is None else ", ".join(_dimensions(growth)) or "nothing"
@@ -160,8 +161,8 @@ def _growth(step: int, growth: Growth) -> Table:
     title = f"Growth step {step}: {growth.parameters:+,} parameters, {growth.kept} tensors of the same shape"
     table = plain_table(title)
     table.add_column("tensors")
-    table.add_column("from", justify="right")
-    table.add_column("to", justify="right")
+    for name in ("from", "to"):
+        table.add_column(name, justify="right", no_wrap=True)
     for kind, rows in (
         ("widened", [(name, _shape(old), _shape(new)) for name, (old, new) in growth.widened.items()]),
         ("new", [(name, "", _shape(shape)) for name, shape in growth.new.items()]),

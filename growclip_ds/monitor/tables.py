@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -19,9 +20,12 @@ from growclip_ds.monitor.summary import StepSummary
 from growclip_ds.monitor.words import LEGEND, SYMBOLS, duration, grown, millions, smallest
 
 WIDTH = 100  # columns, where the output is no terminal
+FOLDED = 12  # characters in a line of a column that may be folded, at least
 MOST_SET_COLUMNS = 2  # beyond, the sets have a table of their own
 BEST_CANDIDATES = 3
 NONE = "–"
+_GAP, _EDGE = 3, 1  # blanks between columns and beside them, as `plain_table` has them
+_FILLED_UP = re.compile(r"(?: |\x1b\[[\d;]*m)+$", re.MULTILINE)  # with blanks, as Rich does, in the text's style
 
 
 def print_summary(summaries: Sequence[StepSummary], run: Path, stream: TextIO | None = None) -> None:
@@ -30,17 +34,32 @@ def print_summary(summaries: Sequence[StepSummary], run: Path, stream: TextIO | 
 
 
 def print_plainly(renderables: Iterable[RenderableType], stream: TextIO | None = None) -> None:
-    """Prints tables and texts, without blanks at the ends of lines, to standard output by default."""
+    """Prints tables and texts, without blanks at the ends of lines, to standard output by default.
+
+    Of a table that is too wide for the terminal nothing is cut off: its lines go on below.
+    """
     console = Console(file=stream, highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
+    width = console.width if console.is_terminal else WIDTH
     with console.capture() as capture:
         for renderable in renderables:
+            console.width = max(width, _least_width(console, renderable)) if isinstance(renderable, Table) else width
             console.print(renderable)
-    text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())  # Rich fills lines up with blanks
+    text = _FILLED_UP.sub(lambda end: end[0].replace(" ", ""), capture.get())
     encoding = console.encoding
     console.file.write(text.encode(encoding, "replace").decode(encoding))  # a C locale has no arrows
     console.file.flush()
+
+
+def _least_width(console: Console, table: Table) -> int:
+    """Of a table with whole numbers, and some room in the columns that may be folded."""
+    widths = []
+    for column in table.columns:
+        width = max(console.measure(cell).maximum for cell in (column.header, *column.cells))
+        if not column.no_wrap:
+            width = min(width, FOLDED)
+            column.overflow = "fold"  # words, too; Rich's default is an ellipsis
+        widths.append(width)
+    return sum(widths) + _GAP * (len(widths) - 1) + 2 * _EDGE
 
 
 def _summary(summaries: Sequence[StepSummary], run: Path) -> Iterator[RenderableType]:
@@ -67,12 +86,12 @@ def plain_table(title: str) -> Table:
 def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str], averaged: Sequence[str]) -> Table:
     table = plain_table("Growth steps")
     columns = list(sets) if len(sets) <= MOST_SET_COLUMNS else [f"mean of {len(averaged)} sets"]
-    table.add_column("step", justify="right")
-    table.add_column("samples", justify="right")
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("samples", justify="right", no_wrap=True)
     table.add_column("architecture", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right")
     table.add_column("time", justify="right", no_wrap=True)
     for summary in summaries:
         shown = [_change(summary, [name]) for name in sets] if columns == list(sets) else [_change(summary, averaged)]
@@ -89,9 +108,9 @@ def _steps_table(summaries: Sequence[StepSummary], sets: Sequence[str], averaged
 
 def _sets_table(summaries: Sequence[StepSummary], sets: Sequence[str], averaged: Sequence[str]) -> Table:
     table = plain_table("Zero-shot accuracy by set")
-    table.add_column("set", overflow="fold")
+    table.add_column("set")
     for summary in summaries:
-        table.add_column(f"step {summary.step}", justify="right")
+        table.add_column(f"step {summary.step}", justify="right", no_wrap=True)
     for name in sets:
         table.add_row(name, *(_percent(summary.after, [name]) for summary in summaries))
     table.add_section()

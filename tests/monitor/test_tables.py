@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from growclip_ds import Architecture
 from growclip_ds.monitor import StepSummary, print_summary
 from tests.monitor.runs import candidates
+from tests.monitor.test_progress import Terminal
 
 
 def summary(step: int, sets: list[str]) -> StepSummary:
@@ -44,6 +46,18 @@ def test_the_summary_fits_100_columns(sets: list[str], tmp_path: Path):
         assert "mean of 7 sets" in text  # those of classification
         assert "set_8 0.0 0.0 0.0 0.0" in text
         assert "mean of 7 30.1 30.1 30.1 30.1" in text
+
+
+def test_a_narrow_terminal_cuts_nothing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    print_summary([summary(step, ["objects", "pairs"]) for step in (1, 2)], tmp_path, terminal := Terminal())
+    lines = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue()).splitlines()
+    assert "    2   6,000,000   (10, 20, 10, 10, 10, 10)     188.52 M   20.0 → 30.1   20.0 → 30.1   2:04:06" in lines
+    assert "    2   1 of 64   (0, 2, 1, 1, 2, 0)   b^I h^T           1.23 M      41.23    41.99" in lines
+    assert " convolutions, b^I h^I image and b^T h^T text blocks and" in lines  # texts are as narrow as the terminal
+    assert "…" not in terminal.getvalue()
+    assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_a_summary_in_ascii(tmp_path: Path):
