@@ -207,11 +207,12 @@ class RunMonitor(Monitor):
         if len(results) > MOST_SETS_IN_A_LINE:
             shown = f"mean of {len(averaged(results))} sets {_mean(results):.1f} %"
         self.output.line(f"step {step}/{self.steps} zero-shot: {shown}")
-        self.curves.growth(step, _zero_shot(results))
+        self.curves.growth(step, _accuracies("zero_shot", results))
         self.curves.flush()
 
     def curve(self, iteration: int, results: Sequence[Result]) -> None:
-        self.curves.training(self._first_iteration + iteration, _zero_shot(results) if results else {})
+        # Not under the tags of growth steps: TensorBoard would put both into one chart, with one axis.
+        self.curves.training(self._first_iteration + iteration, _accuracies("zero_shot_in_training", results))
 
     def note(self, text: str) -> None:
         self.output.line(f"Note: {text}")
@@ -235,9 +236,10 @@ def open_monitor(folder: RunFolder, config: Config, samples: Sequence[int], stre
     return RunMonitor(folder, config, samples, stream) if distributed.is_main() else Monitor()
 
 
-def _zero_shot(results: Sequence[Result]) -> dict[str, float]:
-    accuracies = {f"zero_shot/{result.dataset}": result.accuracy for result in results}
-    return accuracies | {"zero_shot/mean": _mean(results)}
+def _accuracies(group: str, results: Sequence[Result]) -> dict[str, float]:
+    """By tag, of each set and their mean."""
+    accuracies = {f"{group}/{result.dataset}": result.accuracy for result in results}
+    return accuracies | {f"{group}/mean": _mean(results)} if results else {}
 
 
 def _mean(results: Sequence[Result]) -> float:

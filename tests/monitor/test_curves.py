@@ -75,6 +75,18 @@ def test_growth_steps_have_curves_of_their_own(grown_run):
     assert lines[4] == "| 1 | (0, 2, 1, 1, 2, 0) | b^I h^T | 1.23 M | 41.23 | 41.99 |"
 
 
+def test_the_course_of_a_phase_is_not_in_the_charts_of_growth_steps(folder: RunFolder):
+    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor.start_phase(2, Phase.TRAIN, SPEC, 40, 120)
+    monitor.curve(20, [classified("scenes", 10.0)])
+    monitor.evaluation(2, [classified("scenes", 20.0)])
+    monitor.close()
+    training, growth = (curves(folder.tensorboard / part) for part in ("training", "growth"))
+    assert training["zero_shot_in_training/scenes"] == training["zero_shot_in_training/mean"] == [(140, 10.0)]
+    assert growth["zero_shot/scenes"] == growth["zero_shot/mean"] == [(2, 20.0)]
+    assert not {tag.split("/")[0] for tag in training} & {tag.split("/")[0] for tag in growth}
+
+
 def test_a_phase_that_is_run_again_leaves_the_selection_before_it(folder: RunFolder):
     monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
     monitor.start_phase(2, Phase.SELECTION, SPEC, 40, 80)
