@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
@@ -22,6 +23,7 @@ from growclip_ds.reporting.runs import ReportedRun
 COLOURS = 10  # of Matplotlib's cycle, C0 to C9
 LINES = ("-", "--", "-.")  # of groups whose colours repeat
 MARKER = "o"
+LABEL, AXIS, ROW, TITLE_AN_INCH = 55, 45, 26, 11  # characters for which there is room
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def training_figure(comparison: Comparison, step: int) -> Figure:
                 (round(curve.end, 2), str(curve.phase)): None for curve in curves if curve.phase is not Phase.TRAIN
             }
         if drawn:
-            handles.append(Line2D([], [], color=colour, ls=line, marker=MARKER, ms=3, label=_plain_text(group.label)))
+            label = _plain_text(group.label, LABEL)
+            handles.append(Line2D([], [], color=colour, ls=line, marker=MARKER, ms=3, label=label))
     for end, phase in ends:
         axes.axvline(end, color="0.75", lw=0.8, ls=":", zorder=0)
         axes.annotate(
@@ -104,7 +107,7 @@ def training_figure(comparison: Comparison, step: int) -> Figure:
         )
     axes.set_xlim(left=0)
     axes.set_xlabel(f"epochs of growth step {step}")
-    axes.set_ylabel(_plain_text(f"{comparison.title_in_training} (%)"))
+    axes.set_ylabel(_plain_text(f"{comparison.title_in_training} (%)", AXIS))
     axes.grid(alpha=0.25)
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
@@ -152,8 +155,9 @@ def growth_figure(group: Group) -> Figure:
             _draw_dimensions(axes, record.architecture, before or record.architecture)
             axes.set_title(f"step {step}: {record.parameters / 1e6:.2f} M", fontsize=9)
             before = record.architecture
-        row[0].set_ylabel(_plain_text(run.name), fontsize=8)
-    figure.suptitle(_plain_text(f"Growth path, {group.label}"), fontsize=10)
+        row[0].set_ylabel(_plain_text(run.name, ROW), fontsize=8)
+    title = _plain_text(f"Growth path, {group.label}", int(TITLE_AN_INCH * figure.get_figwidth()))
+    figure.suptitle(title, fontsize=10)
     handles = [Patch(color=OLD, label="as before"), Patch(color=NEW, label="new in this step")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
@@ -179,6 +183,6 @@ def _draw_dimensions(axes: Axes, architecture: Architecture, before: Architectur
         axes.spines[side].set_visible(False)
 
 
-def _plain_text(text: str) -> str:
-    """What Matplotlib shows as it is: dollars would start a formula."""
-    return text.replace("$", r"\$")
+def _plain_text(text: str, width: int) -> str:
+    """What Matplotlib shows as it is, in lines of so many characters: dollars would start a formula."""
+    return textwrap.fill(text, width).replace("$", r"\$")

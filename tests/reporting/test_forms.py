@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from PIL import Image
 
 from growclip_ds.cli.program import main
@@ -204,6 +207,21 @@ def test_bars_of_a_growth_path(tmp_path: Path) -> None:
     )
     assert first[OLD] == [0, 1, 1, 1, 1, 0]
     assert second == {NEW: [1, 2, 1, 1, 1, 0], OLD: [0, 1, 1, 1, 1, 0]}  # the old ones in front
+
+
+def test_long_names_are_whole(tmp_path: Path) -> None:
+    run = write_growth(tmp_path / "a-run-of-which-the-name-says-lr0.0003-bs1536-beta0.6-seed0", (10.0, 20.0))
+    add_curve(run, 2, "train", [(5, 12.0), (20, 20.0)])
+    comparison = compare(read_runs([run]))
+    label = "GrowCLIP without PIM@1 and ST and GAS and PIM@3, training.optimizer=lamb, training.learning_rate=0.0003"
+    groups = [replace(comparison.groups[0], label=label)] * 2
+    for figure in (training_figure(replace(comparison, groups=groups), 2), growth_figure(groups[0])):
+        FigureCanvasAgg(figure).draw()
+        for text in figure.findobj(Text):
+            if any(map(str.isalpha, text.get_text())):  # and not a tick beyond the axes
+                box = text.get_window_extent()
+                assert 0 <= box.x0 <= box.x1 <= figure.bbox.x1, text
+                assert 0 <= box.y0 <= box.y1 <= figure.bbox.y1, text
 
 
 def test_command_writes_the_report_and_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
