@@ -124,6 +124,8 @@ class RunMonitor(Monitor):
         self._step, self._phase, self._first_iteration = step, phase, first_iteration
         self._progress = PhaseProgress(self.output, step, self.steps, phase, self.phases, done)
         self._starvation = StarvationWatch(self.workers)
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         is_new_step = phase is next(iter(phase_epochs(self.config, step))) and not done
         self.curves.start_phase(step, first_iteration + done, is_new_step)
         if done:
@@ -251,7 +253,7 @@ def _by_cause(tag: str, counts: Mapping[str, int]) -> dict[str, float]:
 
 
 def _memory() -> dict[str, float]:
-    """Of this rank in GiB: resident, and on its device the most since the engine was built."""
+    """Of this rank in GiB: resident, and on its device the most since the phase began."""
     memory = {"memory/resident_gib": psutil.Process().memory_info().rss / GIB}
     if torch.cuda.is_initialized():
         memory["memory/device_gib"] = torch.cuda.max_memory_allocated() / GIB

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
 from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import RunMonitor
 from growclip_ds.run.folder import RunFolder
-from tests.monitor.runs import BASE, SETS, SIZES, SPEC, candidates, config, wait_for_the_next_second
+from tests.monitor.runs import BASE, SETS, SIZES, SPEC, Progress, candidates, config, wait_for_the_next_second
 from tests.records import classified, retrieved
 
 
@@ -60,6 +61,20 @@ def test_phases_and_architectures_are_shown_where_they_begin(grown_run):
     assert [step for step, _ in training["architecture/supernet"]] == [41, 81]
     assert [step for step, _ in training["architecture/model"]] == [1, 121]
     assert "grown from | 0 | 1 | 1 | 1 | 1 | 0" in training["architecture/model/text_summary"][1][1].decode()
+
+
+def test_device_memory_is_the_most_of_each_phase(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    peak = [0]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 0))
+    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    for phase, first, gib in ((Phase.FINETUNE, 40, 3), (Phase.TRAIN, 80, 2)):
+        monitor.start_phase(2, phase, SPEC, 40, first)
+        peak[0] = max(peak[0], gib * 2**30)
+        monitor.progress(Progress(10, 40))
+    monitor.close()
+    assert curves(folder.tensorboard / "training")["memory/device_gib"] == [(50, 3.0), (90, 2.0)]
 
 
 def test_growth_steps_have_curves_of_their_own(grown_run):
