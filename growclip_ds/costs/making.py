@@ -11,7 +11,7 @@ from growclip_ds.architecture import ModelSizes
 from growclip_ds.config.config import Config
 from growclip_ds.config.deepspeed import DeepSpeedFile, ResolvedDeepSpeed, load_deepspeed_config, resolve
 from growclip_ds.costs.hardware import Hardware, load_hardware
-from growclip_ds.costs.plan import Plan
+from growclip_ds.costs.plan import Plan, all_known
 from growclip_ds.costs.speed import Speed
 from growclip_ds.costs.steps import Begun, GrowthSteps
 from growclip_ds.errors import InputError
@@ -65,8 +65,9 @@ def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> 
     _check(config, request)
     sizes = config.model.sizes(_vocabulary(config, run))
     begun = _begun(config, sizes, run)
-    known = begun.architectures
-    base, name = (known[-1], f"{begun.name}'s model") if known else (config.model.base, "model.base")
+    base, name = config.model.base, "model.base"
+    if begun.architectures:
+        base, name = begun.architectures[-1], f"{begun.name}'s model"
     require_base_within_limit(config, base, sizes.parameters_of, name)
     gpus = _gpus(config, request, begun)
     deepspeed = resolve(_deepspeed_file(request, run), config, gpus)
@@ -77,7 +78,7 @@ def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> 
     steps = GrowthSteps(config, sizes, tokens, deepspeed.accumulation_steps, begun)
     subsets = config.data.subsets if run is None else run.subsets(config)
     samples = tuple(subset.samples for subset in subsets[: config.num_growth_steps])
-    known = None if None in samples else samples
+    known = all_known(samples)
     speed = _speed(request, gpus, steps, hardware, deepspeed)
     return Plan(
         config=config,

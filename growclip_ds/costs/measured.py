@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from growclip_ds.config.config import Config, load_config
+from growclip_ds.config.config import load_config
 from growclip_ds.costs.speed import Speed
 from growclip_ds.costs.steps import GrowthSteps
 from growclip_ds.errors import InputError
@@ -41,7 +41,7 @@ def speed_so_far(run: Path, steps: GrowthSteps) -> Speed | None:
     folder = RunFolder(run)
     if not folder.config_file.exists():
         raise InputError(f"{run} holds no run (no config.yaml in it); name the --output-dir of one that has trained")
-    config: Config = load_config(folder.config_file)
+    config = load_config(folder.config_file)
     usable = [
         (record, record.training)
         for record in folder.records()

@@ -78,10 +78,6 @@ class Sharding:
             "persistence": "stage3_param_persistence_threshold",
             "sub_group": "sub_group_size",
         }
-        offloads = {
-            name: zero.get(key, {}).get("device", "none") == "cpu"
-            for name, key in (("offload_optimizer", "offload_optimizer"), ("offload_parameters", "offload_param"))
-        }
         return cls(
             stage=deepspeed.stage,
             ranks=ranks,
@@ -90,8 +86,9 @@ class Sharding:
             communication=BYTES[deepspeed.config.get("communication_data_type", deepspeed.precision)],
             contiguous=zero.get("contiguous_gradients", True),
             overlap=zero.get("overlap_comm"),
+            offload_optimizer=zero.get("offload_optimizer", {}).get("device") == "cpu",
+            offload_parameters=zero.get("offload_param", {}).get("device") == "cpu",
             **{name: int(zero[key]) for name, key in stated.items() if key in zero},
-            **offloads,
         )
 
     def at_stage(self, stage: int) -> Sharding:

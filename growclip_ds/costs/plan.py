@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.config.config import Config
@@ -16,6 +16,8 @@ from growclip_ds.costs.hardware import Hardware
 from growclip_ds.costs.memory import Load, Memory, Sharding, memory
 from growclip_ds.costs.speed import Speed
 from growclip_ds.costs.steps import GrowthSteps, Path, PhaseCost
+
+T = TypeVar("T")
 
 STAGES = (1, 2, 3)
 RESERVED = 0.1  # share of a GPU's memory that is left to CUDA, NCCL and fragmentation
@@ -97,7 +99,7 @@ class Plan:
 
     @property
     def known_samples(self) -> tuple[int, ...] | None:
-        return None if None in self.samples else self.samples  # type: ignore[return-value]
+        return all_known(self.samples)
 
     @property
     def models_memory(self) -> bool:
@@ -280,6 +282,12 @@ class Plan:
         )
 
 
+def all_known(values: Sequence[T | None]) -> tuple[T, ...] | None:
+    """The values; None where one of them is not known."""
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else None
+
+
 def _total(values: Sequence[float | None]) -> float | None:
-    """The sum; None where one is not known."""
-    return None if None in values else sum(values)  # type: ignore[arg-type]
+    known = all_known(values)
+    return None if known is None else sum(known)

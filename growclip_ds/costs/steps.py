@@ -190,7 +190,7 @@ class GrowthSteps:
         # Without a limit, more of anything costs more, now and in all later steps.
         return [space.base, space.supernet] if self.config.growth.max_parameters is None else space.candidates
 
-    def _extreme(self, better: Callable[..., float], samples: Sequence[int] | None) -> Path:
+    def _extreme(self, better: Callable[..., Path], samples: Sequence[int] | None) -> Path:
         """By trying all paths, with those that have come to the same architecture tried once.
 
         Iterations of an interrupted phase that are done count as well, on all paths alike.
@@ -198,19 +198,15 @@ class GrowthSteps:
         pairs = [1] * self.count if samples is None else samples
         arrived = [sum(pairs[:step]) for step in range(1, self.count + 1)]
 
-        def cost(phases: Sequence[PhaseCost]) -> float:
-            return sum(phase.epochs * phase.flops * arrived[phase.step - 1] for phase in phases)
+        def cost(path: Path) -> float:
+            return sum(phase.epochs * phase.flops * arrived[phase.step - 1] for phase in path.phases)
 
-        first = self.phases(1, self.base, self.base)
-        ends = {self.base: (cost(first), (self.base,), tuple(first))}
+        ends = {self.base: Path((self.base,), tuple(self.phases(1, self.base, self.base)))}
         for step in range(2, self.count + 1):
-            following: dict[Architecture, tuple[float, tuple[Architecture, ...], tuple[PhaseCost, ...]]] = {}
-            for base, (before, path, phases) in ends.items():
+            following: dict[Architecture, Path] = {}
+            for base, path in ends.items():
                 for chosen in self._choices(step, base):
-                    added = self.phases(step, base, chosen)
-                    end = before + cost(added), (*path, chosen), (*phases, *added)
-                    known = following.get(chosen)
-                    following[chosen] = end if known is None else better(known, end, key=lambda one: one[0])
+                    longer = Path((*path.architectures, chosen), (*path.phases, *self.phases(step, base, chosen)))
+                    following[chosen] = better(following.get(chosen, longer), longer, key=cost)
             ends = following
-        _, architectures, phases = better(ends.values(), key=lambda one: one[0])
-        return Path(architectures, phases)
+        return better(ends.values(), key=cost)

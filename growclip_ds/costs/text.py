@@ -106,13 +106,10 @@ def _candidates(plan: Plan, steps: Sequence[int], base: Architecture, all_of_the
     if beyond:
         title += f", {beyond} beyond max_parameters {plan.config.growth.max_parameters:,}"
     table = plain_table(title)
-    for name, justify in (
-        ("candidate", "left"),
-        ("grows", "left"),
-        ("parameters", "right"),
-        ("GFLOP per pair", "right"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=True)
+    for name in ("candidate", "grows"):
+        table.add_column(name, no_wrap=True)
+    for name in ("parameters", "GFLOP per pair"):
+        table.add_column(name, justify="right", no_wrap=True)
     if beyond:
         table.add_column("", no_wrap=True)
     for place, row in enumerate(rows):

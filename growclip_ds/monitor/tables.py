@@ -122,8 +122,7 @@ def _candidates_table(summaries: Sequence[StepSummary]) -> Table:
     sets = dict.fromkeys(summary.selection_set for summary in summaries if summary.selection_set)
     table = plain_table(f"Best candidates by accuracy{' on ' if sets else ''}{' and '.join(sets)} and by size (Eq. 7)")
     for name in ("step", "rank", "candidate", "grows", "parameters", "accuracy", "metric"):
-        justify = "left" if name in ("rank", "candidate", "grows") else "right"
-        table.add_column(name, justify=justify, no_wrap=True)
+        table.add_column(name, justify="left" if name in ("rank", "candidate", "grows") else "right", no_wrap=True)
     for summary in summaries:
         if not summary.candidates:
             continue
