@@ -18,16 +18,9 @@ from benchmarks.study.runs import (
     SEEDS,
     Plan,
 )
+from growclip_ds.reporting.groups import METHODS as TITLES
 from growclip_ds.reporting.table import Column, Spread, Table, count_column, number_column, text_column
 
-TITLES = {
-    "growclip": "GrowCLIP",
-    "tfs": "TFS",
-    "twp": "TWP",
-    "sap": "SAP",
-    "msclip": "MS-CLIP",
-    "nas": "NAS",
-}
 SETS = {"scenes_objects": "objects, top-1", "scenes_retrieval": "retrieval, R@1"}
 
 

@@ -13,8 +13,8 @@ from growclip_ds.costs.hardware import GIB
 from growclip_ds.costs.plan import RESERVED, Plan
 from growclip_ds.costs.steps import Path, PhaseCost
 from growclip_ds.growth.phases import Phase
-from growclip_ds.monitor.tables import NONE, plain_table
-from growclip_ds.monitor.words import LEGEND, SYMBOLS, grown, millions
+from growclip_ds.monitor.tables import plain_table
+from growclip_ds.monitor.words import LEGEND, NONE, SYMBOLS, grown, millions
 
 _EXTREMES = 3  # candidates shown at each end, where not all are
 

@@ -15,8 +15,8 @@ from growclip_ds.architecture import HEAD_WIDTH, STEM_CHANNELS
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_bytes
 from growclip_ds.inspection.inspection import Growth, Inspected, InspectedRun, Model
-from growclip_ds.monitor.tables import NONE, plain_table
-from growclip_ds.monitor.words import LEGEND, SYMBOLS, duration, millions
+from growclip_ds.monitor.tables import plain_table
+from growclip_ds.monitor.words import LEGEND, NONE, SYMBOLS, duration, millions
 
 _WIDEST = 36  # characters of the widest layer's bar
 _SHOWN = 6  # tensors listed of each kind

@@ -17,13 +17,12 @@ from rich.text import Text
 from growclip_ds.architecture import Architecture
 from growclip_ds.growth.selection import Candidate, best_first
 from growclip_ds.monitor.summary import StepSummary
-from growclip_ds.monitor.words import LEGEND, SYMBOLS, duration, grown, millions, smallest
+from growclip_ds.monitor.words import LEGEND, NONE, SYMBOLS, duration, grown, millions, smallest
 
 WIDTH = 100  # columns, where the output is no terminal
 FOLDED = 12  # characters in a line of a column that may be folded, at least
 MOST_SET_COLUMNS = 2  # beyond, the sets have a table of their own
 BEST_CANDIDATES = 3
-NONE = "–"
 _GAP, _EDGE = 3, 1  # blanks between columns and beside them, as `plain_table` has them
 _FILLED_UP = re.compile(r"(?: |\x1b\[[\d;]*m)+$", re.MULTILINE)  # with blanks, as Rich does, in the text's style
 

@@ -7,6 +7,7 @@ from dataclasses import astuple
 
 from growclip_ds.architecture import Architecture
 
+NONE = "–"  # in place of a figure that there is not
 SYMBOLS = ("l^I", "b^I", "h^I", "b^T", "h^T", "b^S")
 LEGEND = "l^I convolutions, b^I h^I image and b^T h^T text blocks and heads, b^S shared blocks"
 

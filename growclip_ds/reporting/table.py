@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from growclip_ds.architecture import Architecture
+from growclip_ds.monitor.words import NONE
 
-NONE = "–"
 NOT_RECORDED = "not recorded"
 
 
