@@ -76,6 +76,7 @@ class Trainer:
         """
         lap = _Lap()
         stream = self.stream
+        self.watch.reached(f"iteration {stream.start_iteration + 1}")  # waiting for its batch is watched too
         for iteration, batches in enumerate(lap.waiting_for(iter(stream)), start=stream.start_iteration):
             size = stream.order.batch_size(iteration)
             self.watch.reached(f"iteration {iteration + 1}")
@@ -97,6 +98,7 @@ class Trainer:
                         self.evaluate(done)
                     except Stopped:
                         stopping = True
+                self.watch.reached(f"iteration {done}")
             if done < stream.iterations and (stopping or due or self.keeper.is_due(done)):
                 self.keeper.write(done, now=stopping)
                 if stopping:
