@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import resource
 import signal
 import subprocess
@@ -332,6 +333,15 @@ def test_a_failure_to_read_is_no_damage(tmp_path: Path, method: str, monkeypatch
     with pytest.raises(InputError, match="cannot be read: Stale file handle") as caught:
         Checkpoint(tmp_path / "state").verify()
     assert not isinstance(caught.value, DamagedError)
+
+
+def test_a_file_that_is_cut_while_it_is_read_ends_in_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "state", {"a": torch.ones(2), "b": torch.ones(10_000)})
+    checkpoint = Checkpoint(tmp_path / "state")
+    checkpoint.read("a")
+    os.truncate(tmp_path / "state" / "weights-00000-of-00001.safetensors", 4096)
+    with pytest.raises(DamagedError, match=r"b cannot be read \(the file ends at byte 4096\)"):
+        checkpoint.read("b")
 
 
 def test_a_bf16_model_is_kept_in_fp32(tmp_path: Path) -> None:
