@@ -24,6 +24,8 @@ from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.spec import GrowCLIPSpec, ModelSpec
 
+MOST_OPEN = 64  # files of a checkpoint at a time: as many as ranks have written it, and a process may have 1,024
+
 
 class DamagedError(InputError):
     """What is on the disk is not what was written: proof, not a failure to read it."""
@@ -138,6 +140,8 @@ class Checkpoint(ModelWeights):
         file = self.folder / entry["file"]
         try:
             if entry["file"] not in self._open:
+                if len(self._open) >= MOST_OPEN:
+                    self._open.pop(next(iter(self._open))).close()
                 self._open[entry["file"]] = SafetensorsReader(file)
             tensor = self._open[entry["file"]].read(name)
         except OSError as error:
