@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped:
         code = STOPPED
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"train.py: stopped as asked; the same command goes on (exit code {STOPPED})", flush=True)
+            print(f"train.py: stopped on request; run the same command to resume (exit code {STOPPED})", flush=True)
     except BaseException as error:  # perhaps on this rank alone, and the others wait for it
         watch.fail(error)
     watch.close()
@@ -56,19 +56,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a GrowCLIP through its growth steps; started again, a run goes on with what is unfinished.",
-        epilog="Rank and world size come from the environment, as the deepspeed launcher and torchrun set it. "
-        "SIGTERM, SIGUSR1 and Ctrl-C end the run after the iteration, with a checkpoint and exit code 75.",
+        description="Train a GrowCLIP through its growth steps. The same command resumes an interrupted run.",
+        epilog="Rank and world size come from the environment, as set by the deepspeed launcher or torchrun. "
+        "SIGTERM, SIGUSR1 and Ctrl-C end the run after the current iteration, with a checkpoint and exit code 75.",
     )
-    parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="ZeRO stage, precision, offloading")
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
+    parser.add_argument(
+        "--deepspeed_config", required=True, metavar="FILE", help="DeepSpeed file: ZeRO stage, precision, offloading"
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="the run's configuration, such as configs/cc12m.yaml"
+    )
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="the run's folder (default: runs/CONFIG)")
     parser.add_argument(
         "--method", metavar="NAME", help="growclip, tfs, twp, sap, msclip or nas (default: the configuration's)"
     )
-    parser.add_argument("--growth-step", type=int, metavar="N", help="run this growth step only")
+    parser.add_argument("--growth-step", type=int, metavar="N", help="run only this growth step")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # LOCAL_RANK says the same
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings to override, as YAML values"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""GrowCLIP-DS: contrastive language-image pre-training that grows with its data, on DeepSpeed."""
+"""GrowCLIP-DS: contrastive language-image models that grow with their data, trained on DeepSpeed."""
 
 from __future__ import annotations
 

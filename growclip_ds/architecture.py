@@ -1,4 +1,4 @@
-"""An architecture is six integers; here is everything that follows from them.
+"""Architectures: six integers, and everything that follows from them.
 
 No torch: candidates are listed, compared and counted without building a model. The layout is the one
 that reproduces the parameter counts of the paper's Tables 3, 5, 8 and 9.
@@ -39,7 +39,7 @@ class ModelSizes:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field.name} must be a positive whole number, not {value!r}")
+                raise ValueError(f"{field.name} must be a positive integer, not {value!r}")
 
     @property
     def image_tokens(self) -> int:
@@ -81,7 +81,7 @@ class Architecture:
         for name, value in self.items():
             least = 1 if name.endswith("heads") else 0
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+                raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
 
     def __str__(self) -> str:
         return f"({', '.join(map(str, astuple(self)))})"

@@ -1,4 +1,4 @@
-"""What an evaluation finds, in percent."""
+"""Results of an evaluation, in percent."""
 
 from __future__ import annotations
 

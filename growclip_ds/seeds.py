@@ -1,4 +1,4 @@
-"""Seeds by name: the same on every rank and after a resume, whatever else is drawn."""
+"""Named seeds: the same on every rank and after a resume, whatever else is drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a scheduler that wants the machines back, or by hand (`kill -USR1`, Ctrl-C)."""
+"""Requests to stop: from a scheduler that wants the machines back, or by hand (`kill -USR1`, Ctrl-C)."""
 
 from __future__ import annotations
 

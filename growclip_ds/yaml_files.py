@@ -1,7 +1,7 @@
-"""YAML as people write it: version 1.2's plain scalars, no key twice, no Python objects.
+"""YAML with version 1.2's plain scalars, no duplicate keys and no Python objects.
 
-PyYAML follows version 1.1, where `1e-3` is a string, `off` is false and `010` is eight, and of two equal keys it keeps
-the last without a word.
+PyYAML follows version 1.1, where `1e-3` is a string, `off` is false and `010` is eight, and it silently keeps the last
+of two equal keys.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
             return int(node.value)  # PyYAML takes a leading zero for octal
         except ValueError:  # tagged !!int by hand, or longer than Python converts
             raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value[:40]!r} is no whole number", node.start_mark
+                None, None, f"{node.value[:40]!r} is not an integer", node.start_mark
             ) from None
 
 

@@ -23,7 +23,7 @@ home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 ((is_job)) && home=$SLURM_SUBMIT_DIR
 GROWCLIP_HOME=${GROWCLIP_HOME:-$home}
 if [[ ! -f $GROWCLIP_HOME/slurm/common.sh ]]; then
-  echo "$SCRIPT: error: there is no $GROWCLIP_HOME/slurm/common.sh: start from the project's folder, or set GROWCLIP_HOME to it" >&2
+  echo "$SCRIPT: error: there is no $GROWCLIP_HOME/slurm/common.sh: run it from the project's folder, or set GROWCLIP_HOME to it" >&2
   exit 2
 fi
 # shellcheck source=slurm/common.sh

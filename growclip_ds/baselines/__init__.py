@@ -1,1 +1,1 @@
-"""What GrowCLIP is compared with."""
+"""The methods that GrowCLIP is compared with."""

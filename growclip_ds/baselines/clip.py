@@ -98,11 +98,11 @@ def clip_config(architecture: Architecture, sizes: ModelSizes, end_of_text: int)
     """
     if end_of_text == _OLD_END_OF_TEXT:
         raise InputError(
-            f"the tokenizer ends captions with token {end_of_text}, which for transformers' CLIP stands for the "
-            "largest token of a caption: take another tokenizer (data.tokenizer), or baselines.model growclip"
+            f"the tokenizer ends captions with token {end_of_text}, for which transformers' CLIP takes the "
+            "largest token of a caption instead: use another tokenizer (data.tokenizer), or baselines.model growclip"
         )
     if architecture.conv_layers or architecture.shared_blocks:
-        raise ValueError(f"{architecture} is no CLIP's: it has convolutional layers or shared blocks; set both to 0")
+        raise ValueError(f"{architecture} is not a CLIP's: it has convolutional layers or shared blocks; set both to 0")
 
     def tower(width: int, blocks: int) -> dict[str, int]:
         heads = {"num_hidden_layers": blocks, "num_attention_heads": width // HEAD_WIDTH}

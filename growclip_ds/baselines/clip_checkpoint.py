@@ -1,4 +1,4 @@
-"""CLIP checkpoints in Hugging Face format. Weights are read as safetensors alone, and a wrong tensor is named."""
+"""CLIP checkpoints in Hugging Face format. Weights are read from safetensors only; errors name the wrong tensor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_clip_config(folder: Path | str) -> CLIPConfig:
         if rate := getattr(config, tower).attention_dropout:
             raise InputError(
                 f"{Path(folder) / 'config.json'}: {tower} has attention_dropout {rate}, but models are trained without "
-                "dropout, so that a run that is interrupted goes on as it would have; set it to 0.0"
+                "dropout, so that an interrupted run resumes exactly; set it to 0.0"
             )
     require_pixels(folder)
     return config
@@ -83,15 +83,18 @@ def require_pixels(folder: Path | str) -> None:
         theirs = given[name]
         if len(theirs) != len(ours) or any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
             raise InputError(
-                f"{file}: {name} is {theirs}, but pictures are normalised as CLIP's are, by {ours}: the model would "
-                "see other pictures than those that it was trained on; take one that was trained on these"
+                f"{file}: {name} is {theirs}, but images are normalised with CLIP's {ours}: the model would see "
+                "other pixels than in its training; use one that was trained with these"
             )
 
 
 def _outline(folder: Path | str) -> FixedCLIP:
     """The model of a folder's configuration, on the meta device."""
     with _explained(folder), torch.device("meta"):
-        return FixedCLIP(CLIPConfig.from_pretrained(Path(folder)))
+        stated, _ = CLIPConfig.get_config_dict(Path(folder))
+        if stated.get("model_type", CLIPConfig.model_type) != CLIPConfig.model_type:  # of which transformers only warns
+            raise ValueError(f"its model_type is {stated['model_type']!r}")
+        return FixedCLIP(CLIPConfig.from_dict(stated))
 
 
 def _found(folder: Path, model: nn.Module) -> Iterator[tuple[nn.Parameter, Callable[[], Tensor]]]:

@@ -1,7 +1,7 @@
-"""What the weights of a fixed CLIP are drawn from: the deviations that GrowCLIP's weights have, by CLIP's names.
+"""Initial weights of a fixed CLIP: the standard deviations of GrowCLIP's weights, by CLIP's names.
 
-The methods are not to differ in them. In blocks they are those of CLIP's reference implementation; `transformers` has
-those of queries, keys and values and that of the attention's output the other way round.
+The methods must not differ in them. In blocks they are those of CLIP's reference implementation; `transformers` swaps
+those of queries, keys and values with that of the attention output.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def initial_tensor(name: str, shape: Shape, config: CLIPConfig, seed: int | str)
     Args:
         name: the parameter's name in `CLIPModel`.
         shape: its shape; the temperature's is (1,).
-        config: of the model, whose depths set the scale.
-        seed: of the draw, together with the name.
+        config: the model's configuration, whose depths set the scale.
+        seed: seed of the draw, together with the name.
     """
     if is_vector(name):
         return initial_vector(name, shape)

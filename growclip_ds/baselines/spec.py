@@ -1,4 +1,4 @@
-"""The fixed CLIP before it is built."""
+"""The spec of the fixed CLIP: a model that is not built yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CLIPSpec:
     """A `FixedCLIP`; see `ModelSpec`.
 
     Attributes:
-        config: of the model.
+        config: the model's configuration.
     """
 
     kind: ClassVar[Literal["growclip", "clip"]] = "clip"

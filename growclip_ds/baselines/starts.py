@@ -1,4 +1,4 @@
-"""How a fixed model's weights come into a growth step from the one before: continued, or shrunk and perturbed."""
+"""How a fixed model's weights enter a growth step from the one before: continued, or shrunk and perturbed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def continued(spec: ModelSpec, read: Callable[[str], Tensor]) -> Weights:
     """Every tensor as the last step left it (TWP).
 
     Args:
-        spec: of the model.
+        spec: the model's spec.
         read: gives a tensor of the last step's model by name.
     """
     return ((name, read(name)) for name in spec.shapes)
@@ -27,10 +27,10 @@ def shrunk_and_perturbed(spec: ModelSpec, read: Callable[[str], Tensor], pim: PI
     models, so that the methods differ in nothing else.
 
     Args:
-        spec: of the model.
+        spec: the model's spec.
         read: gives a tensor of the last step's model by name.
         pim: β and γ.
-        seed: of the draw.
+        seed: seed of the draw.
     """
     for name, drawn in spec.initial(seed):
         yield name, pim.blend(read(name).to(drawn.dtype), drawn, spec.is_vector(name))

@@ -1,1 +1,1 @@
-"""The one format on disk."""
+"""The checkpoint format."""

@@ -1,8 +1,8 @@
-"""The one format on disk: named tensors that know nothing of ranks, ZeRO stages or engines.
+"""The checkpoint format: named tensors, independent of ranks, ZeRO stages and engines.
 
-A checkpoint is a folder with one safetensors file a writing rank and `weights.json`, which says which file holds each
-tensor, its checksum, and what the weights are of. It serves resume, growth, evaluation and export; a run's moments are
-tensors of the same checkpoint under names of their own. It is written and read a tensor at a time.
+A checkpoint is a folder with one safetensors file per writing rank and `weights.json`, which gives the file and the
+checksum of each tensor and describes the model. It serves resuming, growth, evaluation and export; a run's moments are
+tensors of the same checkpoint under names of their own. It is written and read one tensor at a time.
 """
 
 from __future__ import annotations
@@ -237,4 +237,4 @@ def _size(file: Path) -> int | None:
 
 def _unreadable(file: Path, error: OSError) -> InputError:
     """Says nothing about what was written."""
-    return InputError(f"{file} cannot be read: {error.strerror or error}; see whether its disk is well, then try again")
+    return InputError(f"{file} cannot be read: {error.strerror or error}; check its disk, then try again")

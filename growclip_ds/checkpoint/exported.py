@@ -146,5 +146,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}); copy the folder again") from error
     if not isinstance(value, dict):
-        raise InputError(f"{file}: no JSON object; copy the folder again")
+        raise InputError(f"{file}: not a JSON object; copy the folder again")
     return value

@@ -1,7 +1,7 @@
-"""A safetensors file written and read a tensor at a time.
+"""Safetensors files, written and read one tensor at a time.
 
-The library's own writer wants all of them in memory at once. Its reader maps the file, and where a page of that cannot
-be brought in, as of a disk that fails, a stale handle or a file that was cut, the system ends the process with SIGBUS.
+The library's own writer needs all tensors in memory at once. Its reader maps the file into memory: if a page cannot be
+read, because of a failing disk, a stale file handle or a truncated file, the process dies of SIGBUS, without a message.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class SafetensorsWriter:
 
 
 class SafetensorsReader:
-    """Reads tensors when asked for, with ordinary reads. The file stays open until `close`, or as long as this lives.
+    """Reads single tensors of a file, with ordinary reads. The file is open until `close`, or while this object lives.
 
     Args:
         path: of the file.

@@ -1,4 +1,4 @@
-"""Writing a checkpoint in three parts, the longest of which needs no other rank and may go on beside the training."""
+"""Writing a checkpoint in three parts; the longest needs no other rank and can run in the background."""
 
 from __future__ import annotations
 

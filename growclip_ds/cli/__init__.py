@@ -1,1 +1,1 @@
-"""The command line, `growclip`: a subcommand each. Nothing here imports torch before a subcommand runs."""
+"""The command line, `growclip`, a file per subcommand. Nothing here imports torch before a subcommand runs."""

@@ -1,4 +1,4 @@
-"""`growclip completion`: a script by which a shell completes commands, options and files. Imports no torch."""
+"""`growclip completion`: print a script for shell completion. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _FILES = ("FILE", "LIST", "MODEL", "SHARDS", "DATA", "SET")
 
 def add_completion_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.description = "Prints a script that teaches your shell to complete growclip's commands, options and files."
+    parser.description = "Prints a script with which your shell completes growclip's commands, options and files."
     parser.epilog = (
-        "For bash, with the bash-completion package, and for zsh, with the folder in $fpath:\n\n"
+        "For bash with the bash-completion package, and for zsh with the folder in $fpath:\n\n"
         "  growclip completion bash > ~/.local/share/bash-completion/completions/growclip\n"
         "  growclip completion zsh > ~/.zfunc/_growclip"
     )

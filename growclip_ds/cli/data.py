@@ -1,4 +1,4 @@
-"""`growclip data`: the built-in scenes, a run's list of data subsets, and what is in them."""
+"""`growclip data`: generate the built-in scenes, maintain lists of data subsets, check and stage data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_SHOWN = 10  # broken samples that are printed
+_SHOWN = 10  # broken samples to print
 _BAR = 40  # characters of the longest bar of a histogram
 
 
 def add_data_commands(parser: argparse.ArgumentParser) -> None:
     """Adds `scenes`, `add`, `check` and `stage`."""
-    parser.description = "Makes, lists and checks the data of runs: webdataset shards of pictures and captions."
+    parser.description = "Generates, lists, checks and copies training data: webdataset shards of images and captions."
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_data_add(commands)
     _add_data_check(commands)
@@ -34,26 +34,26 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
 def _add_data_add(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "add",
-        help="append a subset to a run's list of data, or extend one",
-        description="Indexes and counts the shards of a new data subset and appends it to LIST, which is made if it "
-        "is not there. A run whose configuration says `data: {subsets: LIST}` trains on its first t subsets in growth "
-        "step t. Shards that are in LIST already, under whatever path, are refused. --extend puts more shards into the "
-        "subset NAME that LIST has, which is for one that no run has used yet.",
+        help="append a subset to a list of data, or extend one",
+        description="Indexes and counts the shards of a new data subset and appends it to LIST, which is created if it "
+        "does not exist. A run configured with `data: {subsets: LIST}` trains on its first t subsets in growth step t. "
+        "Shards that are already in LIST, under whatever path, are refused. --extend adds the shards to the subset "
+        "NAME of LIST instead; use it only for a subset that no run has used yet.",
         epilog="Examples:\n\n"
         "  growclip data add data/mine.yaml first /data/first/*.tar\n"
         "  growclip data add data/mine.yaml second 's3://bucket/second/{00000..00310}.tar'\n"
         "  growclip data add data/mine.yaml second 's3://bucket/week2/{00000..00031}.tar' --extend",
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="the list, a YAML file")
-    parser.add_argument("name", metavar="NAME", help="of the new subset, or with --extend of one in LIST")
+    parser.add_argument("name", metavar="NAME", help="the new subset's name, or with --extend that of one in LIST")
     parser.add_argument(
         "shards",
         nargs="+",
         metavar="SHARDS",
         help="a folder, tars, a glob or a brace pattern ({00000..00310}.tar); to stream them, a brace pattern of "
-        "addresses (https://…, s3://…, pipe:command)",
+        "URLs (https://…, s3://…, pipe:command)",
     )
-    parser.add_argument("--extend", action="store_true", help="put the shards into the subset NAME, which LIST has")
+    parser.add_argument("--extend", action="store_true", help="add the shards to the subset NAME of LIST")
     parser.set_defaults(run=_data_add)
 
 
@@ -75,24 +75,24 @@ def _data_add(options: argparse.Namespace) -> int:
 def _add_data_check(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "check",
-        help="read all data once and report what is in it",
-        description="Reads, decodes and measures every sample once: counts, sizes, caption lengths, broken samples. "
-        "The exit code is 1 if more are broken than --max-broken-share.",
+        help="read all data once and report on it",
+        description="Reads and decodes every sample once, and reports counts, sizes, caption lengths, broken samples. "
+        "The exit code is 1 if more samples are broken than --max-broken-share.",
         epilog="Examples:\n\n"
         "  growclip data check data/mine.yaml --broken broken.jsonl\n"
         "  growclip data check '/data/first/*.tar' --tokenizer openai/clip-vit-base-patch32 --json",
     )
     parser.add_argument("shards", nargs="+", metavar="DATA", help="lists (.yaml) or shards, as for `data add`")
-    parser.add_argument("--tokenizer", metavar="NAME", help="name or folder: measure captions in tokens, not words")
-    parser.add_argument("--context-length", type=int, metavar="N", default=77, help="most tokens of a caption")
     parser.add_argument(
-        "--max-broken-share", type=float, metavar="SHARE", default=0.01, help="share of the samples that may be broken"
+        "--tokenizer", metavar="NAME", help="name or folder of a tokenizer: measure captions in tokens, not words"
     )
-    parser.add_argument("--broken", type=Path, metavar="FILE", help="write the broken samples, a JSON object a line")
+    parser.add_argument("--context-length", type=int, metavar="N", default=77, help="maximum tokens per caption")
+    parser.add_argument(
+        "--max-broken-share", type=float, metavar="SHARE", default=0.01, help="tolerated share of broken samples"
+    )
+    parser.add_argument("--broken", type=Path, metavar="FILE", help="write the broken samples as JSON lines")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", default=_processors(), help="processes that read and decode"
-    )
+    parser.add_argument("--workers", type=int, metavar="N", default=_processors(), help="number of processes")
     parser.set_defaults(run=_data_check)
 
 
@@ -174,21 +174,21 @@ def _summary(numbers: dict) -> str:
 def _add_data_scenes(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "scenes",
-        help="write the built-in captioned pictures",
-        description="Draws captioned pictures of coloured shapes: OUT/train/subset_1, … as webdataset shards, and "
+        help="generate the built-in captioned images",
+        description="Draws captioned images of coloured shapes: OUT/train/subset_1, … as webdataset shards, and "
         "OUT/eval/scenes_objects, scenes_selection (zero-shot classification) and scenes_retrieval. The same "
-        "arguments give the same bytes; what is there already is not written again.",
+        "arguments give the same bytes; existing files are not written again.",
         epilog="Example, the data of configs/demo.yaml:\n\n"
         "  growclip data scenes data/scenes --samples 6000 --subsets 3 --size 64",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
-    parser.add_argument("--samples", type=int, metavar="N", default=6000, help="training pairs in all subsets together")
-    parser.add_argument("--subsets", type=int, metavar="N", default=3, help="parts to divide the training pairs into")
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="what everything is drawn from")
-    parser.add_argument("--size", type=int, metavar="N", default=96, help="side of the pictures in pixels")
-    parser.add_argument("--shard-size", type=int, metavar="N", default=1000, help="most samples of a shard")
-    parser.add_argument("--eval-samples", type=int, metavar="N", default=960, help="pictures of each evaluation set")
-    parser.add_argument("--workers", type=int, metavar="N", default=_processors(), help="processes that draw")
+    parser.add_argument("--samples", type=int, metavar="N", default=6000, help="training pairs over all subsets")
+    parser.add_argument("--subsets", type=int, metavar="N", default=3, help="number of training subsets")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="random seed")
+    parser.add_argument("--size", type=int, metavar="N", default=96, help="height and width of the images in pixels")
+    parser.add_argument("--shard-size", type=int, metavar="N", default=1000, help="maximum samples per shard")
+    parser.add_argument("--eval-samples", type=int, metavar="N", default=960, help="images per evaluation set")
+    parser.add_argument("--workers", type=int, metavar="N", default=_processors(), help="number of processes")
     parser.set_defaults(run=_data_scenes)
 
 
@@ -223,15 +223,21 @@ def _data_scenes(options: argparse.Namespace) -> int:
 def _add_data_stage(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "stage",
-        help="copy a run's local shards to this machine's own disk",
-        description="Copies the local shards that a run trains on to DIR, as DIR/PATH/OF/THE/SHARD.tar; what is there "
-        "already stays. `data.staged=DIR` then reads them there.",
+        help="copy a run's shards to this machine's local disk",
+        description="Copies the local shards that a run trains on to DIR, as DIR/PATH/OF/THE/SHARD.tar, unless they "
+        "are there unchanged. With `data.staged=DIR` a run reads the copies.",
         epilog="Example:\n\n  growclip data stage --to /local/disk --config configs/mine.yaml",
     )
-    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="on the machine's own disk")
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
-    parser.add_argument("--growth-step", type=int, metavar="N", help="what this growth step needs (default: the last)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
+    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="a folder on this machine's local disk")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="the run's configuration, such as configs/cc12m.yaml"
+    )
+    parser.add_argument(
+        "--growth-step", type=int, metavar="N", help="copy what this growth step needs (default: the last)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings to override, as YAML values"
+    )
     parser.set_defaults(run=_data_stage)
 
 

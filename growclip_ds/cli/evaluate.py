@@ -1,4 +1,4 @@
-"""`growclip evaluate`: zero-shot classification and retrieval of a checkpoint, on one process or many ranks."""
+"""`growclip evaluate`: zero-shot classification and retrieval with a checkpoint, on one process or many ranks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.description = (
         "Evaluates a model zero-shot on sets in CLIP-benchmark's webdataset layout: classification with the prompts of "
-        "each class averaged (top-1, top-5, mean per class), retrieval both ways (R@1, 5, 10). Every set's result is "
-        "kept; started again, an interrupted evaluation goes on with the sets that it lacks. Runs alone, or under "
-        "torchrun, deepspeed or srun on many ranks, which share the work."
+        "each class averaged (top-1, top-5, mean per class), retrieval in both directions (R@1, 5, 10). Every set's "
+        "result is stored, so an interrupted evaluation continues with the missing sets. Runs as one process, or on "
+        "many ranks under torchrun, deepspeed or srun."
     )
     parser.epilog = (
         "Examples:\n\n"
@@ -54,20 +54,22 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="SET",
         default=[],
-        help="folders or addresses of sets; with --config, names of those of its sets to take (default: all those of "
-        "--config, or those that the run reports)",
+        help="folders or URLs of sets; with --config, names of sets in that list (default: all of --config, or "
+        "those that the run reports)",
     )
     parser.add_argument("--config", metavar="FILE", help="a list of sets, such as configs/eval/paper.yaml")
-    parser.add_argument("--root", metavar="DIR", help="where the list's sets are, in place of what it says")
-    parser.add_argument("--tokenizer", metavar="NAME", help="folder or name (default: that beside the model)")
+    parser.add_argument("--root", metavar="DIR", help="the folder of the list's sets, overriding the list's own")
     parser.add_argument(
-        "--batch-size", type=int, default=256, metavar="N", help="pictures or prompts a rank encodes at once"
+        "--tokenizer", metavar="NAME", help="folder or name of a tokenizer (default: that beside the model)"
     )
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one"
+        "--batch-size", type=int, default=256, metavar="N", help="images or prompts per forward pass of a rank"
     )
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: a GPU if there is one)"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the model (default: fp32)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file; - prints them instead")
     parser.add_argument(
@@ -82,7 +84,7 @@ def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
         "--results",
         type=Path,
         metavar="DIR",
-        help="where each set's result is kept (default: evaluation/ beside the model)",
+        help="folder of the stored results (default: evaluation/ beside the model)",
     )
     parser.set_defaults(run=_evaluate)
 
@@ -173,7 +175,7 @@ def _load_sets(options: argparse.Namespace, subject: Subject) -> list[Evaluation
         sets.append(load_evaluation_set(*place))
         names = [dataset.name for dataset in sets]
         if names.count(names[-1]) > 1:
-            raise InputError(f"two sets are called {names[-1]!r}; name them apart in a list (--config)")
+            raise InputError(f"two sets are called {names[-1]!r}; give them different names in a list (--config)")
     return sets
 
 
@@ -198,7 +200,7 @@ def _tensorboard_folder(given: Path | None, subject: Subject) -> Path | None:
     if given != Path():
         return given
     if subject.run is None:
-        raise InputError(f"{subject.folder} belongs to no run; name the folder: --tensorboard DIR")
+        raise InputError(f"{subject.folder} does not belong to a run; name the folder: --tensorboard DIR")
     return subject.run.tensorboard / "evaluation"
 
 

@@ -1,4 +1,4 @@
-"""`growclip export`: a trained model as a Hugging Face model folder."""
+"""`growclip export`: write a trained model as a Hugging Face model folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def add_export_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.description = (
         "Writes a trained model as a Hugging Face model folder: weights, configuration, tokenizer, image processor, "
-        "the model's code and a model card. transformers loads it after `import growclip_ds`, or anywhere with "
-        "trust_remote_code=True; a baseline's CLIP is a plain CLIPModel."
+        "the model's code and a model card. transformers loads it after `import growclip_ds`, or without this package "
+        "with trust_remote_code=True; a baseline's CLIP becomes a plain CLIPModel."
     )
     parser.epilog = (
         "Examples:\n\n"
@@ -25,12 +25,14 @@ def add_export_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="RUN", help="a run, or a checkpoint of one")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="the new folder")
     parser.add_argument("--step", type=int, metavar="N", help="growth step of the run (default: the newest trained)")
-    parser.add_argument("--tokenizer", metavar="NAME", help="folder or name (default: that beside the model)")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", help="folder or name of a tokenizer (default: that beside the model)"
+    )
     parser.add_argument(
         "--license",
         default="unknown",
         metavar="ID",
-        help="licence of the weights as the hub names licences, such as apache-2.0 or cc-by-nc-4.0 (default: unknown)",
+        help="licence of the weights, as the hub's identifier, such as apache-2.0 or cc-by-nc-4.0 (default: unknown)",
     )
     parser.add_argument("--force", action="store_true", help="replace an earlier export at OUTPUT")
     parser.add_argument(
@@ -42,7 +44,7 @@ def add_export_command(parser: argparse.ArgumentParser) -> None:
 def _export(options: argparse.Namespace) -> int:
     licence = options.license.lower()
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
-        raise InputError(f"--license {options.license!r} is no identifier of a licence; give one such as apache-2.0")
+        raise InputError(f"--license {options.license!r} is not a licence identifier; give one such as apache-2.0")
 
     from growclip_ds.evaluation.subject import find_subject
     from growclip_ds.hub.export import check_output, export

@@ -1,4 +1,4 @@
-"""How the command line explains itself: one form of help for all commands."""
+"""The help formatting that all commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Help(argparse.HelpFormatter):
-    """Paragraphs are wrapped, indented lines stay as they are, and defaults are shown where there is one to show."""
+    """Wraps paragraphs, keeps indented lines as they are, and shows defaults."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=min(100, shutil.get_terminal_size().columns))
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """Prints the version of what is installed, and ends."""
+    """Prints the installed version and exits."""
 
     def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
         super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, **options)

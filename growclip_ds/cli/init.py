@@ -1,4 +1,4 @@
-"""`growclip init`: what a checkout has beside its packages, written into a folder to work in. Imports no torch."""
+"""`growclip init`: create a project folder with the files that a checkout has beside its packages. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _PACKAGE = Path(__file__).parents[1]
 def add_init_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.description = (
-        "Writes train.py, configs/, ds_configs/ and slurm/ into a folder, from which everything is started. A checkout "
-        "of the project has them already. Files that are there stay as they are."
+        "Writes train.py, configs/, ds_configs/ and slurm/ into a folder from which to run everything. A checkout has "
+        "them already. Existing files are not changed."
     )
     parser.epilog = (
         "Example:\n\n"
         "  growclip init my-project"
     )  # fmt: skip
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder; made if it is not there")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder; created if it does not exist")
     parser.set_defaults(run=_init)
 
 

@@ -1,4 +1,4 @@
-"""`growclip inspect`: what a checkpoint holds, or what a run has come to."""
+"""`growclip inspect`: what a checkpoint contains, or the state of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from growclip_ds.errors import InputError
 def add_inspect_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.description = (
-        "Shows what a checkpoint, or a model in Hugging Face format, holds: its architecture drawn, sizes, parameters "
-        "part by part. Of a run also which phases are finished, how the model grew from step to step, and which "
-        "tensors are new or wider. Reads only indexes, unless it is asked to verify."
+        "Shows what a checkpoint or a model in Hugging Face format contains: a drawing of its architecture, its sizes, "
+        "and the parameters of each part. For a run, also the state of each phase, how the model grew from step to "
+        "step, and which tensors are new or wider. Reads only indexes, unless --verify is given."
     )
     parser.epilog = (
         "Examples:\n\n"
@@ -25,8 +25,10 @@ def add_inspect_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", type=Path, metavar="MODEL", help="a run, a phase of one, a checkpoint, or an exported model or CLIP"
     )
-    parser.add_argument("--verify", action="store_true", help="read every tensor and compare its checksum")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the architecture (of a run: the newest) there")
+    parser.add_argument("--verify", action="store_true", help="read every tensor and verify its checksum")
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="draw the architecture (for a run: the newest) into a PNG file"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file; - prints it instead")
     parser.set_defaults(run=_inspect)
 
@@ -44,7 +46,7 @@ def _inspect(options: argparse.Namespace) -> int:
     newest = found.newest if isinstance(found, InspectedRun) else found
     if options.png is not None:
         if newest is None:
-            raise InputError(f"{options.path}: there are weights of no growth step yet that --png could draw")
+            raise InputError(f"{options.path}: no growth step has weights yet for --png to draw")
         save_png(newest.model, options.png)
     if options.json is not None:
         put_json(options.json, found.to_json())

@@ -1,4 +1,4 @@
-"""Where a command's JSON goes: into a file, or for `-` to standard output, in place of what people read."""
+"""Where a command's JSON goes: into a file, or, for `-`, to standard output in place of the text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ STANDARD_OUTPUT = Path("-")
 
 
 def check_place(place: Path | None) -> None:
-    """Refuses what can be no file, before the work is done whose result is to go there.
+    """Refuses a place that cannot be a file, before the work whose result is to go there.
 
     Raises:
-        InputError: it is empty, a folder, or in something that is no folder.
+        InputError: it is empty, a folder, or in something that is not a folder.
     """
     if place is None or place == STANDARD_OUTPUT:
         return
@@ -25,7 +25,7 @@ def check_place(place: Path | None) -> None:
             raise InputError(f"{place} is a folder; name a file in it")
         parent = next(folder for folder in place.parents if folder.exists())
         if not parent.is_dir():
-            raise InputError(f"{place} cannot be written ({parent} is no folder); name another place")
+            raise InputError(f"{place} cannot be written ({parent} is not a folder); name another place")
     except OSError as error:  # a name that is too long
         raise InputError(f"{place} cannot be written ({error.strerror}); name another place") from error
 

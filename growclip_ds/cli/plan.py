@@ -1,4 +1,4 @@
-"""`growclip plan`: what a run will cost, before it is started or goes on."""
+"""`growclip plan`: what a run, or the rest of one, will cost."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from growclip_ds.config.config import Config
     from growclip_ds.costs.begun import BegunRun
 
-_CAPTION_TOKENS = 25  # English captions have about as many, start and end of text included
+_CAPTION_TOKENS = 25  # about what English captions have, including start and end of text
 
 
 def add_plan_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.description = (
-        "Says what a run will cost before it is started: of every growth step the candidates with their parameters and "
-        "operations, memory and communication at ZeRO 1, 2 and 3, what fits on a GPU, device hours, hours and disk. "
-        "Which candidates will be selected is not known, so a run lies between its cheapest and its dearest path. "
-        "Needs neither the data nor a GPU.\n\n"
-        "Of a run that has begun, --run says what the rest will cost: from its newest checkpoint on, with the "
-        "architectures that it has grown, the samples that it has counted and the speed that it had."
+        "Estimates what a run will cost before it starts: for every growth step the candidates with their parameters "
+        "and FLOPs, memory and communication at ZeRO 1, 2 and 3, what fits on a GPU, device hours, wall-clock hours "
+        "and disk. Which candidates will be selected is not known, so the run lies between its cheapest and its most "
+        "expensive path. Needs neither the data nor a GPU.\n\n"
+        "For a run that has started, --run estimates the rest: from its newest checkpoint on, with the architectures "
+        "that it has grown, the samples that it has counted and the speed that it had."
     )
     parser.epilog = (
         "Examples:\n\n"
@@ -35,45 +35,51 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
         "  growclip plan --run runs/mine\n"
         "  growclip plan --run runs/mine --deepspeed_config ds_configs/zero3.json --gpus 32 data.subsets=data/mine.yaml"
     )
-    parser.add_argument("--config", metavar="FILE", help="a run to start, such as configs/cc12m.yaml")
+    parser.add_argument("--config", metavar="FILE", help="configuration of a new run, such as configs/cc12m.yaml")
     parser.add_argument(
-        "--run", dest="begun", type=Path, metavar="RUN", help="in its place, the folder of a run that goes on"
+        "--run",
+        dest="begun",
+        type=Path,
+        metavar="RUN",
+        help="instead of --config: the folder of a run that has started",
     )
     parser.add_argument(
         "--deepspeed_config",
         metavar="FILE",
-        help="how DeepSpeed trains it, such as ds_configs/zero2.json (default: stage 2, buckets of 25 million, in fp32 "
-        "or in the precision of --run)",
+        help="the DeepSpeed file, such as ds_configs/zero2.json (default: stage 2, buckets of 25 million, in fp32 or "
+        "in the precision of --run)",
     )
     parser.add_argument("--hardware", metavar="FILE", help="the GPU, such as configs/hardware/h100-80.yaml")
     parser.add_argument(
-        "--gpus", type=int, metavar="N", help="GPUs of the run (default: 1, or as many as --run had last)"
+        "--gpus", type=int, metavar="N", help="number of GPUs (default: 1, or as many as --run last had)"
     )
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument(
         "--throughput",
         type=float,
         metavar="PAIRS/S",
-        help="that you have measured or assume, of all GPUs together, of the model of growth step 1",
+        help="throughput of all GPUs together, measured or assumed, for the model of growth step 1",
     )
     speed.add_argument(
-        "--utilisation", type=float, metavar="SHARE", help="of the peak of --hardware, such as 0.3, that you assume"
+        "--utilisation", type=float, metavar="SHARE", help="assumed share of the peak of --hardware, such as 0.3"
     )
     speed.add_argument(
-        "--measured", type=Path, metavar="RUN", help="a run on such GPUs, whose speed to take (default: --run)"
+        "--measured", type=Path, metavar="RUN", help="use the speed of this run, on such GPUs (default: --run)"
     )
     parser.add_argument(
         "--caption-tokens",
         type=float,
         default=float(_CAPTION_TOKENS),
         metavar="N",
-        help="mean tokens of a caption, start and end of text included",
+        help="mean tokens per caption, including start and end of text",
     )
-    parser.add_argument("--candidates", action="store_true", help="list all candidates, not only some")
+    parser.add_argument("--candidates", action="store_true", help="list all candidates")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write everything to a file, not rounded; - prints it instead"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings to override, as YAML values"
+    )
     parser.set_defaults(run=_plan)
 
 
@@ -113,12 +119,12 @@ def _what_to_plan(options: argparse.Namespace) -> tuple[Config, BegunRun | None]
 
     if options.begun is None:
         if options.config is None:
-            raise InputError("name what to plan: --config FILE, a run to start, or --run RUN, one that goes on")
+            raise InputError("name what to plan: --config FILE for a new run, or --run RUN for one that has started")
         return load_config(options.config, options.overrides), None
     if options.config is not None:
         raise InputError(
-            f"--run {options.begun} is planned by its own configuration, and --config {options.config} is of a run to "
-            "start: leave one of them out"
+            f"--run {options.begun} is planned from its own configuration, and --config {options.config} is that of a "
+            "new run: leave one of them out"
         )
     from growclip_ds.costs.begun import BegunRun
 

@@ -1,7 +1,7 @@
-"""`growclip`: what is done beside training, a subcommand each, whose arguments are in the file of its name.
+"""`growclip`: everything but training, one subcommand per file of this folder.
 
-A subcommand is a function that adds its parser and one that runs it. What runs is imported there and not above, so that
-`growclip --help` need not wait for torch.
+A subcommand is a function that adds its arguments and one that runs it. The latter imports what it needs when it runs,
+so that `growclip --help` need not wait for torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from growclip_ds.cli.watch import add_watch_command
 from growclip_ds.errors import InputError
 
 _EPILOG = """\
-Training is started with train.py, of a checkout or written by `growclip init`:
+Start training with train.py, from a checkout or a folder made by `growclip init`:
 
   deepspeed train.py --deepspeed_config ds_configs/zero2.json --config configs/mine.yaml --output-dir runs/mine
 
@@ -39,10 +39,10 @@ Examples:
 Exit codes of growclip and of train.py:
 
   0    done
-  1    what was checked is not as it should be, or an error that is none of yours
-  2    the command line or a file is at fault, with one line that says what
-  75   stopped as asked (train.py): the same command goes on
-  130  interrupted with Ctrl-C; train.py by the second, as the first asks it to stop
+  1    a check failed, or an internal error
+  2    the command line or a file is at fault; one line says what
+  75   stopped on request (train.py): run the same command to resume
+  130  interrupted with Ctrl-C; for train.py by the second one, as the first asks it to stop
 """
 
 
@@ -80,22 +80,24 @@ def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = Parser(
         prog="growclip",
-        description="Contrastive language-image pre-training that grows with its data.",
+        description="Contrastive language-image pre-training with models that grow with their data.",
         epilog=_EPILOG,
     )
-    parser.add_argument("--version", action=Version, help="show the version, and end")
+    parser.add_argument("--version", action=Version, help="show the version and exit")
     parser.add_argument(
         "--local_rank", type=int, help=argparse.SUPPRESS
     )  # of the deepspeed launcher; LOCAL_RANK says it
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    add_init_command(commands.add_parser("init", help="make a folder to work in"))
-    add_data_commands(commands.add_parser("data", help="make, list and check data"))
-    add_plan_command(commands.add_parser("plan", help="what a run will cost: memory, communication, device hours"))
+    add_init_command(commands.add_parser("init", help="create a project folder"))
+    add_data_commands(commands.add_parser("data", help="generate, list and check data"))
+    add_plan_command(
+        commands.add_parser("plan", help="estimate what a run will cost: memory, communication, device hours")
+    )
     add_evaluate_command(commands.add_parser("evaluate", help="zero-shot classification and retrieval of a model"))
-    add_report_command(commands.add_parser("report", help="tables and figures of runs, side by side"))
-    add_inspect_command(commands.add_parser("inspect", help="what a checkpoint holds, how a run grew"))
+    add_report_command(commands.add_parser("report", help="compare runs in tables and figures"))
+    add_inspect_command(commands.add_parser("inspect", help="show what a checkpoint contains, or how a run grew"))
     add_export_command(commands.add_parser("export", help="write a trained model as a Hugging Face folder"))
-    add_steps_command(commands.add_parser("steps", help="list a run's growth steps and which are finished"))
+    add_steps_command(commands.add_parser("steps", help="list a run's growth steps, and which are finished"))
     add_watch_command(commands.add_parser("watch", help="submit growth steps as data arrives"))
-    add_completion_command(commands.add_parser("completion", help="completion of commands for your shell"))
+    add_completion_command(commands.add_parser("completion", help="print shell completion"))
     return parser

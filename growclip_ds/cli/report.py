@@ -1,4 +1,4 @@
-"""`growclip report`: tables and figures of runs, side by side."""
+"""`growclip report`: compare runs in tables and figures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from growclip_ds.cli.output import STANDARD_OUTPUT, check_place, put_json
 def add_report_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.description = (
-        "Reports what runs came to and what they took, in the shapes of the paper's tables: accuracy of every growth "
-        "step on every set, methods side by side (runs that differ only in their seed as mean and deviation), "
-        "ablations, growth of one dimension, cost in FLOPs, pairs and device hours; and draws accuracy over training, "
-        "and how the models grew. Runs that are not finished are reported as far as they are."
+        "Reports the results and costs of runs in the form of the paper's tables: accuracy of every growth step on "
+        "every set, methods side by side (runs that differ only in their seed as mean and standard deviation), "
+        "ablations, growth of one dimension, cost in FLOPs, pairs and device hours; with figures of accuracy over "
+        "training and of how the models grew. Unfinished runs are reported as far as they got."
     )
     parser.epilog = (
         "Examples:\n\n"
@@ -24,10 +24,10 @@ def add_report_command(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs (--output-dir of training)")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="for report.md, report.html and the figures"
+        "--output", required=True, type=Path, metavar="DIR", help="folder for report.md, report.html and the figures"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the tables' data, not rounded, to a file; - prints it"
+        "--json", type=Path, metavar="FILE", help="write the tables' data, unrounded, to a file; - prints it"
     )
     parser.set_defaults(run=_report)
 

@@ -1,4 +1,4 @@
-"""`growclip steps`: how far a run is, for scripts that start what is left of it. Imports no torch."""
+"""`growclip steps`: which growth steps of a run are finished, for scripts that start the rest. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from growclip_ds.errors import InputError
 
 def add_steps_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.description = "Lists the growth steps of a run, one a line: its number, and whether it is finished."
+    parser.description = "Lists the growth steps of a run, one per line: its number, and whether it is finished."
     parser.epilog = (
         "Examples:\n\n"
         "  growclip steps --config configs/mine.yaml --output-dir runs/mine\n"
         "  growclip steps --config configs/mine.yaml --output-dir runs/mine --unfinished --json"
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="the run's configuration, such as configs/cc12m.yaml"
+    )
     parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="the run's folder")
-    parser.add_argument("--unfinished", action="store_true", help="only the numbers of those that are not finished")
-    parser.add_argument("--json", action="store_true", help="print a JSON list, an object a step")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, as in YAML")
+    parser.add_argument("--unfinished", action="store_true", help="print only the numbers of unfinished steps")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with an object per step")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings to override, as YAML values"
+    )
     parser.set_defaults(run=_steps)
 
 
@@ -30,7 +34,7 @@ def _steps(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     if options.output_dir.exists() and not options.output_dir.is_dir():
-        raise InputError(f"{options.output_dir} is no folder; name that of a run (--output-dir)")
+        raise InputError(f"{options.output_dir} is not a folder; name that of a run (--output-dir)")
     finished = {step: is_step_finished(options.output_dir, step) for step in range(1, config.num_growth_steps + 1)}
     shown = [step for step in finished if not (options.unfinished and finished[step])]
     if options.json:

@@ -1,4 +1,4 @@
-"""`growclip watch`: looks at a run's data and curves now and then, and submits the next growth step when it is due."""
+"""`growclip watch`: checks a run's data and curves periodically, and submits the next growth step when it is due."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUBMIT = "slurm/grow_run.sh"
 
 
 class _Look(NamedTuple):
-    """What one look came to: in words, as an exit code, and whether there is nothing more to wait for."""
+    """The outcome of one check: a message, an exit code, and whether there is nothing more to wait for."""
 
     said: str
     code: int = 0
@@ -29,32 +29,36 @@ class _Look(NamedTuple):
 def add_watch_command(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.description = (
-        "Looks now and then whether a run's next growth step is due, its data subset being in the list: when the data "
-        "has grown enough, or the loss of the last step fell no more. Then it submits the step, once, and tells if its "
-        "job ends without finishing it (with --once by exit code 1): that is yours to mend and to submit. What follows "
-        "-- is for slurm/grow_run.sh: NAME=value, section.key=value, options of sbatch."
+        "Checks periodically whether a run's next growth step is due: its data subset is in the list, and the data has "
+        "grown enough, or the loss of the last step has plateaued. Then it submits the step, once. If the step's job "
+        "ends without finishing it, the watch says so (with --once, by exit code 1); fixing and resubmitting it is up "
+        "to you. Arguments after -- go to slurm/grow_run.sh: NAME=value, section.key=value, sbatch options."
     )
     parser.epilog = (
         "Examples:\n\n"
         "  growclip watch --config configs/mine.yaml --output-dir runs/mine --dry-run\n"
         "  growclip watch --config configs/mine.yaml --output-dir runs/mine --plateau 0.01 -- --nodes=4"
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run, such as configs/cc12m.yaml")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="the run's configuration, such as configs/cc12m.yaml"
+    )
     parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="the run's folder")
     parser.add_argument(
-        "--growth", type=float, default=1.5, metavar="X", help="least growth of the data, N^t/N^{t-1} (default: 1.5)"
+        "--growth", type=float, default=1.5, metavar="X", help="minimum growth of the data, N^t/N^{t-1} (default: 1.5)"
     )
     parser.add_argument(
         "--plateau",
         type=float,
         metavar="SHARE",
-        help="with less growth too, if the loss fell by no more than this share from the third to the last quarter of "
-        "the last step's training (default: never)",
+        help="also submit with less growth, if the loss fell by no more than this share from the third to the last "
+        "quarter of the last step's training (default: never)",
     )
-    parser.add_argument("--every", type=float, default=300, metavar="SECONDS", help="between looks (default: 300)")
-    parser.add_argument("--once", action="store_true", help="look once, and submit if a step is due")
-    parser.add_argument("--dry-run", action="store_true", help="look once, and submit nothing")
-    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="of slurm/grow_run.sh, behind --")
+    parser.add_argument(
+        "--every", type=float, default=300, metavar="SECONDS", help="time between checks (default: 300)"
+    )
+    parser.add_argument("--once", action="store_true", help="check once, and submit if a step is due")
+    parser.add_argument("--dry-run", action="store_true", help="check once, and submit nothing")
+    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="arguments of slurm/grow_run.sh, after --")
     parser.set_defaults(run=_watch)
 
 
@@ -82,7 +86,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _look(options: argparse.Namespace, submissions: Submissions) -> _Look:
-    """Looks once and does what is to be done."""
+    """Checks once, and submits the step if it is due."""
     from growclip_ds.config.config import load_config
     from growclip_ds.run.folder import RunFolder
     from growclip_ds.run.watch import GrowthRule, decide
@@ -99,7 +103,7 @@ def _look(options: argparse.Namespace, submissions: Submissions) -> _Look:
         if is_step_finished(options.output_dir, decision.step):  # since it was decided
             return _look(options, submissions)
         log = submissions.log(decision.step)
-        return _Look(f"{step}'s job has ended without finishing it: see {log}; mend it and run {SUBMIT}", code=1)
+        return _Look(f"{step}'s job has ended without finishing it: see {log}; fix it and run {SUBMIT}", code=1)
     if not decision.is_due:
         return _Look(f"{step} {decision.reason}")
     command = [SUBMIT, "ONE_AT_A_TIME=1", f"CONFIG={options.config}", f"RUN_DIR={options.output_dir}"]
@@ -121,7 +125,7 @@ def _submit(command: Sequence[str], step: str) -> str:
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     except OSError as error:
-        raise InputError(f"{SUBMIT} cannot be run ({error.strerror}); start from the project's folder") from None
+        raise InputError(f"{SUBMIT} cannot be run ({error.strerror}); run it from the project's folder") from None
     if result.returncode:
         raise InputError(f"{step} is due, but was not submitted: {SUBMIT} ended with {result.returncode}")
     return result.stdout.strip()

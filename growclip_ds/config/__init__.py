@@ -1,1 +1,1 @@
-"""What a user writes, typed and validated once: the configuration of a run, and its DeepSpeed file."""
+"""The user's configuration files, typed and validated once: a run's configuration, and its DeepSpeed file."""

@@ -1,7 +1,7 @@
-"""What a run is: every setting with its type, its default (the paper's, Section 4.1) and its meaning.
+"""The configuration of a run: every setting with its type, default (the paper's, Section 4.1) and meaning.
 
-A YAML file is read, overrides from the command line are laid over it, and the whole is validated once. After that it
-does not change.
+A YAML file is read, overrides from the command line are applied, and the result is validated once. After that it does
+not change.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Dimension = Literal["conv_layers", "image_blocks", "image_heads", "text_blocks",
 Method = Literal["growclip", "tfs", "twp", "sap", "msclip", "nas"]
 
 VIT_B_16 = Architecture(0, 12, 12, 12, 8, 0)  # blocks and heads of the paper's fixed CLIP
-MS_CLIP = Architecture(2, 0, 12, 1, 12, 11)  # of its size: convolutions for pictures, a block of their own for captions
+MS_CLIP = Architecture(2, 0, 12, 1, 12, 11)  # about as large: convolutions for images, one block for text alone
 
 
 class ArchitectureSection(Section):
-    """The six integers of an architecture; those left out are the paper's S1's."""
+    """The six integers of an architecture; the defaults are those of the paper's S1."""
 
     conv_layers: int = Field(
         default=0, ge=0, description="l^I: convolutional layers of the image stem beyond its first"
@@ -70,29 +70,27 @@ class _FromSection:
 
 
 class ModelSection(Section):
-    """The model to start from, and what does not grow."""
+    """The model of growth step 1, and the sizes that do not grow."""
 
     base: Annotated[Architecture, _FromSection] = Field(
         default_factory=lambda: Architecture(**dict(ArchitectureSection())),
-        description="architecture of the first growth step",
+        description="architecture of growth step 1",
     )
     image_size: int = Field(
         default=224,
         ge=STEM_STRIDE,
         multiple_of=STEM_STRIDE,
-        description="side of the square pictures in pixels, a multiple of 16",
+        description="height and width of the images in pixels, a multiple of 16",
     )
     context_length: int = Field(
-        default=77, ge=3, description="most tokens of a caption, start and end of text included"
+        default=77, ge=3, description="maximum tokens per caption, including start and end of text"
     )
-    embed_dim: int = Field(
-        default=512, ge=1, description="width of the space in which pictures and captions are compared"
-    )
+    embed_dim: int = Field(default=512, ge=1, description="width of the common embedding space")
     start: str | None = Field(
         default=None,
         min_length=1,
-        description="folder of an exported GrowCLIP (`growclip export`), with whose next growth step the run begins; "
-        "null: from scratch",
+        description="folder of an exported GrowCLIP (`growclip export`); the run continues with its next growth step; "
+        "null: train from scratch",
     )
 
     def sizes(self, vocab_size: int) -> ModelSizes:
@@ -100,9 +98,9 @@ class ModelSection(Section):
 
 
 class GrowthSection(Section):
-    """How far a growth step may go (Table 2), how weights are inherited (Eq. 5, 8), what selection prefers (Eq. 7)."""
+    """The growth space (Table 2), how weights are inherited (Eq. 5, 8), how candidates are ranked (Eq. 7)."""
 
-    steps: int | None = Field(default=None, ge=1, description="growth steps to run; null: one for every data subset")
+    steps: int | None = Field(default=None, ge=1, description="number of growth steps; null: one per data subset")
     conv_step: int = Field(
         default=2, ge=0, description="convolutional layers added where l^I grows; 0: it does not grow"
     )
@@ -110,65 +108,64 @@ class GrowthSection(Section):
     head_step: int = Field(default=4, ge=0, description="heads added where h^I or h^T grow; 0: they do not grow")
     frozen: Annotated[tuple[Dimension, ...], BeforeValidator(as_tuple)] = Field(
         default=(),
-        description="dimensions that may not grow; each halves the candidates",
+        description="dimensions that do not grow; each halves the number of candidates",
         json_schema_extra={
             "expected": "a list of conv_layers, image_blocks, image_heads, text_blocks, text_heads, shared_blocks"
         },
     )
     max_parameters: int | None = Field(
-        default=None, ge=1, description="candidates with more parameters than this are left out; null: none is"
+        default=None, ge=1, description="exclude candidates with more parameters than this; null: no limit"
     )
-    beta: float = Field(default=0.3, ge=0, description="β of Eq. 5: share of an inherited weight that is the old one")
-    gamma: float = Field(default=0.001, ge=0, description="γ of Eq. 5: share of an inherited weight that is drawn anew")
-    alpha: float = Field(default=0.5, ge=0, description="α of Eq. 7: how much few parameters count in selection")
+    beta: float = Field(default=0.3, ge=0, description="β of Eq. 5: factor of the old weights")
+    gamma: float = Field(default=0.001, ge=0, description="γ of Eq. 5: factor of the random weights")
+    alpha: float = Field(default=0.5, ge=0, description="α of Eq. 7: weight of the preference for fewer parameters")
     fresh_weights: Literal["full", "gamma"] = Field(
-        default="full", description="scale of weights that the old model has not: as drawn, or times γ"
+        default="full", description="scale of weights that the old model does not have: as initialised, or times γ"
     )
     blend_vectors: bool = Field(
-        default=False, description="blend norms, biases and the temperature by Eq. 5 too, instead of keeping them"
+        default=False, description="apply Eq. 5 to norms, biases and the temperature too, instead of copying them"
     )
 
 
 class BaselinesSection(Section):
-    """The models that GrowCLIP is compared with: of methods tfs, twp, sap and msclip; and how long they train."""
+    """The fixed model of the methods tfs, twp, sap and msclip, and how long baselines train."""
 
     model: Literal["clip", "growclip"] = Field(
         default="clip",
-        description="of tfs, twp and sap: transformers' CLIP, or a GrowCLIP of a fixed architecture (msclip has this)",
+        description="for tfs, twp and sap: transformers' CLIP, or a GrowCLIP of fixed architecture, as for msclip",
     )
     architecture: Annotated[Architecture, _FromSection] | None = Field(
         default=None,
-        description="of the fixed model; null: ViT-B/16's 12, 12 and 12, 8, for msclip (2, 0, 12, 1, 12, 11)",
+        description="of the fixed model; null: ViT-B/16's 12, 12 and 12, 8; for msclip (2, 0, 12, 1, 12, 11)",
     )
     start: str | None = Field(
         default=None,
         min_length=1,
-        description="of tfs, twp and sap: folder of a CLIP in Hugging Face format, the model of growth step 1 before "
-        "training; null: from scratch",
+        description="for tfs, twp and sap: folder of a pretrained CLIP in Hugging Face format to start growth step 1 "
+        "from; null: train from scratch",
     )
     epochs: int | None = Field(
         default=None,
         ge=1,
-        description="passes over the data of a growth step, for NAS of each of its phases; null: as many as GrowCLIP's "
-        "phases have together",
+        description="epochs per growth step (for nas, per phase); null: as many as GrowCLIP's phases have together",
     )
 
 
 class AblationSection(Section):
-    """What of a growth step is left out (method growclip); the epochs of a phase left out go to the last (Table 5)."""
+    """Parts of a growth step to remove (method growclip, Table 5); the epochs of a removed phase go to the last one."""
 
     pim_supernet: bool = Field(
-        default=True, description="PIM before phase 1; false: the supernet inherits with β = 1 and γ = 0"
+        default=True, description="PIM before phase 1; false: the supernet inherits with β = 1, γ = 0"
     )
     finetuning: bool = Field(default=True, description="phase 1, fine-tuning of the supernet")
     selection: bool = Field(
-        default=True, description="phase 2, selection; false: a candidate is picked at random, by the seed"
+        default=True, description="phase 2, selection; false: a candidate is picked at random, from the seed"
     )
     pim_selected: bool = Field(
-        default=True, description="PIM before phase 3; false: the selected model inherits with β = 1 and γ = 0"
+        default=True, description="PIM before phase 3; false: the selected model inherits with β = 1, γ = 0"
     )
     grow_only: Dimension | None = Field(
-        default=None, description="a dimension that grows in every growth step, and no other; nothing is selected"
+        default=None, description="the only dimension that grows, in every growth step; nothing is selected"
     )
 
     @property
@@ -178,32 +175,32 @@ class AblationSection(Section):
 
 
 class EpochsSection(Section):
-    """Passes over the data of a growth step, phase by phase. Step 1 has one phase, the later steps have three."""
+    """Epochs of each phase of a growth step. Step 1 has one phase, later steps have three."""
 
-    first: int = Field(default=30, ge=1, description="training of the base model, growth step 1")
-    supernet: int = Field(default=2, ge=0, description="phase 1, fine-tuning of the supernet; 0: it only inherits")
+    first: int = Field(default=30, ge=1, description="growth step 1: training of the base model")
+    supernet: int = Field(default=2, ge=0, description="phase 1: fine-tuning of the supernet; 0: inherit only")
     selection: int = Field(
-        default=2, ge=0, description="phase 2, training of sampled subnets before candidates are compared"
+        default=2, ge=0, description="phase 2: training of sampled subnets, before the candidates are compared"
     )
-    selected: int = Field(default=26, ge=1, description="phase 3, training of the selected architecture")
+    selected: int = Field(default=26, ge=1, description="phase 3: training of the selected architecture")
 
 
 class Config(Section):
-    """A run."""
+    """A run's configuration."""
 
-    seed: int = Field(default=0, ge=0, lt=2**32, description="of weights, data order and sampled subnets")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of weights, data order and sampled subnets")
     method: Method = Field(default="growclip", description="growclip, or a baseline: tfs, twp, sap, msclip, nas")
     model: ModelSection = Field(default=ModelSection(), description="the model to start from")
     growth: GrowthSection = Field(default=GrowthSection(), description="growth, inheritance and selection")
     epochs: EpochsSection = Field(default=EpochsSection(), description="length of the phases")
     baselines: BaselinesSection = Field(default=BaselinesSection(), description="the other methods' models")
-    ablation: AblationSection = Field(default=AblationSection(), description="what of a growth step is left out")
+    ablation: AblationSection = Field(default=AblationSection(), description="parts of a growth step to remove")
     data: DataSection = Field(description="training data")
     training: TrainingSection = Field(default=TrainingSection(), description="optimisation")
     selection: SelectionSection = Field(default=SelectionSection(), description="comparison of candidates")
     evaluation: EvaluationSection = Field(default=EvaluationSection(), description="zero-shot evaluation")
-    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="going on in the middle of a phase")
-    health: HealthSection = Field(default=HealthSection(), description="numbers gone wrong, ranks that hang")
+    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="checkpoints within a phase")
+    health: HealthSection = Field(default=HealthSection(), description="non-finite numbers, loss spikes, hanging ranks")
     monitoring: MonitoringSection = Field(default=MonitoringSection(), description="TensorBoard and progress")
 
     @model_validator(mode="after")
@@ -231,7 +228,7 @@ class Config(Section):
         architecture, is_clip = self.fixed_architecture, self.fixed_model_is_clip
         if is_clip and (architecture.conv_layers or architecture.shared_blocks):
             raise ValueError(
-                f"baselines.architecture {architecture} is no CLIP's, which has no conv_layers and no shared_blocks; "
+                f"baselines.architecture {architecture} is not a CLIP's, which has no conv_layers or shared_blocks; "
                 "set them to 0, or baselines.model to growclip"
             )
         if self.method == "msclip" and not architecture.shared_blocks:
@@ -297,13 +294,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise InputError(f"{path} has to hold sections of settings (`seed: 0`, `data: …`), but holds {values!r}")
+        raise InputError(f"{path} must hold sections of settings (`seed: 0`, `data: …`), but holds {values!r}")
     _spell_out(values)
     overridden = []
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator or not key:
-            raise InputError(f"the command line's {text!r} is no override; write section.key=value")
+            raise InputError(f"the command line's {text!r} is not an override; write section.key=value")
         override(values, key, parse_yaml(value, f"the command line's {text!r}"))
         overridden.append(key)
         _spell_out(values)

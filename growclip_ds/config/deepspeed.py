@@ -1,4 +1,4 @@
-"""The DeepSpeed file: what a user writes into it is honoured or refused with a reason, never ignored."""
+"""The DeepSpeed file: every key is honoured, or refused with a reason, never ignored."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class DeepSpeedFile(NamedTuple):
 
 @dataclass(frozen=True)
 class ResolvedDeepSpeed:
-    """A DeepSpeed file, made one with the run.
+    """A DeepSpeed file with the run's sizes filled in.
 
     Attributes:
         config: for `deepspeed.initialize`, no "auto" left.
-        micro_batch_size: pairs that a rank passes through the model at once.
-        accumulation_steps: micro-batches of a rank in an iteration.
-        stage: of ZeRO.
-        precision: of weights and activations; the masters are always fp32.
+        micro_batch_size: pairs per forward pass of a rank.
+        accumulation_steps: micro-batches per rank and iteration.
+        stage: the ZeRO stage.
+        precision: dtype of weights and activations; the masters are always fp32.
     """
 
     config: dict[str, Any]
@@ -81,7 +81,7 @@ def load_deepspeed_config(path: str | Path) -> DeepSpeedFile:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} has to hold a JSON object, but holds {values!r}")
+        raise InputError(f"{path} must hold a JSON object, but holds {values!r}")
     return DeepSpeedFile(path, values)
 
 

@@ -1,8 +1,8 @@
-"""Every key of a DeepSpeed 0.19 configuration: what it may hold where it is honoured, and why where it is not.
+"""Every key of a DeepSpeed 0.19 configuration: its valid values if it is honoured, or the reason why it is not.
 
-DeepSpeed itself passes over keys that it does not know, and over many that it knows but that have no effect with an
-optimizer of one's own, at another ZeRO stage or in another precision. None of that happens here silently. Which keys
-have an effect was read in its source, and tried: two ranks, each stage, each option against the default.
+DeepSpeed itself ignores keys that it does not know, and many that it knows but that have no effect with a client
+optimizer, at another ZeRO stage or in another precision. None of that happens silently here. Which keys have an effect
+was read in its source, and tested: two ranks, each stage, each option against the default.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def one_of(*values: str) -> Kind:
 
 
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-COUNT = Kind("a whole number greater than 0", lambda value: _is_whole(value) and value > 0)
-SIZE = Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0)
-EVEN = Kind("an even whole number greater than 0", lambda value: _is_whole(value) and value > 0 and value % 2 == 0)
+COUNT = Kind("an integer greater than 0", lambda value: _is_whole(value) and value > 0)
+SIZE = Kind("an integer of at least 0", lambda value: _is_whole(value) and value >= 0)
+EVEN = Kind("an even integer greater than 0", lambda value: _is_whole(value) and value > 0 and value % 2 == 0)
 AMOUNT = Kind("a number of at least 0", lambda value: _is_number(value) and value >= 0)
 FACTOR = Kind("a number greater than 0", lambda value: _is_number(value) and value > 0)
-BATCH = Kind('a whole number greater than 0, or "auto"', lambda value: value == "auto" or COUNT.holds(value))
+BATCH = Kind('an integer greater than 0, or "auto"', lambda value: value == "auto" or COUNT.holds(value))
 STAGE = Kind("1, 2 or 3", lambda value: value in (1, 2, 3) and not isinstance(value, bool))
 SECTION = Kind("a section in braces", lambda value: isinstance(value, dict))
 

@@ -1,4 +1,4 @@
-"""Problems of a configuration, each in a line: where it comes from, which key, what it is and what is expected."""
+"""Configuration errors, one line each: the source, the key, its value, and what is expected."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic.fields import FieldInfo
 from growclip_ds.errors import InputError
 
 _NOUNS: dict[Any, str] = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
-    str: "text (not empty)",
+    str: "a non-empty string",
     bool: "true or false",
-    tuple[int, ...]: "a list of whole numbers",
+    tuple[int, ...]: "a list of integers",
 }
 _BOUNDS = (
     ("ge", "at least"),
@@ -50,7 +50,7 @@ def _index(items: list[Any], part: str, path: str, key: str) -> int:
     if not items:
         raise InputError(f"the command line sets {key}, but {path.rpartition('.')[0]} is an empty list")
     if not part.isdecimal() or int(part) >= len(items):
-        raise InputError(f"the command line sets {key}, but {path} is none of the list's items 0 to {len(items) - 1}")
+        raise InputError(f"the command line sets {key}, but {path} is not among the list's items 0 to {len(items) - 1}")
     return int(part)
 
 

@@ -1,4 +1,4 @@
-"""Sections of a configuration that are the same for every method: data, optimisation, evaluation, what is written."""
+"""The configuration's sections that apply to every method: data, optimisation, evaluation, checkpoints, monitoring."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from growclip_ds.config.set_names import SPLIT, set_name
 
 
 class Section(BaseModel):
-    """A group of settings: nothing unknown, nothing converted, nothing changed afterwards."""
+    """A group of settings: unknown keys are refused, values are not converted, and instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -34,15 +34,15 @@ def as_tuple(value: Any) -> Any:
 class SubsetSection(Section):
     """One data subset; growth step t trains on subsets 1 to t together."""
 
-    name: str = Field(min_length=1, description="name of the subset in reports and messages")
+    name: str = Field(min_length=1, description="the subset's name in reports and messages")
     shards: str = Field(
         min_length=1,
         description="its webdataset shards: a folder, a glob or a brace pattern ({00000..00310}.tar); to stream them, "
-        "a brace pattern of addresses (https://…, s3://…, pipe:command)",
+        "a brace pattern of URLs (https://…, s3://…, pipe:command)",
     )
-    samples: int | None = Field(default=None, ge=1, description="usable pairs, where they have been counted")
+    samples: int | None = Field(default=None, ge=1, description="number of usable pairs, if counted")
     shard_samples: Annotated[tuple[int, ...] | None, BeforeValidator(as_tuple)] = Field(
-        default=None, description="samples of each shard that is streamed, where they have been counted"
+        default=None, description="number of samples of each streamed shard, if counted"
     )
 
 
@@ -51,12 +51,12 @@ class TokenizerSection(Section):
 
     name_or_path: str | None = Field(
         default=None,
-        description="a Hugging Face tokenizer, by name or folder; null: a byte-level BPE is trained on the captions",
+        description="a Hugging Face tokenizer, by name or folder; null: train a byte-level BPE on the captions",
     )
     vocab_size: int | None = Field(
         default=None,
         ge=258,
-        description="tokens of the tokenizer to train; of a loaded one, what it has to have (null: whatever it has)",
+        description="vocabulary size of the tokenizer to train; for a loaded one, the size it must have (null: any)",
     )
 
     @model_validator(mode="after")
@@ -67,34 +67,34 @@ class TokenizerSection(Section):
 
 
 class DataSection(Section):
-    """The training data. Relative paths are relative to the current directory."""
+    """The training data. Relative paths are relative to the working directory."""
 
     subsets: Annotated[tuple[SubsetSection, ...], BeforeValidator(as_tuple)] = Field(
         min_length=1,
-        description="the data subsets, in the order in which they arrive, or a file with them (`growclip data add`)",
+        description="the data subsets in order of arrival, or the path of a file that lists them (`growclip data add`)",
         json_schema_extra={
             "expected": "a list with at least one subset, each with a name and shards, or the path of a file with one"
         },
     )
     tokenizer: TokenizerSection = Field(description="the tokenizer")
     workers: int = Field(
-        default=4, ge=0, description="processes a rank that read and decode; 0: in the training process"
+        default=4, ge=0, description="data loading processes per rank; 0: load in the training process"
     )
     decoding: Literal["fast", "exact"] = Field(
         default="fast",
-        description="fast: JPEG is decoded at the size needed; exact: pictures are to the bit as Pillow makes them, as "
-        "evaluation always has them",
+        description="fast: decode JPEG at a reduced size where that suffices; exact: bit-identical to Pillow, as "
+        "evaluation always is",
     )
     max_broken_share: float = Field(
         default=0.01,
         ge=0,
         le=1,
-        description="share of the samples that may be broken, their places left empty; past it the run stops",
+        description="tolerated share of broken samples, whose places stay empty; above it the run stops",
     )
     staged: str | None = Field(
         default=None,
-        description="folder on every machine's own disk with copies of shards (`growclip data stage`); a shard "
-        "without one is read from its own place",
+        description="folder on each machine's local disk with copies of shards (`growclip data stage`); shards "
+        "without a copy are read from their original place",
     )
 
     @field_validator("subsets")
@@ -106,52 +106,54 @@ class DataSection(Section):
 
 
 class TrainingSection(Section):
-    """Optimisation, the same in every phase. Precision, ZeRO and offloading are the DeepSpeed file's."""
+    """Optimisation, the same in every phase. Precision, ZeRO and offloading are set in the DeepSpeed file."""
 
     global_batch_size: int = Field(
         default=1536,
         ge=2,
-        description="pairs an iteration, over all ranks; each pair is contrasted with all the others",
+        description="pairs per iteration, over all ranks; every pair is contrasted with all the others",
     )
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="pairs a rank passes through the model at once; null: the DeepSpeed file's, or its whole share",
+        description="pairs per forward pass of a rank; null: the DeepSpeed file's, or the rank's whole share",
     )
     optimizer: Literal["lamb", "adamw"] = Field(default="lamb", description="the optimizer")
     learning_rate: float = Field(
-        default=0.01, gt=0, description="peak learning rate; about a tenth of LAMB's suits AdamW"
+        default=0.01, gt=0, description="peak learning rate; for AdamW, use about a tenth of LAMB's"
     )
-    weight_decay: float = Field(default=1e-4, ge=0, description="decoupled weight decay of matrices; vectors have none")
+    weight_decay: float = Field(
+        default=1e-4, ge=0, description="decoupled weight decay of matrices; vectors are not decayed"
+    )
     betas: Annotated[
         tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(as_tuple)
     ] = Field(
         default=(0.9, 0.999),
-        description="decay of the first and of the second moment",
+        description="decay rates of the first and second moments",
         json_schema_extra={"expected": "two numbers, each at least 0 and below 1"},
     )
-    eps: float = Field(default=1e-6, gt=0, description="added to the root of the second moment")
+    eps: float = Field(default=1e-6, gt=0, description="added to the square root of the second moment")
     warmup_iterations: int = Field(
         default=4000,
         ge=0,
-        description="linear warm-up of a phase, but at most a tenth of its iterations; then cosine to 0",
+        description="linear warm-up of each phase, at most a tenth of its iterations; then cosine decay to 0",
     )
     activation_checkpointing: Literal["off", "on", "offload"] = Field(
         default="off",
-        description="recompute a block's activations in the backward pass; offload: keep its input in CPU memory",
+        description="recompute each block's activations in the backward pass; offload: keep its input in CPU memory",
     )
 
 
 class SetSection(Section):
-    """A set in CLIP-benchmark's layout. Its folder alone stands for one with the default split and name."""
+    """An evaluation set in CLIP-benchmark's layout; a plain path stands for one with the default split and name."""
 
-    path: str = Field(min_length=1, description="its folder or address")
-    split: str = Field(default=SPLIT, min_length=1, description="its folder with the shards")
+    path: str = Field(min_length=1, description="its folder or URL")
+    split: str = Field(default=SPLIT, min_length=1, description="the subfolder with its shards")
     name: str = Field(
         # without a path, which is refused, it makes no difference what the name would be
         default_factory=lambda values: set_name(values.get("path", "."), values.get("split", SPLIT)),
         min_length=1,
-        description="of the set in reports; if left out, the path's last part, and the split if it is not test",
+        description="its name in reports; default: the last part of the path, and the split unless that is test",
     )
 
     @model_validator(mode="before")
@@ -188,81 +190,83 @@ EvaluationSets = Annotated[tuple[SetSection, ...], BeforeValidator(as_tuple), Af
 
 
 class SelectionSection(Section):
-    """On what the candidates of a growth step are compared."""
+    """The data on which the candidates of a growth step are compared."""
 
     dataset: SetSection | None = Field(
         default=None,
-        description="a labelled set in CLIP-benchmark's layout (top-1); null: held-out pairs (retrieval)",
+        description="a labelled set in CLIP-benchmark's layout (zero-shot top-1); null: held-out pairs (retrieval)",
         json_schema_extra={"expected": "a folder, or a section with path, split and name; or null"},
     )
     held_out: int = Field(
-        default=1000, ge=2, description="pairs of every subset kept out of training for it, where dataset is null"
+        default=1000, ge=2, description="pairs of every subset to hold out for this, if dataset is null"
     )
-    batch_size: int = Field(default=256, ge=1, description="pictures or captions a rank encodes at once")
+    batch_size: int = Field(default=256, ge=1, description="images or captions per forward pass of a rank")
 
 
 class EvaluationSection(Section):
-    """What is reported after each growth step."""
+    """Zero-shot evaluation after each growth step."""
 
     datasets: EvaluationSets = Field(
         default=(),
         description="zero-shot classification and retrieval sets in CLIP-benchmark's layout",
         json_schema_extra={"expected": "a list of folders, or of sections with path, split and name"},
     )
-    batch_size: int = Field(default=256, ge=1, description="pictures or captions a rank encodes at once")
+    batch_size: int = Field(default=256, ge=1, description="images or captions per forward pass of a rank")
     every_epochs: float | None = Field(
         default=None,
         gt=0,
-        description="epochs from one evaluation in the course of a phase to the next; null: only what a growth step "
-        "has trained is evaluated",
+        description="epochs between evaluations during a phase; null: only the trained model of a growth step is "
+        "evaluated",
     )
 
 
 class CheckpointSection(Section):
-    """What is kept of an unfinished phase, for a run that is interrupted to go on from."""
+    """Checkpoints within a phase, from which an interrupted run resumes."""
 
     every_minutes: float | None = Field(
-        default=15.0, gt=0, description="minutes from one checkpoint to the next; null: the clock does not count"
+        default=15.0, gt=0, description="minutes between checkpoints; null: not by time"
     )
     every_iterations: int | None = Field(
-        default=None, ge=1, description="iterations from one checkpoint to the next; null: their number does not count"
+        default=None, ge=1, description="iterations between checkpoints; null: not by iterations"
     )
     keep_last: int = Field(
-        default=2, ge=1, description="checkpoints to keep; with more than one, the last may turn out to be damaged"
+        default=2, ge=1, description="checkpoints to keep; with more than one, the run survives damage to the newest"
     )
     background: bool = Field(
         default=True,
-        description="write while training goes on, from a copy in main memory of 12 bytes a parameter over all ranks; "
-        "where there is no room for it, and with false, training waits",
+        description="write while training continues, from a copy in CPU memory, 12 bytes per parameter over all "
+        "ranks; without room for it, and with false, training waits",
     )
 
 
 class HealthSection(Section):
-    """What is done about numbers that have gone wrong, and about ranks that hang."""
+    """Handling of non-finite numbers, loss spikes and hanging ranks."""
 
     max_bad_iterations: int = Field(
         default=10,
         ge=1,
-        description="iterations in a row without an update, after which the run stops: loss or gradients were not "
-        "finite, or a spike was skipped; while fp16 looks for its loss scale they do not count",
+        description="consecutive iterations without an update (non-finite loss or gradients, or a skipped spike) after "
+        "which the run stops; overflows while fp16 searches for its loss scale do not count",
     )
     spike_factor: float | None = Field(
         default=None,
         gt=1,
-        description="a loss of so many times the median of the last 100 is a spike, without an update; null: none is",
+        description="skip the update if the loss is this many times the median of the last 100; null: never",
     )
-    spike_action: Literal["skip", "stop"] = Field(default="skip", description="after a spike: go on, or stop the run")
+    spike_action: Literal["skip", "stop"] = Field(
+        default="skip", description="after a spike: continue, or stop the run"
+    )
     hang_minutes: float = Field(
         default=20.0,
         gt=0,
-        description="minutes in which no rank gets on with an iteration, after which the run ends and names the rank",
+        description="minutes without progress on any rank, after which the run ends and names the hanging rank",
     )
 
 
 class MonitoringSection(Section):
-    """What is written while training."""
+    """Logging during training."""
 
-    log_every: int = Field(default=10, ge=1, description="iterations from one point of the curves to the next")
+    log_every: int = Field(default=10, ge=1, description="iterations between points of the curves")
 
 
 def _repeated(names: Any) -> str | None:

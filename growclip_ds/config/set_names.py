@@ -1,4 +1,4 @@
-"""What an evaluation set is called in reports where nobody has named it."""
+"""The default name of an evaluation set in reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def set_name(location: str, split: str = SPLIT) -> str:
 
     Args:
         location: see `growclip_ds.evaluation.source.Source`.
-        split: of the set.
+        split: the set's split.
     """
     name = _last_part(location)
     return name if split == SPLIT else f"{name}-{split}"

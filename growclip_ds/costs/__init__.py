@@ -1,1 +1,1 @@
-"""What a run costs, worked out before it is started or goes on: operations, memory, communication, time, disk."""
+"""What a run, or the rest of one, will cost: FLOPs, memory, communication, time, disk."""

@@ -1,7 +1,7 @@
-"""What a micro-batch leaves in memory for the backward pass, part by part of the model. No torch.
+"""Activation memory of a micro-batch for each part of the model. No torch.
 
-Counted on the kernels' path: attention keeps its input, its output and a number a token and head. Whatever a layer's
-backward pass reads is counted, and what is only on its way to the next one is not.
+Counted for the Triton kernels: attention stores its input, its output and one number per token and head. Everything
+that a layer's backward pass reads is counted; what only passes on to the next layer is not.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Part:
     """A part of the model, as the forward pass comes to it.
 
     Attributes:
-        name: of the part.
+        name: the part's name.
         kept: bytes that it keeps for its backward pass.
         in_flight: bytes beyond all that is kept while its backward pass runs.
-        elements: of its parameters.
+        elements: number of its parameters.
     """
 
     name: str
@@ -51,12 +51,12 @@ def parts(
     """The model's parts in the order of its forward pass.
 
     Args:
-        architecture: that runs.
-        sizes: of its input.
-        pairs: of a picture and a caption, in a micro-batch.
-        text_tokens: of a caption, on average.
-        element: bytes of a number.
-        checkpointing: of the blocks' activations.
+        architecture: the architecture that runs.
+        sizes: sizes of its input and embedding space.
+        pairs: image-text pairs per micro-batch.
+        text_tokens: mean tokens per caption.
+        element: bytes per element.
+        checkpointing: activation checkpointing of the blocks.
     """
     image, text = pairs * sizes.image_tokens, pairs * text_tokens
     elements = _elements(architecture, sizes)

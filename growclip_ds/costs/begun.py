@@ -1,4 +1,4 @@
-"""How far a run is that is to be planned on: read from its folder, or of the exported model that it begins with."""
+"""The progress of a run whose rest is to be planned, from its folder or from the exported model that it starts with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BegunRun:
     """A run's folder, as far as a plan goes by it.
 
     Args:
-        path: of the folder.
+        path: the run's folder.
 
     Raises:
         InputError: there is no run, or a phase.json is damaged.
@@ -45,7 +45,7 @@ class BegunRun:
         for key in (text.partition("=")[0] for text in overrides):
             if not may_change(key):
                 raise InputError(
-                    f"{key} cannot change in a run that goes on ({self.folder.path}); leave it out, or plan a new run: "
+                    f"{key} cannot change during a run ({self.folder.path}); leave it out, or plan a new run: "
                     f"--config {self.folder.config_file} in place of --run"
                 )
         return load_config(self.folder.config_file, overrides)
@@ -132,13 +132,13 @@ def begun_by_model(start: str, sizes: ModelSizes) -> Begun:
 
     Args:
         start: the exported folder.
-        sizes: of the run's models.
+        sizes: sizes of the run's models.
 
     Raises:
         InputError: it is no exported GrowCLIP, or its sizes are others.
     """
     model = ExportedModel(start)
     if model.sizes != sizes:
-        raise InputError(f"model.start, {start}, is of {model.sizes}, but the run of {sizes}; set the model's own")
+        raise InputError(f"model.start, {start}, has {model.sizes}, but the run has {sizes}; set the model's")
     steps = [Architecture(**step["architecture"]) for step in model.growth] or [model.architecture]
     return Begun(f"model.start ({start})", len(steps), tuple(steps))

@@ -1,4 +1,4 @@
-"""Bytes that a rank sends in an iteration under DeepSpeed's ZeRO, as ring algorithms send them. No torch.
+"""Bytes that a rank sends per iteration under DeepSpeed's ZeRO, with ring algorithms. No torch.
 
 Of N ranks each sends (N - 1) / N of a tensor that is gathered or reduce-scattered, and twice that of one that is
 all-reduced. DeepSpeed 0.19 all-reduces gradients at stages 1 and 2 too (each rank keeps its part of the sum), at

@@ -1,7 +1,7 @@
-"""What a run writes that takes room: weights of its phases and checkpoints of the one that runs. No torch.
+"""Disk usage of a run: weights of its phases, and checkpoints of the running one. No torch.
 
-Both are in fp32 whatever the model computes in, and tell nothing of ranks or of ZeRO's stage. Curves, records and the
-data's indexes are small beside them and are left out.
+Both are in fp32 whatever the model computes in, and depend on neither ranks nor ZeRO stage. Curves, records and data
+indexes are small in comparison and are left out.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Disk:
     """Bytes that phases write.
 
     Attributes:
-        weights: that all of them leave.
-        checkpoint: of the largest model, one.
-        checkpoints: that there are of it at most at a time.
+        weights: weights of all phases.
+        checkpoint: one checkpoint of the largest model.
+        checkpoints: maximum number of checkpoints at a time.
     """
 
     weights: int
@@ -42,9 +42,9 @@ def disk(trained: Iterable[Architecture], sizes: ModelSizes, keep_last: int) -> 
     """What phases write.
 
     Args:
-        trained: the model of each.
-        sizes: of its input.
-        keep_last: checkpoints that a phase keeps. The next one is whole before the oldest is removed.
+        trained: the model of each phase.
+        sizes: sizes of their input and embedding space.
+        keep_last: checkpoints that a phase keeps; the next one is complete before the oldest is removed.
     """
     tensors = [sizes.parameters_of(architecture) + 1 for architecture in trained]  # and the temperature
     return Disk(FP32 * sum(tensors), OPTIMIZER * max(tensors, default=0), keep_last + 1)

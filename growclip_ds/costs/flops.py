@@ -1,7 +1,7 @@
-"""Floating-point operations of a model on one pair of a picture and a caption, counted from its sizes.
+"""FLOPs of a model per image-text pair, counted from its sizes.
 
-A multiplication and an addition are two operations. Counted are matrix products and convolutions of real tokens:
-neither padding, nor what a causal mask hides, nor norms, activations and additions. The loss is not the model's, see
+A multiply-add is two operations. Matrix products and convolutions of real tokens are counted; padding, what a causal
+mask hides, norms, activation functions and additions are not. The loss is not the model's, see
 `loss_flops`. No torch.
 """
 
@@ -53,8 +53,8 @@ def block_flops(width: int, tokens: float, scores: float) -> float:
 
     Args:
         width: channels.
-        tokens: of all sequences.
-        scores: pairs of a query and a key that it may see, of all sequences.
+        tokens: tokens of all sequences.
+        scores: (query, visible key) pairs of all sequences.
     """
     linear = 2 * tokens * width**2 * (3 + 1 + 2 * MLP_RATIO)  # queries, keys and values; out; MLP
     return linear + 4 * scores * width  # q kᵀ, and weights times v

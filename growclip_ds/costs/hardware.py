@@ -1,4 +1,4 @@
-"""What a GPU can hold and do, from a file of `configs/hardware/`. No torch."""
+"""A GPU's memory and peak speed, from a file of `configs/hardware/`. No torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def load_hardware(path: str | Path) -> Hardware:
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise InputError(f"{path} has to describe a GPU (`name: …`, `memory_gib: …`), but holds {values!r}")
+        raise InputError(f"{path} must describe a GPU (`name: …`, `memory_gib: …`), but holds {values!r}")
     try:
         return Hardware.model_validate(values)
     except ValidationError as error:

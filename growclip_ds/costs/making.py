@@ -1,4 +1,4 @@
-"""From what a user asks for to a plan."""
+"""Makes a plan from a user's request."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _DEFAULT = DeepSpeedFile(
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is wanted for.
+    """What to plan.
 
     Attributes:
         deepspeed: the DeepSpeed file; None for stage 2 in fp32, or in the precision of a run that is begun.
         hardware: a file that describes the GPU, if it is known.
-        gpus: of the run; None: as many as a run that is begun had last, or one.
-        throughput: pairs a second of all GPUs, of the model of growth step 1.
+        gpus: number of GPUs; None: as many as a run that is begun had last, or one.
+        throughput: pairs per second over all GPUs, for the model of growth step 1.
         utilisation: share of the GPU's peak.
         measured: a run whose speed is taken. At most one of these three is given; without any, the speed is that of a
             run that is begun.
-        caption_tokens: of a caption, on average.
+        caption_tokens: mean tokens per caption.
     """
 
     deepspeed: str | None = None
@@ -55,8 +55,8 @@ def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> 
     """The plan of a run.
 
     Args:
-        config: of the run.
-        request: what is wanted.
+        config: the run's configuration.
+        request: what to plan.
         run: the run, of which only the rest is planned; None: it is to be started.
 
     Raises:

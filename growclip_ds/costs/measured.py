@@ -1,4 +1,4 @@
-"""The speed of a GPU as a run had it."""
+"""The speed of a GPU, as measured in a run."""
 
 from __future__ import annotations
 

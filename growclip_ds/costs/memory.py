@@ -1,9 +1,9 @@
 """Memory that a rank needs to train a model under DeepSpeed's ZeRO, from what DeepSpeed 0.19 allocates. No torch.
 
-N ranks, P parameters, working copies of e bytes (2 in bf16 and fp16), gradients summed in a bytes, buckets of B
-elements:
+N ranks, P parameters, working copies of e bytes (2 in bf16 and fp16), gradients accumulated in a bytes, buckets of
+B elements:
 
-    stage    parameters    masters, moments    gradients kept    buckets
+    stage    parameters    masters, moments    stored gradients  buckets
     1        e P           12 P / N            a P               e B
     2        e P           12 P / N            a P / N           e B
     3        e P / N       12 P / N            a P / N           e B
@@ -36,8 +36,8 @@ class Sharding:
     """How DeepSpeed divides a model, and what it reserves for that.
 
     Attributes:
-        stage: of ZeRO.
-        ranks: that share the model.
+        stage: the ZeRO stage.
+        ranks: number of ranks that share the model.
         element: bytes of a working copy's number.
         accumulation: bytes of a number in the gradients that a rank keeps,
         communication: and in those that are on their way.
@@ -111,11 +111,11 @@ class Load:
     """What a rank works on in an iteration.
 
     Attributes:
-        pairs: of a micro-batch.
-        micro_batches: in an iteration.
-        text_tokens: of a caption, on average.
+        pairs: pairs per micro-batch.
+        micro_batches: micro-batches per iteration.
+        text_tokens: mean tokens per caption.
         global_batch: pairs over all ranks.
-        checkpointing: of activations.
+        checkpointing: activation checkpointing.
     """
 
     pairs: int
@@ -132,8 +132,8 @@ class Memory:
     Attributes:
         parameters: working copies, at stage 3 the rank's share and what is kept whole.
         optimizer: fp32 masters and moments.
-        gradients: that the rank keeps until the update.
-        buckets: through which gradients go.
+        gradients: gradients that the rank stores until the update.
+        buckets: gradient reduction buckets.
         gathered: parameters that stage 3 gathers while it computes.
         inputs: pictures, from an iteration's begin on.
         activations: kept for the backward pass.

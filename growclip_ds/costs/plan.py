@@ -1,4 +1,4 @@
-"""The plan of a run, or of its rest: everything about its costs that can be said before it is started, or goes on."""
+"""The plan of a run, or of the rest of one: everything about its costs that can be known in advance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Stage:
     """A model on a rank at a stage of ZeRO.
 
     Attributes:
-        stage: of ZeRO.
+        stage: the ZeRO stage.
         memory: what a rank needs of it, in bytes.
         communication: what a rank sends in an iteration, in bytes.
         fits: whether the GPU has so much; None without one.
@@ -71,16 +71,16 @@ class Plan:
     """What a run will cost.
 
     Attributes:
-        config: of the run.
-        deepspeed: at the stage, precision and micro-batch that the run takes.
-        ranks: GPUs.
-        hardware: of which kind, if it is known.
-        speed: of a GPU, if it is known, and where from.
-        text_tokens: of a caption.
-        sizes: of the model's input.
-        samples: of each subset; None where they are not counted.
+        config: the run's configuration.
+        deepspeed: the run's DeepSpeed file: stage, precision, micro-batch.
+        ranks: number of GPUs.
+        hardware: the kind of GPU, if known.
+        speed: speed of a GPU and its source, if known.
+        text_tokens: mean tokens per caption.
+        sizes: sizes of the models' input and embedding space.
+        samples: number of samples of each subset; None where not counted.
         steps: the growth steps.
-        cheapest, dearest: the paths between which the run will be.
+        cheapest, dearest: the paths of least and greatest cost.
     """
 
     config: Config

@@ -1,4 +1,4 @@
-"""How many operations a GPU does a second: given, or measured in a run."""
+"""A GPU's FLOP/s: given, or measured in a run."""
 
 from __future__ import annotations
 

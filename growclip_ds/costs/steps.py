@@ -1,7 +1,7 @@
-"""What each growth step of a run may train, and the operations that it takes. No torch.
+"""What each growth step of a run may train, and the FLOPs that it takes. No torch.
 
-Which candidate a step selects is not known beforehand, so a run is described by its cheapest and its dearest path:
-choices, one a step, of which the run's operations are the fewest and the most.
+Which candidate a step selects is not known beforehand, so a run is described by its cheapest and its dearest path: the
+choices, one per step, with the fewest and the most FLOPs.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class PhaseCost:
 
     Attributes:
         step: the growth step.
-        phase: of it.
-        architecture: that the engine is built for.
+        phase: the phase of that step.
+        architecture: the architecture that the engine is built for.
         epochs: passes over the step's data.
         flops: floating-point operations of one pair, on average over the subnets.
         done: iterations that the phase has done already.
@@ -73,8 +73,8 @@ class Path:
     """A choice for every growth step.
 
     Attributes:
-        architectures: trained, one a step, of finished steps too.
-        phases: that are left of all steps, in order.
+        architectures: the trained architecture of each step, finished steps included.
+        phases: remaining phases of all steps, in order.
     """
 
     architectures: tuple[Architecture, ...]
@@ -89,11 +89,11 @@ class GrowthSteps:
     """The growth steps of a configuration.
 
     Args:
-        config: of the run; its growth starts from `model.base`.
-        sizes: of the model's input.
-        text_tokens: of a caption, on average.
-        micro_batches: of a rank in an iteration: several take two forward passes.
-        begun: how far the run is; None: it is to be started.
+        config: the run's configuration; growth starts from `model.base`.
+        sizes: sizes of the models' input and embedding space.
+        text_tokens: mean tokens per caption.
+        micro_batches: micro-batches per rank and iteration; several take two forward passes.
+        begun: the progress of the run; None for a new one.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A plan as people read it."""
+"""A plan as text and tables."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def plan_text(plan: Plan, all_candidates: bool = False) -> Iterator[RenderableTy
                     yield _stages(plan, step, model)
     yield _path(plan, "Cheapest path", plan.cheapest)
     if plan.dearest != plan.cheapest:
-        yield _path(plan, "Dearest path", plan.dearest)
+        yield _path(plan, "Most expensive path", plan.dearest)
     yield _paragraph(*_notes(plan))
 
 
@@ -68,7 +68,11 @@ def _behind(plan: Plan) -> Iterator[str]:
     done = [f"growth step{'s 1 to' * (begun.finished > 1)} {begun.finished}"] if begun.finished else []
     done += [f"{phase} of step {begun.finished + 1}" for phase in Phase if phase in begun.over]
     done += [f"{n:,} iterations of step {begun.finished + 1}'s {phase}" for phase, n in begun.iterations.items()]
-    yield f"{begun.name}: the rest, after {', '.join(done)}." if done else f"{begun.name}: all of it, nothing is done."
+    yield (
+        f"{begun.name}: the rest, after {', '.join(done)}."
+        if done
+        else f"{begun.name}: all of it, nothing is finished."
+    )
 
 
 def _assumptions(plan: Plan) -> Iterator[str]:
@@ -76,20 +80,20 @@ def _assumptions(plan: Plan) -> Iterator[str]:
     training, ds = plan.config.training, plan.deepspeed
     gpu = plan.hardware.name if plan.hardware else "GPU"
     yield (
-        f"{plan.ranks} × {gpu}: {training.global_batch_size:,} pairs an iteration, on a rank {ds.accumulation_steps} × "
-        f"{ds.micro_batch_size:,}, in {ds.precision} at ZeRO stage {ds.stage}; activation checkpointing "
-        f"{training.activation_checkpointing}; {plan.text_tokens:g} tokens a caption (--caption-tokens)."
+        f"{plan.ranks} × {gpu}: {training.global_batch_size:,} pairs per iteration, {ds.accumulation_steps} × "
+        f"{ds.micro_batch_size:,} per rank, in {ds.precision} at ZeRO stage {ds.stage}; activation checkpointing "
+        f"{training.activation_checkpointing}; {plan.text_tokens:g} tokens per caption (--caption-tokens)."
     )
     if plan.known_samples is None:
         missing = next(index for index, count in enumerate(plan.samples) if count is None)
         yield (
-            f"Pairs are not counted yet, so there are no hours, and paths are compared as if all subsets were equal: "
+            f"Pairs are not counted yet, so no hours are given, and paths are compared as if all subsets were equal: "
             f"append data.subsets.{missing}.samples=NUMBER, and so on."
         )
     else:
         yield f"Pairs of the subsets: {', '.join(f'{count:,}' for count in plan.known_samples)}."
     if plan.speed is None:
-        yield "No speed is known, so there are no hours: give --throughput, --utilisation or --measured."
+        yield "No speed is known, so no hours are given: use --throughput, --utilisation or --measured."
     else:
         yield f"Speed of a GPU: {plan.speed.flops / 1e12:.4g} TFLOP/s, {plan.speed.source}."
 
@@ -102,7 +106,12 @@ def _candidates(plan: Plan, steps: Sequence[int], base: Architecture, all_of_the
     if beyond:
         title += f", {beyond} beyond max_parameters {plan.config.growth.max_parameters:,}"
     table = plain_table(title)
-    for name, justify in (("candidate", "left"), ("grows", "left"), ("parameters", "right"), ("GFLOP a pair", "right")):
+    for name, justify in (
+        ("candidate", "left"),
+        ("grows", "left"),
+        ("parameters", "right"),
+        ("GFLOP per pair", "right"),
+    ):
         table.add_column(name, justify=justify, no_wrap=True)
     if beyond:
         table.add_column("", no_wrap=True)
@@ -119,7 +128,7 @@ def _candidates(plan: Plan, steps: Sequence[int], base: Architecture, all_of_the
 
 def _stages(plan: Plan, step: int, model: Architecture) -> Table:
     parameters = millions(plan.steps.parameters(model))
-    table = plain_table(f"GiB a rank: {model}, {parameters}, the largest of growth step {step}")
+    table = plain_table(f"GiB per rank: {model}, {parameters}, the largest of growth step {step}")
     table.add_column("ZeRO", no_wrap=True)
     for name in ("states", "gradients", "buckets", "gathered", "activations", "update", "peak", "sent"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -159,12 +168,12 @@ def _costs(plan: Plan, *phases: PhaseCost) -> tuple[str, str, str]:
 
 def _notes(plan: Plan) -> Iterator[str]:
     yield f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}."
-    yield f"Device hours: of all GPUs together. Hours: by the clock, {plan.ranks} of them at work."
+    yield f"Device hours: over all GPUs together. Hours: wall-clock time, on {plan.ranks} of them."
     if plan.models_memory:
         yield _disk(plan)
         yield (
-            "States: working copies, fp32 masters and moments. Update: gradients once more, in fp32. Not everything is "
-            "there at once: the peak is what counts. Sent: by a rank in an iteration."
+            "States: working copies, fp32 masters and moments. Update: fp32 copies of the gradients. They do not all "
+            "exist at the same time; the peak is what counts. Sent: per rank and iteration."
         )
         if plan.hardware:
             yield (
@@ -172,19 +181,16 @@ def _notes(plan: Plan) -> Iterator[str]:
                 "fragmentation, of those that divide a rank's share of the batch; 0: not even one pair does."
             )
     else:
-        yield (
-            "Memory of transformers' CLIP is not modelled, nor what it takes on disk; its padding is not counted in "
-            "its operations."
-        )
+        yield "Memory of transformers' CLIP is not modelled, nor its disk usage; padding is not counted in its FLOPs."
 
 
 def _disk(plan: Plan) -> str:
     need, keep = plan.disk(plan.dearest), plan.config.checkpoint.keep_last
     more = " more" if plan.steps.begun.name else ""
     return (
-        f"Disk, on the dearest path: {_gib(need.weights)} GiB{more} of weights, which finished phases keep, and while "
-        f"a phase runs up to {_gib(need.checkpoints * need.checkpoint)} GiB of checkpoints, {need.checkpoints} of "
-        f"{_gib(need.checkpoint)} GiB (checkpoint.keep_last {keep}, and the one that is being written)."
+        f"Disk, on the most expensive path: {_gib(need.weights)} GiB{more} of weights, which finished phases keep, and "
+        f"while a phase runs up to {_gib(need.checkpoints * need.checkpoint)} GiB of checkpoints, {need.checkpoints} "
+        f"of {_gib(need.checkpoint)} GiB (checkpoint.keep_last {keep}, and the one that is being written)."
     )
 
 

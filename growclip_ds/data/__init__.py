@@ -1,1 +1,1 @@
-"""Shards to batches: index, subsets, order, pictures and tokens, and the stream that training reads."""
+"""From shards to batches: index, subsets, order, images and tokens, and the stream that training reads."""

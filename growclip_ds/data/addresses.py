@@ -1,4 +1,4 @@
-"""Opening addresses as webdataset does, but those of HTTP, which may stall, and those of S3, which it has not."""
+"""Opens URLs as webdataset does, except HTTP, where its reads can stall, and S3, which it does not support."""
 
 from __future__ import annotations
 

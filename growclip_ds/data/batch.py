@@ -1,4 +1,4 @@
-"""Samples of an index to a batch."""
+"""Assembles batches from samples of an index."""
 
 from __future__ import annotations
 

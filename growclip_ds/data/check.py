@@ -1,4 +1,4 @@
-"""Reads every sample of some data once, as training would, and says what is there and what is broken."""
+"""Reads every sample once, as training would, and reports what is there and what is broken."""
 
 from __future__ import annotations
 

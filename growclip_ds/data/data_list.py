@@ -1,4 +1,4 @@
-"""A list of data subsets in a file, to which new ones are appended: what a run's `data.subsets` can be."""
+"""A file that lists data subsets, to which new ones are appended; a run's `data.subsets` can name it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many broken samples a phase puts up with; all ranks stop at the same iteration, for the same cause."""
+"""The limit on broken samples in a phase; all ranks stop at the same iteration, for the same reason."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ class FaultLimit:
         if total > self.share * out_of:
             raise InputError(
                 f"{total:,} broken samples among {out_of:,}, more than the {self.share:.2%} of data.max_broken_share: "
-                f"{in_words(self.broken)}; the run folder's faults/ lists them: mend the shards, or raise the share"
+                f"{in_words(self.broken)}; the run folder's faults/ lists them: repair the shards, or raise the share"
             )

@@ -1,4 +1,4 @@
-"""Which way up a picture was taken: the one tag of EXIF that changes what is seen."""
+"""An image's orientation: the one EXIF tag that changes what is seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoded pictures to square RGB bytes, and those to what the model takes."""
+"""Decodes images to square RGB bytes, and converts those to the model's input."""
 
 from __future__ import annotations
 

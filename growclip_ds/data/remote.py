@@ -5,7 +5,7 @@ long as the micro-batches that the worker has to fill: every sample is read once
 iterations, whatever the sizes of the shards. A lane is read in several places at once, in turn, which mixes the shards.
 Where a lane begins or ends within a shard, the samples before its part are streamed past.
 
-A run that goes on deals what the lanes had not read yet, to as many ranks and workers as there are then.
+A resumed run redistributes what the lanes had not read yet over however many ranks and workers there are then.
 """
 
 from __future__ import annotations

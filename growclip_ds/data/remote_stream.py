@@ -230,7 +230,7 @@ def _count(url: str) -> int:
     try:
         return sum(1 for _ in stream_shard(url))
     except OSError as error:
-        raise InputError(f"shard {error}; correct the address, or see that it can be fetched") from error
+        raise InputError(f"shard {error}; correct the URL, or check that it can be fetched") from error
 
 
 def _read_stats(url: str) -> bytes:

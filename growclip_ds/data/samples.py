@@ -1,4 +1,4 @@
-"""Samples read in any order, each with one positioned read a member, without going through the tar."""
+"""Reads samples in any order, with one positioned read per member, without scanning the tar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pass over a tar's headers: where the pictures and captions of its samples lie. Imports no torch."""
+"""One pass over a tar's headers: the offsets of its samples' images and captions. Imports no torch."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def on_this_machine(shard: IndexedShard) -> IndexedShard:
     """
     own = read_index(shard.path) or build_index(shard.path)
     if (own.stamp, own.samples) != (shard.stamp, shard.samples):
-        raise InputError(f"{shard.path} is not the same on all machines; copy it anew")
+        raise InputError(f"{shard.path} is not the same on all machines; copy it again")
     return own
 
 

@@ -1,4 +1,4 @@
-"""Copies of shards on a machine's own disk, for runs that read them faster from there.
+"""Copies of shards on a machine's local disk, for faster reading.
 
 A shard /a/b.tar is kept as DIR/a/b.tar, with its time of change and its index. Whoever reads /a/b.tar with DIR given
 takes the copy if there is one: lists of data and what runs record of it stay as they are.

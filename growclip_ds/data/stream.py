@@ -151,7 +151,7 @@ class TrainingStream:
         if self.dead_workers > 1:
             raise InputError(
                 f"a data loading worker of rank {self.rank} has died for the second time, at iteration {iteration + 1} "
-                f"({error}); most often memory has run out: take fewer data.workers"
+                f"({error}); usually for lack of memory: use fewer data.workers"
             ) from error
         _log.warning("rank %d: %s at iteration %d; it is replaced", self.rank, error, iteration + 1)
 

@@ -199,7 +199,7 @@ def _with_samples(subset: Subset, samples: int) -> Subset:
     if subset.samples not in (None, samples):
         raise InputError(
             f"data subset '{subset.name}' had {subset.samples} samples when it was counted and has {samples} now; "
-            f"bring back the shards as they were ({subset.shards}), or begin a new run"
+            f"restore the shards ({subset.shards}), or begin a new run"
         )
     return replace(subset, samples=samples)
 

@@ -1,4 +1,4 @@
-"""Where data loading workers come from, and what they share with their trainer."""
+"""How data loading workers are started, and what they share with the training process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks do together: a thin layer over torch.distributed, how they meet, and the watchdog that ends them all."""
+"""Communication between ranks: a thin layer over torch.distributed, rendezvous, and the watchdog over all ranks."""
 
 from growclip_ds.distributed.collectives import (
     OtherRankError,

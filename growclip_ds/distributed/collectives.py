@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class OtherRankError(RuntimeError):
-    """What follows here from an error that another rank raises itself, and can say more about."""
+    """An error that another rank raises itself, and knows more about: its own has the traceback and the exit code."""
 
 
 def rank() -> int:

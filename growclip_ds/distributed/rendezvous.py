@@ -1,4 +1,4 @@
-"""How ranks meet and part: minutes to wait for all at the start, hours in a collective later."""
+"""Rendezvous and shutdown of the ranks: a timeout of minutes at the start, of hours in collectives later."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _wait_for_all_ranks() -> Iterator[None]:
         store.wait([_sign(other) for other in range(size)], limit)
     except dist.DistError as error:
         raise InputError(
-            f"the {size} ranks did not all come within {JOIN_MINUTES:g} minutes, or one has ended "
+            f"not all {size} ranks connected within {JOIN_MINUTES:g} minutes, or one has ended "
             f"({str(error).splitlines()[0]}); the output of the others says why"
         ) from error
     yield

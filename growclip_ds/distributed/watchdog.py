@@ -1,9 +1,9 @@
-"""When one rank fails or hangs, all end, with its error on top and not those that follow from it.
+"""When one rank fails or hangs, all end, and its error is reported rather than those that follow from it.
 
-Every rank has a thread that looks once a second into the key-value store by which the ranks found each other. Ranks
-that wait in a collective for one that is gone need not be woken: the thread ends the process.
+Every rank has a thread that polls the rendezvous key-value store once a second. Ranks that wait in a collective for
+one that is gone need not be woken: the thread ends the process.
 
-Time is counted while the process runs: one that was suspended with all others (Slurm's `scontrol suspend`, gang
+Only time in which the process runs counts: one that was suspended with all others (Slurm's `scontrol suspend`, gang
 scheduling, Ctrl-Z) has not hung.
 """
 
@@ -26,8 +26,8 @@ from growclip_ds import distributed
 from growclip_ds.errors import InputError
 
 PERIOD = 1.0  # seconds from one look to the next
-# Seconds: rank 0, with which the store goes, gives the others time to see why the run ends; one that only knows of
-# another's error gives that one time to say it.
+# Seconds: rank 0, with which the store goes, gives the others time to see why the run ends; a rank that was only told
+# of an error gives the one that raised it time to report it.
 LINGER = 3 * PERIOD
 SILENCE = 10.0  # seconds without a heartbeat after which a process counts as stopped, when the run hangs
 FAILED, INPUT_ERROR = 1, 2  # exit codes: of any error, and of one that the user can mend
@@ -38,7 +38,7 @@ class Watchdog:
     """The watchdog of a process that is alone.
 
     Args:
-        program: whose errors these are.
+        program: the program's name, for error messages.
     """
 
     def __init__(self, program: str = "train.py") -> None:
@@ -71,7 +71,7 @@ class StoreWatchdog(Watchdog):
 
     Args:
         hang_seconds: time without any rank's getting on after which the run is ended.
-        program: whose errors these are.
+        program: the program's name, for error messages.
     """
 
     def __init__(self, hang_seconds: float, program: str = "train.py") -> None:

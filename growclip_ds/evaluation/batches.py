@@ -1,4 +1,4 @@
-"""A rank's share of an evaluation set as batches, the ranks in step."""
+"""A rank's share of an evaluation set as batches, with the ranks in lockstep."""
 
 from __future__ import annotations
 

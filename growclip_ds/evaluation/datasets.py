@@ -33,7 +33,7 @@ class _Shards(ABC):
     """A set that `load_evaluation_set` opened.
 
     Attributes:
-        name: of the set in reports.
+        name: the set's name in reports.
         shards: its tar files, paths or addresses, in order.
         counts: samples of each; None if they are remote, and not known before they are read.
         identity: a digest of what the set is, wherever it lies: class names, templates, and of local tars annotations
@@ -74,11 +74,11 @@ class _Shards(ABC):
         """What is right for a sample.
 
         Args:
-            sample: of the set.
+            sample: a sample of the set.
             text: its annotation's content.
 
         Raises:
-            InputError: that says what is wrong with it.
+            InputError: the annotation is invalid; the message says how.
         """
         try:
             return self.parse(text.decode("utf-8", errors="replace"))
@@ -95,8 +95,8 @@ class ClassificationSet(_Shards):
     """Pictures of one class each.
 
     Attributes:
-        class_names: by class number.
-        templates: of prompts, each with `{c}`.
+        class_names: names, indexed by class number.
+        templates: prompt templates, each with `{c}`.
     """
 
     class_names: tuple[str, ...]
@@ -141,7 +141,7 @@ def load_evaluation_set(location: Path | str, split: str = SPLIT, name: str | No
     Args:
         location: see `Source`.
         split: folder of the set with the shards.
-        name: of the set in reports; that of `set_name` if None.
+        name: the set's name in reports; that of `set_name` if None.
 
     Raises:
         InputError: a file is missing, unreadable, empty or not UTF-8, a template has no `{c}`, a sample has no picture,
@@ -169,7 +169,7 @@ def load_evaluation_set(location: Path | str, split: str = SPLIT, name: str | No
         dataset = RetrievalSet(name, shards, None, "")
     else:
         raise InputError(
-            f"{source.address('dataset_type.txt')}: {kind!r} is no known type; it must say classification or retrieval"
+            f"{source.address('dataset_type.txt')}: {kind!r} is not a known type; write classification or retrieval"
         )
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(dataset, ClassificationSet):

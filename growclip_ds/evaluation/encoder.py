@@ -1,4 +1,4 @@
-"""What evaluation runs: something that encodes a batch as every candidate at once."""
+"""The encoder interface of evaluation: encodes a batch with every candidate at once."""
 
 from __future__ import annotations
 

@@ -43,14 +43,14 @@ def read_list(path: str | Path, root: str | None = None, names: Sequence[str] = 
     Args:
         path: the YAML file.
         root: in place of the file's.
-        names: of the sets to take; all if empty.
+        names: names of the sets to use; all if empty.
 
     Raises:
         InputError: the file cannot be read, a key or value is not right, or it has no set of that name.
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise InputError(f"{path} has to hold `root: …` and `sets: …`, but holds {values!r}")
+        raise InputError(f"{path} must hold `root: …` and `sets: …`, but holds {values!r}")
     if root is not None:
         values["root"] = root
     try:

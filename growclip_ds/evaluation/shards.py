@@ -66,7 +66,7 @@ def local_share(
     Args:
         shards: the tars.
         counts: samples of each.
-        wanted: which members.
+        wanted: whether to read a member, by its name.
 
     Raises:
         InputError: a tar cannot be read, or has fewer samples than it had.
@@ -96,7 +96,7 @@ def stream(shard: str, wanted: Wanted) -> Iterator[RawSample]:
     try:
         yield from reopening(lambda: whole_tar(shard, wanted), shard)
     except OSError as error:
-        raise InputError(f"{error}; correct the address, or see that it can be fetched") from error
+        raise InputError(f"{error}; correct the URL, or check that it can be fetched") from error
 
 
 def remote_share(shards: Sequence[str], wanted: Wanted, rank: int, world_size: int) -> Iterator[RawSample]:

@@ -55,7 +55,7 @@ class Source:
         """A text file's content; None if there is no such file.
 
         Args:
-            path: of the file in the set.
+            path: the file's path within the set.
             is_required: whether a set needs it. What a command does not give, again and again, is an error then, and
                 else taken for missing: why a command fails is not known.
 
@@ -65,12 +65,12 @@ class Source:
         address = self.address(path)
         try:
             data = _fetch(address, is_required) if self.is_remote else _content_of(address)
-            return None if data is None else data.decode("utf-8")
+            return None if data is None else data.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise InputError(f"{address}: the file is not UTF-8; save it as UTF-8") from None
         except OSError as error:
             reason = error.strerror or str(error)
-            remedy = "see that it can be fetched" if self.is_remote else "see that it is a file you may read"
+            remedy = "check that it can be fetched" if self.is_remote else "check that you may read it"
             raise InputError(f"{address}: cannot be read ({reason}); {remedy}") from None
 
 

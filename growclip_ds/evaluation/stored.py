@@ -1,4 +1,4 @@
-"""Results on disk, one file a set, so that an interrupted evaluation goes on with the sets that it lacks."""
+"""Stored results, one file per set, so that an interrupted evaluation continues with the missing sets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ResultStore:
         folder: where they are; may be shared by several models.
         weights: digest of the model's weights,
         tokenizer: and of its tokenizer.
-        precision: that it was run in.
+        precision: precision in which the model ran.
     """
 
     folder: Path

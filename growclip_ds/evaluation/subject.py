@@ -27,11 +27,11 @@ class Subject:
     """A checkpoint to evaluate.
 
     Attributes:
-        folder: with its weights.
-        run: that it belongs to, if any.
-        growth_step: after which it was written, where it says so.
-        architecture: of the model; None if it is a CLIP in Hugging Face format.
-        digest: of the weights.
+        folder: the folder with its weights.
+        run: the run that it belongs to, if any.
+        growth_step: the growth step that wrote it, if it says so.
+        architecture: the model's architecture; None if it is a CLIP in Hugging Face format.
+        digest: digest of the weights.
     """
 
     folder: Path
@@ -113,10 +113,12 @@ def find_subject(path: Path | str, step: int | None = None) -> Subject:
     run = RunFolder(path)
     if run.config_file.exists():
         return _of_checkpoint(_trained_step(run, step))
+    if step is not None and (path / "config.json").exists():
+        raise InputError(f"{path} is a single model in Hugging Face format; leave --step out")
     if is_exported(path):
         model = ExportedModel(path)
-        step, digest = model.description.get("growth_step"), model.digest(sorted(model.names))
-        return Subject(path.absolute(), None, step, model.architecture, digest)
+        growth_step, digest = model.description.get("growth_step"), model.digest(sorted(model.names))
+        return Subject(path.absolute(), None, growth_step, model.architecture, digest)
     if is_hugging_face(path):
         return Subject(path.absolute(), None, None, None, _digest_of_files(path))
     raise InputError(f"{path} {nothing_there(path)}")
@@ -133,7 +135,7 @@ def nothing_there(path: Path) -> str:
         return f"is a growth step of a run; give the run, or one of its phases, such as {trained[-1]}"
     if (path / "config.json").exists():
         return "has a config.json, but no *.safetensors; copy the folder again, or save the model as safetensors"
-    problem = "holds no checkpoint and no run" if path.is_dir() else "is no folder"
+    problem = "holds no checkpoint and no run" if path.is_dir() else "is not a folder"
     return f"{problem}; give a folder with {INDEX}, a run's, or a model's in Hugging Face format"
 
 
@@ -166,7 +168,7 @@ def _trained_step(run: RunFolder, step: int | None) -> Path:
         raise InputError(
             f"{run.path}: growth step {wanted} is finished, but its weights are not there "
             f"({run.weights(wanted, Phase.TRAIN) / INDEX}); copy them from where the run was made"
-            + (f", or take another step (--step {', '.join(map(str, trained))})" if trained else "")
+            + (f", or use another step (--step {', '.join(map(str, trained))})" if trained else "")
         )
     if not trained:
         raise InputError(f"{run.path}: no growth step is trained yet; let the run finish one")
@@ -195,7 +197,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
     Args:
         name: `cpu`, `cuda`, or `auto`: a GPU where there is one.
-        local_rank: of this process on its machine; the GPU that it takes.
+        local_rank: rank of this process on its machine, the index of the GPU that it uses.
 
     Raises:
         InputError: there is no such GPU.
@@ -204,7 +206,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"rank {local_rank} of this machine has no GPU, there being {torch.cuda.device_count()}: "
-            "start fewer ranks, or take --device cpu"
+            f"there is no GPU for rank {local_rank} of this machine, which has {torch.cuda.device_count()}: "
+            "start fewer ranks, or use --device cpu"
         )
     return torch.device("cuda", local_rank)

@@ -29,14 +29,14 @@ STACKS = {
 
 @dataclass(frozen=True)
 class PIM:
-    """Parameter inheriting with momentum: what is kept of the old weights, and what random draws add.
+    """The constants of parameter inheriting with momentum.
 
     Attributes:
-        beta: β, the share of the old weights.
-        gamma: γ, the share of a random draw.
-        fresh: scale of the random draw where the old model has no weight (new heads, channels and embeddings).
+        beta: β, the factor of the old weights.
+        gamma: γ, the factor of the random weights.
+        fresh: scale of random weights where the old model has none (new heads, channels and embeddings).
         blend_vectors: whether norms, biases and the temperature are blended too, with their initial values as the
-            draw, instead of kept as they are.
+            random weights, instead of being copied.
     """
 
     beta: float = 0.3
@@ -64,7 +64,7 @@ def inherited_tensor(
     pim: PIM,
     seed: int | str,
 ) -> Tensor:
-    """One tensor of the grown model, in fp32.
+    """One tensor of the grown model, in fp32 on the CPU.
 
     Args:
         name: the tensor's name in the new model.
@@ -73,7 +73,7 @@ def inherited_tensor(
         new: the architecture to grow to.
         read: gives a tensor of the old model by name; larger ones (a supernet's) are cut to the new shape.
         pim: how old and new are blended.
-        seed: of the random draw, together with the name.
+        seed: seed of the random draw, together with the name.
     """
     vector = is_vector(name)
     fresh = 1.0 if vector else pim.fresh
@@ -89,7 +89,7 @@ def inherited_tensor(
     old_rows = leading_slice(inherited, common).split(rows)
     for drawn, source_rows in zip(grown[: common[0]].split(rows), old_rows, strict=True):
         overlap = leading_slice(drawn, tuple(source_rows.shape))
-        blended = pim.blend(source_rows.to(drawn.dtype), overlap, vector)
+        blended = pim.blend(source_rows.to(drawn), overlap, vector)
         drawn.mul_(fresh)
         overlap.copy_(blended)
     return grown
@@ -111,7 +111,7 @@ def inherited_tensors(
 def inherit(
     old_model: GrowCLIP, architecture: Architecture, beta: float = 0.3, gamma: float = 0.001, seed: int = 0
 ) -> GrowCLIP:
-    """A model of a larger or equal architecture, initialised from the old one (Eq. 5 and 8).
+    """A model of a larger or equal architecture, initialised from the old one (Eq. 5 and 8), of its type and device.
 
     Added layers copy the last ones; rows of new heads and channels are drawn anew, at full scale; norms, biases and
     the temperature stay as they are.
@@ -122,7 +122,7 @@ def inherit(
     if not architecture.covers(old_model.architecture):
         raise ValueError(f"a model grows: {architecture} is smaller than {old_model.architecture} in some dimension")
     weights = dict(old_model.named_parameters())
-    model = old_model.empty_like(architecture)
+    model = old_model.empty_like(architecture).to(old_model.logit_scale)
     with torch.no_grad():
         tensors = inherited_tensors(
             old_model.architecture, architecture, model.sizes, weights.__getitem__, PIM(beta, gamma), seed

@@ -1,4 +1,4 @@
-"""Which phases a growth step has, and how long each of them is."""
+"""The phases of a growth step, and the epochs of each."""
 
 from __future__ import annotations
 

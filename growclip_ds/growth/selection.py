@@ -1,4 +1,4 @@
-"""Growth architecture selection (phase 2, Section 3.4): candidates in the order of Eq. 7."""
+"""Growth architecture selection (phase 2, Section 3.4): ranks candidates by Eq. 7."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Candidate:
     """An evaluated member of a growth space.
 
     Attributes:
-        architecture: its sizes.
+        architecture: its architecture.
         parameters: P(ψ), without the temperature.
         accuracy: A(ψ) in percent.
         metric: Eq. 7.
@@ -49,7 +49,7 @@ def composite_metric(
         supernet_parameters: P(Ψ).
         previous_samples: N^{t-1}, samples of the growth step before.
         samples: N^t, samples of this growth step.
-        alpha: weight of the second term, which prefers small models, the less so the more data has come.
+        alpha: weight of the second term, which prefers small models, less so the more the data has grown.
     """
     return accuracy + alpha * previous_samples / samples * supernet_parameters / parameters
 
@@ -62,7 +62,14 @@ def rank_candidates(
     samples: int,
     alpha: float,
 ) -> list[Candidate]:
-    """Every candidate with its value by Eq. 7, best first."""
+    """Every candidate with its value by Eq. 7, best first.
+
+    Args:
+        accuracies: A(ψ) of every candidate, in percent.
+        count: parameters of an architecture.
+        supernet: Ψ.
+        previous_samples, samples, alpha: see `composite_metric`.
+    """
     whole = count(supernet)
     rows = []
     for architecture, accuracy in accuracies.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,12 +19,17 @@ if TYPE_CHECKING:
 class GrowthSpace:
     """The architectures that a model may grow into, smallest first in the order of their six integers.
 
+    Attributes:
+        base: the architecture to grow from.
+        candidates: what it may become.
+        supernet: Ψ, the smallest architecture that covers every candidate.
+
     Args:
         base: the architecture to grow from; always a candidate itself.
         conv_step: convolutional layers added where l^I grows; 0 keeps the dimension as it is.
         block_step: blocks added where b^I, b^T or b^S grow.
         head_step: heads added where h^I or h^T grow.
-        frozen: names of dimensions that may not grow; each halves the space.
+        frozen: names of dimensions that do not grow; each halves the space.
 
     Raises:
         ValueError: a negative step, or a frozen name that is no dimension.
@@ -50,21 +54,18 @@ class GrowthSpace:
             step = conv_step if name == "conv_layers" else head_step if name.endswith("heads") else block_step
             choices.append((value, value + step) if step and name not in frozen else (value,))
         self.base = base
-        self.candidates = tuple(Architecture(*values) for values in itertools.product(*choices))
+        self._hold(Architecture(*values) for values in itertools.product(*choices))
+
+    def _hold(self, candidates: Iterable[Architecture]) -> None:
+        self.candidates = tuple(candidates)
+        largest = {name: max(getattr(one, name) for one in self.candidates) for name, _ in self.base.items()}
+        self.supernet = Architecture(**largest)
 
     def __iter__(self) -> Iterator[Architecture]:
         return iter(self.candidates)
 
     def __len__(self) -> int:
         return len(self.candidates)
-
-    def __contains__(self, architecture: object) -> bool:
-        return architecture in self.candidates
-
-    @cached_property
-    def supernet(self) -> Architecture:
-        """The smallest architecture that covers every candidate."""
-        return Architecture(**{name: max(getattr(one, name) for one in self) for name, _ in self.base.items()})
 
     def within(self, max_parameters: int, count: Callable[[Architecture], int]) -> GrowthSpace:
         """The space without the candidates that `count` finds to have more than `max_parameters`.
@@ -78,8 +79,7 @@ class GrowthSpace:
                 f"has {count(self.base):,} already"
             )
         space = copy.copy(self)
-        space.__dict__.pop("supernet", None)  # worked out of the candidates
-        space.candidates = tuple(c for c in self.candidates if count(c) <= max_parameters)
+        space._hold(candidate for candidate in self.candidates if count(candidate) <= max_parameters)
         return space
 
     def sample(self, generator: torch.Generator | None = None) -> Architecture:
@@ -88,10 +88,10 @@ class GrowthSpace:
 
 
 def growth_space(config: Config, base: Architecture, count: Callable[[Architecture], int]) -> GrowthSpace:
-    """What a growth step of a run may make of the model before it.
+    """The growth space of a growth step of a run.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         base: that model's architecture.
         count: parameters of an architecture, which `growth.max_parameters` limits.
 
@@ -106,16 +106,16 @@ def growth_space(config: Config, base: Architecture, count: Callable[[Architectu
 def require_base_within_limit(
     config: Config, base: Architecture, count: Callable[[Architecture], int], name: str
 ) -> None:
-    """Sees, before anything is done, that a run may grow at all.
+    """Checks, before any work, that a run may grow at all.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         base: the architecture that it grows from.
         count: parameters of an architecture.
-        name: of what has that architecture, for the message.
+        name: what has that architecture, for the message.
 
     Raises:
-        InputError: it is beyond `growth.max_parameters`.
+        InputError: `base` exceeds `growth.max_parameters`.
     """
     limit = config.growth.max_parameters
     if limit is not None and not config.has_fixed_model and count(base) > limit:

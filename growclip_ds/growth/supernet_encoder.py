@@ -1,6 +1,6 @@
 """Every candidate's features from the supernet's weights, for growth architecture selection (Section 3.4).
 
-Candidates that agree in their first layers share the work: 64 of them cost a few passes over the pictures, not 64.
+Candidates with the same leading layers share the computation: all 64 cost a few passes over the images, not 64.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ def model_card(name: str, provenance: Provenance, licence: str, parameters: int,
     """The text of README.md.
 
     Args:
-        name: of the model; the folder's.
+        name: the model's name, that of the folder.
         provenance: what is known of its training.
-        licence: of the weights, as the hub names licences.
-        parameters: of the model, without the temperature.
+        licence: licence of the weights, as the hub's identifier.
+        parameters: number of parameters, without the temperature.
         is_growclip: whether it is a GrowCLIP, and not a CLIP of fixed size.
     """
     sections = [
@@ -68,7 +68,7 @@ def _introduction(parameters: int, is_growclip: bool) -> str:
     if not is_growclip:
         return f"A CLIP with {millions}, trained by GrowCLIP-DS as a baseline of fixed size."
     return (
-        f"A GrowCLIP with {millions}: a contrastive language-image model whose architecture grew with its data "
+        f"A GrowCLIP with {millions}: a contrastive language-image model whose architecture can grow with its data "
         "(*GrowCLIP: Data-aware Automatic Model Growing for Large-scale Contrastive Language-Image Pre-training*, "
         "ICCV 2023), trained by GrowCLIP-DS."
     )
@@ -151,8 +151,8 @@ or `pipeline("zero-shot-image-classification", model=folder{trust})`."""
     if not is_growclip:
         return code
     return (
-        f"{code} With `import growclip_ds` before, `trust_remote_code` can be left out. `get_image_features` and "
-        "`get_text_features` give `pooler_output`, L2-normalised."
+        f"With transformers 5:\n\n{code} With `import growclip_ds` before, `trust_remote_code` can be left out. "
+        "`get_image_features` and `get_text_features` give `pooler_output`, L2-normalised."
     )
 
 

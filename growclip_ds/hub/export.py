@@ -1,4 +1,4 @@
-"""A trained model as a Hugging Face model folder, which appears whole or not at all."""
+"""Exports a trained model as a Hugging Face model folder, atomically."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def export(
 
     Args:
         model: a GrowCLIP, or a FixedCLIP, of which a folder of `transformers`' own `CLIPModel` is made; in fp32.
-        tokenizer: of its captions.
+        tokenizer: the tokenizer of its captions.
         output: the new folder.
         provenance: for the model card; nothing is known if None.
-        licence: of the weights, as the hub names licences.
+        licence: licence of the weights, as the hub's identifier.
         replace: whether to replace an earlier export.
-        max_shard_bytes: of a weights file; beyond, there are several and an index.
+        max_shard_bytes: maximum size of a weights file; larger models get several and an index.
 
     Raises:
         InputError: the folder is there, with `replace` as something else than an export, or cannot be written.
@@ -99,7 +99,7 @@ def check_output(output: Path, replace: bool) -> None:
     foreign = [name for name in names if not _FILES.fullmatch(name)]
     if foreign or "config.json" not in names:
         found = f"it holds {foreign[0]}" if foreign else "it has no config.json"
-        raise InputError(f"{output} is no exported model ({found}), so it is not replaced; name another folder")
+        raise InputError(f"{output} is not an exported model ({found}), so it is not replaced; name another folder")
 
 
 def _write_all(
@@ -180,9 +180,11 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     config["split_special_tokens"] = True  # "<|endoftext|>" written in a caption is ordinary text
     write_json(config_file, config)
     backend = tokenizers.Tokenizer.from_file(str(file))
-    ends = (config["bos_token"], tokenizer.start_of_text), (config["eos_token"], tokenizer.end_of_text)
-    (start, _), (end, _) = ends
-    backend.post_processor = processors.TemplateProcessing(single=[start, "$A", end], special_tokens=list(ends))
+    start, end = config["bos_token"], config["eos_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[start, "$A", end],
+        special_tokens=[(start, tokenizer.start_of_text), (end, tokenizer.end_of_text)],
+    )
     backend.save(str(file))
 
 

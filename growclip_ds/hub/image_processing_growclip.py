@@ -76,7 +76,7 @@ def _picture(image: Any) -> Image.Image:
         array = array.transpose(1, 2, 0)
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(
-            f"an array of {array.dtype} {array.shape} is no picture: give uint8 (h, w), (h, w, 3) or (3, h, w)"
+            f"an array of {array.dtype} {array.shape} is not an image: give uint8 (h, w), (h, w, 3) or (3, h, w)"
         )
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: the growth steps that led to it, their data, and how it was evaluated."""
+"""A model's provenance: the growth steps that led to it, their data, and its evaluation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class GrowthStep:
 
     Attributes:
         step: counted from 1.
-        architecture: of the model after it.
-        parameters: of that model, without the temperature.
+        architecture: the architecture that it grew to.
+        parameters: number of parameters, without the temperature.
         samples: image-text pairs that had arrived.
     """
 

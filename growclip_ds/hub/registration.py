@@ -62,7 +62,7 @@ class _AfterImport(MetaPathFinder):
     """Has something done once, after a module was imported.
 
     Args:
-        name: of the module.
+        name: the module's name.
         act: what to do.
     """
 

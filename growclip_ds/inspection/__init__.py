@@ -1,1 +1,1 @@
-"""What a checkpoint, a run or an exported model holds."""
+"""Inspection of checkpoints, runs and exported models."""

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and what a run has come to so far: read from the disk, as plain values."""
+"""The contents of a checkpoint and the state of a run, read from disk as plain values."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Growth:
     """What changed from one model to the next.
 
     Attributes:
-        dimensions: that grew, each with its old and its new value.
-        parameters: added.
-        new: tensors that the old model has not, with their shapes.
+        dimensions: the dimensions that grew, each with its old and its new value.
+        parameters: number of parameters added.
+        new: tensors that the old model does not have, with their shapes.
         widened: tensors that are larger, with their old and new shapes.
         kept: tensors of the same shape.
     """
@@ -50,8 +50,8 @@ class Model:
 
     Attributes:
         kind: `growclip` or `clip`.
-        architecture: its sizes.
-        sizes: of its input and embedding space.
+        architecture: its architecture.
+        sizes: sizes of its input and embedding space.
         widths: channels of its image and text encoders.
         parts: parameters of each part of the model, without the temperature.
     """
@@ -89,12 +89,12 @@ class Inspected:
     """A checkpoint, or a model in Hugging Face format.
 
     Attributes:
-        folder: of it.
-        model: whose weights they are.
-        growth_step, phase: by which it was written, where it says so.
-        iterations: of the phase; of one that is not finished, those done.
-        tensors: in the checkpoint, moments of a run that goes on included.
-        bytes: of them.
+        folder: its folder.
+        model: the model whose weights it holds.
+        growth_step, phase: the growth step and phase that wrote it, if it says so.
+        iterations: iterations of the phase done so far.
+        tensors: number of tensors, optimizer moments included.
+        bytes: their size.
         has_checksums: whether the format has them.
         verified: whether every tensor was read, and its checksum compared.
     """
@@ -121,11 +121,11 @@ class PhaseState:
 
     Attributes:
         step: growth step.
-        phase: of it.
+        phase: its phase.
         state: `finished`, `given` (its model came with `model.start`), `trained` (and not yet evaluated), `running`,
             `interrupted` (it has a checkpoint) or `not begun`.
-        iterations: done; None where that is not known.
-        seconds: that it has taken.
+        iterations: iterations done; None if unknown.
+        seconds: time that it has taken.
     """
 
     step: int
@@ -143,11 +143,11 @@ class InspectedRun:
     """A run.
 
     Attributes:
-        folder: of it.
-        method: of it.
-        running: which process trains it at this moment; None if none is known to.
-        phases: of all its growth steps, in order.
-        models: of the growth steps whose weights are there.
+        folder: its folder.
+        method: its method.
+        running: the process that is training it now; None if none is known.
+        phases: the phases of all its growth steps, in order.
+        models: models by growth step, where the weights are there.
         growth: from each growth step to the next, by the later one's number.
     """
 

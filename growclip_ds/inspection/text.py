@@ -1,4 +1,4 @@
-"""Checkpoints and runs as people read them: architectures drawn, growth as tables."""
+"""Checkpoints and runs as text: drawings of architectures, tables of growth."""
 
 from __future__ import annotations
 

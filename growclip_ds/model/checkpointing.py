@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block's inside is computed again in the backward pass instead of kept."""
+"""Activation checkpointing: a block's activations are recomputed in the backward pass instead of stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GrowCLIP: a CLIP-like model every layer of which runs at any candidate's size."""
+"""GrowCLIP: a CLIP-like model whose layers all run at any candidate's size."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from growclip_kernels.packed_attention import SequenceGroup, Sequences
 
 
 class GrowCLIP(nn.Module):
-    """Two towers, an encoder that they share, and a learnable temperature (Section 3.2).
+    """A CLIP-like model: image, text and shared encoders, and a learnable temperature (Section 3.2).
 
-    A supernet is nothing but the largest candidate: `architecture` in the calls below runs a smaller one on the
-    leading slices of its weights.
+    A supernet is simply the largest candidate: `architecture` in the calls below runs a smaller one on leading slices
+    of its weights.
 
     Args:
-        architecture: the sizes that weights are made for.
+        architecture: the model's architecture.
         vocab_size, context_length, image_size, embed_dim: see `ModelSizes`.
-        end_of_text: id of the token whose feature stands for the caption; the largest of the vocabulary if None.
-        initialise: whether weights get initial values, drawn from torch's global generator; False leaves them
-            unwritten for whoever loads them.
+        end_of_text: id of the token whose feature represents the caption; the largest id of the vocabulary if None.
+        initialise: whether to initialise the weights, from torch's global generator; False leaves them
+            uninitialised, to be loaded.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GrowCLIP(nn.Module):
     def forward(
         self, images: Tensor, input_ids: PackedTokens | Tensor, architecture: Architecture | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of pictures and of captions, and what to multiply their similarities by.
+        """Image and text features, and the logit scale.
 
         Args:
             images: (n, 3, S, S), normalised.
@@ -74,8 +74,11 @@ class GrowCLIP(nn.Module):
 
         Returns:
             image_features (n, e) and text_features (n, e), L2-normalised, and logit_scale (1,).
+
+        Raises:
+            ValueError: the architecture is larger than this model in some dimension, or a padded row has no end.
         """
-        architecture = architecture or self.architecture
+        architecture = self._candidate(architecture)
         text = self._packed(input_ids)
         image_sequences = self.image_sequences(images)
         image_stream = self.image(images, image_sequences, architecture)
@@ -93,7 +96,7 @@ class GrowCLIP(nn.Module):
 
     def encode_image(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
         """(n, 3, S, S) -> (n, e), L2-normalised."""
-        architecture = architecture or self.architecture
+        architecture = self._candidate(architecture)
         sequences = self.image_sequences(images)
         stream = self.image(images, sequences, architecture)
         if architecture.shared_blocks:
@@ -103,7 +106,7 @@ class GrowCLIP(nn.Module):
 
     def encode_text(self, input_ids: PackedTokens | Tensor, architecture: Architecture | None = None) -> Tensor:
         """n captions, packed or padded -> (n, e), L2-normalised."""
-        architecture = architecture or self.architecture
+        architecture = self._candidate(architecture)
         text = self._packed(input_ids)
         stream = self.text(text, architecture)
         if architecture.shared_blocks:
@@ -117,8 +120,7 @@ class GrowCLIP(nn.Module):
         Raises:
             ValueError: the architecture is larger than this model in some dimension.
         """
-        if not self.architecture.covers(architecture):
-            raise ValueError(f"{architecture} is no part of {self.architecture}")
+        architecture = self._candidate(architecture)
         weights = dict(self.named_parameters())
         shapes = architecture.parameter_shapes(self.sizes)
         model = self.empty_like(architecture).to(self.logit_scale)
@@ -148,6 +150,18 @@ class GrowCLIP(nn.Module):
     def last_tokens(stream: Tensor, text: PackedTokens) -> Tensor:
         """(T, d) -> (n, d): the end-of-text tokens."""
         return stream[text.cu_seqlens[1:].long() - 1]
+
+    def _candidate(self, architecture: Architecture | None) -> Architecture:
+        """The architecture to run as; the model's own if None.
+
+        Raises:
+            ValueError: it is larger than this model in some dimension; layers that are missing would be passed over.
+        """
+        if architecture is None:
+            return self.architecture
+        if not self.architecture.covers(architecture):
+            raise ValueError(f"{architecture} is not part of {self.architecture}")
+        return architecture
 
     def _packed(self, input_ids: PackedTokens | Tensor) -> PackedTokens:
         return input_ids if isinstance(input_ids, PackedTokens) else pack_padded(input_ids, self.end_of_text)

@@ -1,4 +1,4 @@
-"""What a weight is drawn from: the model's own initialiser, a tensor at a time.
+"""The model's weight initialisation, one tensor at a time.
 
 A draw depends on a seed and the tensor's name alone, so it is the same on every rank, after a resume, and whatever
 else is drawn. Transformers start as CLIP's do (Radford et al. 2021, section 2.5 and the reference implementation):
@@ -38,8 +38,8 @@ def initial_tensor(name: str, shape: Shape, architecture: Architecture, seed: in
     Args:
         name: the parameter's name in `architecture.parameter_shapes`.
         shape: its shape there.
-        architecture: of the model that the tensor is for; widths and depths set the scale.
-        seed: of the draw, together with the name.
+        architecture: the model's architecture, whose widths and depths set the scale.
+        seed: seed of the draw, together with the name.
     """
     if is_vector(name):
         return initial_vector(name, shape)

@@ -1,6 +1,6 @@
-"""Layers that run at the size of what comes in: a narrower stream uses the leading slices of the weights.
+"""Layers that run at the size of their input: a narrower stream uses leading slices of the weights.
 
-Sizes never have to be told where the input shows them: a stream of width d passes d/64 heads, an MLP of 4d, norms of
+Layers infer sizes from their input: a stream of width d passes d/64 heads, an MLP of 4d, norms of
 d. Slices are taken inside the module that owns the weight, as ZeRO 3 gathers a module's weights around its forward.
 """
 

@@ -1,4 +1,4 @@
-"""Captions laid end to end: nothing is computed for padding."""
+"""Packed (varlen) captions: nothing is computed for padding."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which model a phase trains, before it is built: its parameters and their initial weights.
+"""Model specs: a model before it is built, with its parameters' shapes and initial weights.
 
-Engines, checkpoints and the monitor take a GrowCLIP and the baselines' fixed CLIP alike.
+Through them, engines, checkpoints and the monitor treat a GrowCLIP and the baselines' fixed CLIP alike.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class ModelSpec(Protocol):
     """A model that is not built yet.
 
     Attributes:
-        kind: of model.
+        kind: the kind of model.
         architecture: its blocks and heads.
-        sizes: of its input and embedding space.
-        end_of_text: id of the token whose feature stands for the caption.
-        shapes: of its parameters by name, in the order in which it holds them.
+        sizes: sizes of its input and embedding space.
+        end_of_text: id of the token whose feature represents the caption.
+        shapes: shapes of its parameters by name, in the model's own order.
     """
 
     kind: ClassVar[Literal["growclip", "clip"]]
@@ -73,9 +73,9 @@ class GrowCLIPSpec:
     """A GrowCLIP.
 
     Attributes:
-        architecture: that weights are made for.
-        sizes: of its input and embedding space.
-        end_of_text: id of the token whose feature stands for the caption.
+        architecture: the architecture of the model.
+        sizes: sizes of its input and embedding space.
+        end_of_text: id of the token whose feature represents the caption.
     """
 
     kind: ClassVar[Literal["growclip", "clip"]] = "growclip"

@@ -1,6 +1,6 @@
 """A run's TensorBoard: `training` over the iterations of all phases on one axis, `growth` over growth steps.
 
-A phase that is run again, after a run was interrupted, writes from its beginning; what it had written before is purged.
+A phase that is rerun after an interruption writes from its beginning; what it had written before is purged.
 """
 
 from __future__ import annotations

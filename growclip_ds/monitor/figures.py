@@ -1,4 +1,4 @@
-"""Figures: an architecture, and the candidates it was chosen among."""
+"""Figures: an architecture, and the candidates of its selection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: on rank 0 to TensorBoard and the terminal, on the others to nobody."""
+"""Monitoring of training: rank 0 writes to TensorBoard and the terminal, other ranks write nothing."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Monitor:
 
         Args:
             step: the growth step.
-            phase: of it.
-            spec: of what the engine is built for, the model or the supernet.
-            iterations: of the phase.
+            phase: its phase.
+            spec: what the engine is built for, the model or the supernet.
+            iterations: iterations of the phase.
             first_iteration: iterations of the run before it.
-            done: of its own, where it goes on from a checkpoint.
+            done: iterations of the phase already done, if it resumes from a checkpoint.
         """
 
     def left_out(self, step: int, counts: Mapping[str, int]) -> None:
@@ -89,7 +89,7 @@ class RunMonitor(Monitor):
     """The monitor of rank 0.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         config: the run's.
         samples: pairs that have arrived by each growth step, from the first, for estimating how long the run takes.
         stream: where progress goes; standard output by default.
@@ -127,7 +127,7 @@ class RunMonitor(Monitor):
         is_new_step = phase is next(iter(phase_epochs(self.config, step))) and not done
         self.curves.start_phase(step, first_iteration + done, is_new_step)
         if done:
-            self.output.line(f"step {step}/{self.steps} {phase}: goes on after iteration {done:,} of {iterations:,}")
+            self.output.line(f"step {step}/{self.steps} {phase}: resumes after iteration {done:,} of {iterations:,}")
             return
         architecture, parameters = spec.architecture, num_parameters(spec)
         kind = "model" if phase is Phase.TRAIN else "supernet"

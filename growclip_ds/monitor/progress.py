@@ -1,4 +1,4 @@
-"""How far a phase is, and how long it will take: one live line on a terminal, a plain line now and then elsewhere."""
+"""Progress of a phase and its remaining time: a live line on a terminal, plain lines at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class PhaseProgress:
 
     Args:
         output: where it is shown.
-        step: the growth step,
-        steps: of so many.
-        phase: what is run.
-        plan: of the run; what follows this phase is estimated at this phase's pace.
-        done: iterations of it that were done before.
+        step: the growth step.
+        steps: total number of growth steps.
+        phase: the phase.
+        plan: the run's plan; what follows this phase is estimated at its pace.
+        done: iterations of the phase already done.
     """
 
     def __init__(self, output: Output, step: int, steps: int, phase: Phase, plan: PhasePlan, done: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What the monitor is told."""
+"""The data that training reports to the monitor."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class Progress:
 
     Attributes:
         iteration: iterations done.
-        iterations: of the whole phase.
+        iterations: iterations of the whole phase.
         loss: contrastive loss of the iteration's global batch.
-        learning_rate: of the iteration.
+        learning_rate: learning rate of the iteration.
         logit_scale: what similarities were multiplied by.
-        gradient_norm: before clipping.
+        gradient_norm: gradient norm before clipping.
         skipped: iterations since the last report without an update.
-        loss_scale: what fp16's losses are multiplied by; None where it does not change by itself.
+        loss_scale: fp16's loss scale; None if it is not dynamic.
         samples_per_second: over all ranks, since the last report.
         data_wait_share: share of the time since the last report that the rank that waited most waited for data, 0 to 1.
-        broken_samples: of the phase so far, over all ranks, by what is wrong with them.
+        broken_samples: broken samples of the phase so far, over all ranks, by cause.
     """
 
     iteration: int
@@ -42,7 +42,7 @@ class CheckpointCost:
     """What a checkpoint in the middle of a phase took.
 
     Attributes:
-        iteration: of the phase, after which it was taken.
+        iteration: the iteration of the phase after which it was taken.
         waited: seconds that training stood still for it.
         written: seconds that rank 0 wrote its part, beside the training or not.
         share: of the phase's time so far, what training stood still for checkpoints, 0 to 1.

@@ -1,4 +1,4 @@
-"""When training waits for its data, and what helps."""
+"""Warns when training waits for its data, and says what helps."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 
 from growclip_ds.monitor.reports import Progress
 
-NOTABLE_WAIT = 0.1  # share of the time waiting for data from which on it is shown
-_REPORTS = 3  # that have to be above it, one after the other, for a warning
+NOTABLE_WAIT = 0.1  # share of the time spent waiting for data above which it is shown
+_REPORTS = 3  # consecutive reports above it that lead to a warning
 _PAUSE = 1000  # iterations from one warning to the next
 
 
 class StarvationWatch:
-    """Tells, once in a while, that a phase keeps waiting for data. Its first report, with the start-up, does not count.
+    """Warns, at intervals, that a phase keeps waiting for data. Its first report, with the start-up, does not count.
 
     Args:
-        workers: data loading processes a rank.
+        workers: data loading processes per rank.
     """
 
     def __init__(self, workers: int) -> None:
@@ -34,9 +34,9 @@ class StarvationWatch:
             return None
         self._silent_until = progress.iteration + _PAUSE
         share = sum(self._shares) / _REPORTS
-        workers = f"{self.workers} a rank" if self.workers else "0, which loads between iterations"
+        workers = f"{self.workers} per rank" if self.workers else "0, which loads between iterations"
         return (
-            f"{share:.0%} of the time goes by waiting for data: raise data.workers ({workers}; this machine has "
-            f"{os.cpu_count()} processors), copy the shards to faster storage such as a local disk, or make smaller "
-            "pictures (a short side of 1.5 times model.image_size is enough)"
+            f"{share:.0%} of the time is spent waiting for data: raise data.workers ({workers}; this machine has "
+            f"{os.cpu_count()} CPUs), copy the shards to faster storage such as a local disk, or store smaller images "
+            "(a short side of 1.5 times model.image_size is enough)"
         )

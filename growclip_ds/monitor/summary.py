@@ -1,4 +1,4 @@
-"""What the growth steps of a run came to, read from its folder."""
+"""The results of a run's growth steps, read from its folder."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class StepSummary:
 
     Attributes:
         step: counted from 1.
-        samples: of all subsets that had arrived.
-        architecture: trained.
-        parameters: of it, without the temperature.
-        seconds: that its phases took.
+        samples: samples of all subsets that had arrived.
+        architecture: the trained architecture.
+        parameters: its parameters, without the temperature.
+        seconds: time that its phases took.
         before: zero-shot accuracy of the step before, in percent by set; empty for the first step.
-        after: that of this step's model.
+        after: the accuracy of this step's model.
         averaged: the sets that a mean is over.
-        candidates: that it was chosen among, best first; none in the first step.
-        selection_set: on which they were compared.
+        candidates: the candidates compared, best first; none in the first step.
+        selection_set: the set on which they were compared.
     """
 
     step: int

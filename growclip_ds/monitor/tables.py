@@ -1,4 +1,4 @@
-"""Tables: of a run's growth steps for people, of all candidates for TensorBoard."""
+"""Tables of a run's growth steps for the terminal, and of all candidates for TensorBoard."""
 
 from __future__ import annotations
 

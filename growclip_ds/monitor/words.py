@@ -1,4 +1,4 @@
-"""Figures and architectures as people read them."""
+"""Formatting of numbers, durations and architectures."""
 
 from __future__ import annotations
 

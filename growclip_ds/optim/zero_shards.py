@@ -1,8 +1,8 @@
 """Where each named parameter lies in the flat fp32 shards that a DeepSpeed ZeRO optimizer keeps.
 
-ZeRO stages 1 and 2 lay the parameters end to end and cut the whole into one shard a rank, wherever the cuts fall.
-Stage 3 cuts every parameter into equal pieces and lays a rank's pieces end to end, in sub-groups. Everything that must
-know about tensors inside shards (trust ratios, masks, weights in and out) stands on the layout found here.
+ZeRO stages 1 and 2 concatenate the parameters and cut the result into one shard per rank, wherever the cuts fall.
+Stage 3 cuts every parameter into equal pieces and concatenates a rank's pieces, in sub-groups. Everything that must
+know about tensors inside shards (trust ratios, masks, reading and loading weights) uses the layout found here.
 
 DeepSpeed's own `safe_get_*` and `safe_set_*` are not used: in 0.19 they fail where a size does not divide by the number
 of ranks, hang before the first step, and leave the working copies as they were.

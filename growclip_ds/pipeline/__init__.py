@@ -1,1 +1,1 @@
-"""Growth steps as phases, weights in, weights out; which weights, says the method's recipe."""
+"""Growth steps as sequences of phases; the method's recipe says which weights each phase starts from."""

@@ -1,4 +1,4 @@
-"""What all phases of a run work with."""
+"""Context shared by all phases of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a phase has trained on and met with so far: over all ranks, and its earlier starts."""
+"""Counts of what a phase has trained on so far, over all ranks and earlier starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation of a phase's model: after its training, in the course of it, and as a supernet of candidates."""
+"""Evaluation of a phase's model: after training, during it, and as a supernet of candidates."""
 
 from __future__ import annotations
 

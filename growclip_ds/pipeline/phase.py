@@ -219,7 +219,7 @@ class PhaseRun:
             raise InputError(
                 f"{kept.folder} is of {kept.spec.architecture}, but the {self.phase} phase of growth step {self.step} "
                 f"trains {self.spec.architecture}: bring back the selection's phase.json as it was, or remove "
-                f"{self.folder.phase(self.step, self.phase)} to train the phase anew"
+                f"{self.folder.phase(self.step, self.phase)} to train the phase again"
             )
 
     def _stream(self, epochs: int, resume: Mapping[str, Any]) -> TrainingStream:
@@ -242,7 +242,7 @@ class PhaseRun:
             raise InputError(
                 f"the {self.phase} phase of growth step {self.step} has {stream.iterations} iterations, but had "
                 f"{resume['iterations']} when it was interrupted: its data have changed; bring them back, or remove "
-                f"{self.folder.checkpoints(self.step, self.phase)} to run the phase anew"
+                f"{self.folder.checkpoints(self.step, self.phase)} to run the phase again"
             )
         return stream
 

@@ -1,7 +1,7 @@
 """The growth pipeline (Section 3.4): each growth step as phases, weights in, weights out.
 
-Nothing but weights passes from phase to phase, through the run folder, so a run goes on with its first unfinished
-phase whenever and wherever it is started again, and within that from its newest checkpoint.
+Only weights pass from phase to phase, through the run folder, so a restarted run resumes with its first unfinished
+phase, and within that from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _open_inputs(
     if elsewhere := inputs.data.indexes_elsewhere():
         monitor.note(f"the index of {elsewhere:,} shards is in the user's cache, as their folders cannot be written")
     if changes := folder.keep_numerics(deepspeed.numerics):
-        monitor.note(f"the DeepSpeed file has changed; the run goes on with it: {'; '.join(changes)}")
+        monitor.note(f"the DeepSpeed file has changed; the run continues with it: {'; '.join(changes)}")
     return RunContext(config, deepspeed, folder, inputs, monitor, stop, watch), steps
 
 

@@ -1,4 +1,4 @@
-"""Everything a run reads besides its configuration, opened and checked before any training."""
+"""Opens and checks everything that a run reads besides its configuration, before any training."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _check_left_out(data: OpenSubsets, share: float) -> None:
         raise InputError(
             f"{missing:,} of {missing + there:,} samples cannot be used, more than the {share:.2%} of "
             f"data.max_broken_share: {in_words(left_out)} (such as {first}); `growclip data check` lists them: "
-            "mend the shards, or raise the share"
+            "repair the shards, or raise the share"
         )
 
 

@@ -1,7 +1,7 @@
-"""The methods: of each phase of a growth step, which model is trained, how its weights come in, and what is sampled.
+"""The methods: for each phase of a growth step, which model is trained, what its weights start as, and what is sampled.
 
-Everything else, the data, their order, the schedule, the optimiser, checkpoints and evaluation, is the phase's, and the
-same for all. How long phases are says `growclip_ds.growth.phases`. docs/baselines.md has all of it as a table.
+Everything else (the data and its order, schedule, optimizer, checkpoints, evaluation) belongs to the phase, and is the
+same for all methods. `growclip_ds.growth.phases` has the length of phases; docs/baselines.md has a table of it all.
 """
 
 from __future__ import annotations

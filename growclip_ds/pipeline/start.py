@@ -1,4 +1,4 @@
-"""A run that begins with an exported model: its growth steps are done, and the run goes on with the next one."""
+"""Runs that start from an exported model: its growth steps are done, and the run continues with the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the models came to: the shapes of the paper's Tables 3, 4, 5 and 9."""
+"""Accuracy tables, in the form of the paper's Tables 3, 4, 5 and 9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report is about: the groups of runs, and the sets on which all of them can be compared."""
+"""What a report compares: the groups of runs, and the sets that all of them were evaluated on."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Comparison:
     Attributes:
         groups: the runs by method and settings.
         classification: names of the classification sets of any run.
-        retrieval: of the retrieval sets.
-        averaged: the sets that means are over, of those on which every growth step of every run was evaluated.
-        in_training: those of them that every evaluation in the course of training was on too.
-        notes: what a reader has to know before comparing.
+        retrieval: names of the retrieval sets of any run.
+        averaged: the sets that means are over, all evaluated in every growth step of every run.
+        in_training: those of `averaged` that every evaluation during training used too.
+        notes: what a reader must know before comparing.
     """
 
     groups: Sequence[Group]

@@ -1,4 +1,4 @@
-"""What the models took: the shape of the paper's Table 7, and the same phase by phase."""
+"""Cost tables: in the form of the paper's Table 7, and the same by phase."""
 
 from __future__ import annotations
 

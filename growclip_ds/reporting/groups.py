@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed, and what to call them."""
+"""Groups of runs that differ only in their seed, and their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report consists of, from the runs given; which tables and figures there are follows from them."""
+"""The contents of a report; the given runs determine its tables and figures."""
 
 from __future__ import annotations
 

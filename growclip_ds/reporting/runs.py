@@ -1,4 +1,4 @@
-"""What finished phases did, read from the folders of runs, also of unfinished ones."""
+"""Reads the records of finished phases from run folders, including those of unfinished runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A table as data: columns, and rows of values. How it looks is the writers' business (`markdown.py`, `html_page.py`).
 
-A value is what was measured, not rounded; its column knows how people read it.
+A value is as measured, unrounded; its column knows how to format it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Spread:
     """A figure over several runs.
 
     Attributes:
-        mean: of the runs.
-        deviation: standard deviation of a sample, with n - 1; None of a single run.
-        runs: n.
+        mean: mean over the runs.
+        deviation: sample standard deviation (n - 1); None for a single run.
+        runs: their number, n.
     """
 
     mean: float
@@ -66,11 +66,11 @@ class Table:
     """A table.
 
     Attributes:
-        name: of one word, for files and programs.
-        title: for people.
+        name: one word, for files and programs.
+        title: the heading shown to readers.
         columns: at least one.
         rows: a value for each column, or None.
-        notes: how it is to be read, a sentence or more each.
+        notes: how to read it, one or more sentences each.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A report on disk."""
+"""Writes a report to disk."""
 
 from __future__ import annotations
 

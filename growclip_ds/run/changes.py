@@ -1,4 +1,4 @@
-"""What of a run's configuration may change while the run goes on."""
+"""Which settings of a run may change when it is resumed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def forbidden_changes(there: dict[str, Any], config: Config) -> list[tuple[str, 
 
     Args:
         there: the run's configuration as it was written; settings that have been added since count as their defaults.
-        config: that the run is to go on with.
+        config: the configuration to resume the run with.
 
     Returns:
         Dotted key, value there, value now, of each difference.

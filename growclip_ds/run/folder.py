@@ -2,22 +2,22 @@
 
     config.yaml               the run's configuration, defaults written out
     data.yaml                 its data subsets
-    faults/                   samples that could not be used, a JSON object a line: of the index, of each rank
+    faults/                   unusable samples as JSON lines: found by the index, and by each rank
     tokenizer/
     tensorboard/
     bad_iterations/           iterations without an update: the tensor that was not finite, and the samples
-    deepspeed.json            of the DeepSpeed file, what bears on the weights
-    train.lock                locked while the run goes on; says by whom
+    deepspeed.json            the parts of the DeepSpeed file that affect the weights
+    train.lock                locked while the run trains; says by whom
     step_1/train/             weights/, written when trained, and, written last, phase.json: what the phase did;
-                              until then checkpoints/ to go on from
+                              until then checkpoints/ to resume from
     step_2/finetune/          phase 1, the supernet
     step_2/selection/         phase 2, the supernet trained by subnets; phase.json lists the candidates
-    step_2/search/            in place of these two, of NAS
-    step_2/train/             phase 3, the selected model; all that a fixed model has
+    step_2/search/            in place of these two, for NAS
+    step_2/train/             phase 3, the selected model; the only phase of a fixed model
     step_3/…
 
-A phase is finished once its phase.json is there. Starting a run again skips the finished ones; of one that has its
-weights already, only the evaluation is done again; one that has a checkpoint goes on from it.
+A phase is finished once its phase.json exists. A restarted run skips finished phases; of one that has its weights
+already, only the evaluation is repeated; one that has a checkpoint resumes from it.
 """
 
 from __future__ import annotations
@@ -108,12 +108,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def errors_explained(self) -> Iterator[None]:
-        """A context in which an error in writing to the folder, on this rank alone, is the user's to mend.
-
-        Not collective.
+        """A context in which errors in writing to the folder become errors that the user can fix. Not collective.
 
         Raises:
-            InputError: instead of an OSError where the folder is gone, or its disk is full.
+            InputError: instead of an OSError, if the folder is gone or its disk is full.
         """
         try:
             yield
@@ -126,8 +124,8 @@ class RunFolder:
     def _require_there(self) -> None:
         if not self.config_file.exists():
             raise InputError(
-                f"{self.config_file} is gone, removed while the run was going on; there is nowhere to keep what was "
-                "trained: put the folder back, or start the run anew"
+                f"{self.config_file} was removed during the run, so nothing can be saved any more: put the folder "
+                "back, or start a new run"
             )
 
     def is_finished(self, step: int, phase: Phase) -> bool:
@@ -235,7 +233,7 @@ def existing_run(path: Path) -> RunFolder:
     if not path.is_dir():
         raise InputError(f"there is no folder {path}; name the --output-dir of a training")
     if not folder.config_file.exists():
-        raise InputError(f"{path} is no run, as it has no {folder.config_file.name}; name the --output-dir of one")
+        raise InputError(f"{path} is not a run: it has no {folder.config_file.name}; name the --output-dir of one")
     return folder
 
 
@@ -255,7 +253,7 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
         known = folder.config_file.exists()
         if begun and not known:
             raise InputError(
-                f"{folder.path} holds growth steps, but no config.yaml to tell whose; take another --output-dir"
+                f"{folder.path} holds growth steps, but no config.yaml to tell whose; use another --output-dir"
             )
         if begun:
             _require_same_run(folder, config)
@@ -284,7 +282,7 @@ def _has_begun(path: Path) -> bool:
         kept = {found.name for phase in phases for found in _inside(phase)}
         checkpoints = [found.name for phase in phases for found in _inside(phase / "checkpoints")]
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; see whether its disk is well") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}; check its disk") from error
     return bool(kept & {"weights", "phase.json"}) or any(
         name.startswith(("iteration_", "damaged_")) for name in checkpoints
     )
@@ -300,7 +298,7 @@ def _inside(folder: Path) -> list[Path]:
 def _require_same_run(folder: RunFolder, config: Config) -> None:
     there = read_yaml(folder.config_file)
     if not isinstance(there, dict):
-        raise InputError(f"{folder.config_file} is damaged; take another --output-dir")
+        raise InputError(f"{folder.config_file} is damaged; use another --output-dir")
     if changes := forbidden_changes(there, config):
         lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
         raise InputError(
@@ -308,7 +306,7 @@ def _require_same_run(folder: RunFolder, config: Config) -> None:
                 [
                     f"{folder.path} holds a run with another configuration:",
                     *lines,
-                    f"take another --output-dir, or go on with the run as it began (--config {folder.config_file})",
+                    f"use another --output-dir, or continue the run as it began (--config {folder.config_file})",
                 ]
             )
         )

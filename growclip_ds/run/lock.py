@@ -1,4 +1,4 @@
-"""One start of a run at a time: a second one would remove and rename what the first one is writing."""
+"""A lock against training a run twice at a time: the second start would remove and rename what the first is writing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RunLock:
     The folder is made if need be. Where the file system has no locks, nothing is locked.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
 
     Raises:
         InputError: on every rank, if another start of the run holds it, or the folder cannot be written.
@@ -57,8 +57,8 @@ class RunLock:
                     print(f"{self._path.parent} is in use ({holder}); waiting {wait:.0f} s for its end", flush=True)
                 if time.monotonic() > end:
                     raise InputError(
-                        f"{self._path.parent}: this run has been started already and goes on ({holder}); end that one "
-                        f"first, or take another --output-dir. If its machine is gone, remove {self._path}"
+                        f"{self._path.parent}: this run is already being trained ({holder}); end that one "
+                        f"first, or use another --output-dir. If its machine is gone, remove {self._path}"
                     )
                 time.sleep(PERIOD)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What a run records, typed: of a phase of a growth step in its `phase.json` and checkpoints, and of the data."""
+"""Typed records of a run: of a phase, in its `phase.json` and checkpoints, and of the data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CurvePoint:
     """An evaluation in the course of a phase.
 
     Attributes:
-        iteration: of the phase, after which it was made.
+        iteration: the iteration of the phase after which it was made.
         evaluation: what it found.
     """
 
@@ -53,14 +53,14 @@ class Training:
 
     Attributes:
         epochs: passes over the growth step's data.
-        ranks: of its last start.
-        device: on which they ran: a GPU's name, or `CPU`.
-        kernels: by which the model was trained.
+        ranks: number of ranks of its last start.
+        device: the device they ran on: a GPU's name, or `CPU`.
+        kernels: the kernels used, `torch` or `triton`.
         pairs_seen: over all ranks.
         text_tokens_seen: over all ranks, without padding.
         dead_workers: data loading processes that died and were replaced.
         broken_samples: met in the data, over all ranks, by cause.
-        skipped_iterations: without an update.
+        skipped_iterations: iterations without an update.
     """
 
     epochs: int
@@ -98,20 +98,20 @@ class PhaseRecord:
 
     Attributes:
         step: growth step, from 1.
-        phase: of it.
+        phase: its phase.
         samples: N^t, of all subsets that had arrived; 0 where an exported model did not say.
-        parameters: of the model, of a supernet all of them; without the temperature.
-        kind: of the model: `growclip`, or `clip`, which does not grow.
-        architecture: of the model.
-        iterations: of the phase; 0 until it is trained.
+        parameters: the model's, for a supernet all of them; without the temperature.
+        kind: the model's kind, `growclip`, or `clip`, which does not grow.
+        architecture: the model's architecture.
+        iterations: iterations of the phase; 0 until it is trained.
         first_iteration: iterations of the run before it.
-        seconds: by the clock, start and evaluation included.
-        device_seconds: the same of all ranks together, of which there may have been others before.
+        seconds: wall-clock time, including start-up and evaluation.
+        device_seconds: the same summed over ranks, whose number may have changed.
         training: None until it begins, and of a growth step that came with `model.start`.
-        curve: evaluations in its course, if it has any.
+        curve: evaluations during the phase, if any.
         evaluation: of the growth step's trained model, on the sets that are reported; empty of a supernet.
-        selection_set: on which candidates were compared; None where nothing is selected.
-        candidates: compared, best first.
+        selection_set: the set on which candidates were compared; None if nothing is selected.
+        candidates: the candidates compared, best first.
         start: the exported model that the growth step came with; None of one that the run has trained.
     """
 
@@ -212,14 +212,14 @@ def read_record(file: Path, step: int, phase: Phase) -> PhaseRecord:
         raise InputError(f"the {phase} phase of growth step {step} is not finished: there is no {file}") from None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{file} cannot be read ({error}); remove it, and the run judges the phase's weights again"
+            f"{file} cannot be read ({error}); remove it, and the run evaluates the phase's weights again"
         ) from None
     try:
         return PhaseRecord.from_json(step, phase, values)
     except _DAMAGE as error:
         raise InputError(
             f"{file} is damaged: {_in_words(error)}; copy it again, or remove it and start the run again, which then "
-            "evaluates the phase's weights anew"
+            "evaluates the phase's weights again"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Which growth steps of a run have been submitted, and that one process at a time does so. Imports no torch."""
+"""Which growth steps of a run have been submitted, by one process at a time. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Submissions:
     """Which growth steps of a run a watch has submitted, on disk: none is submitted twice, whatever comes between.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class Submissions:
             InputError: the working directory is not the project's folder.
         """
         if not Path(_COMMON).exists():
-            raise InputError(f"there is no {_COMMON} here; start from the project's folder")
+            raise InputError(f"there is no {_COMMON} here; run it from the project's folder")
         words = ["bash", "-c", _FIND_JOB, "watch", str(step)]
         variables = {"SCRIPT": "watch", "RUN_DIR": str(self.folder.parent)}
         try:

@@ -1,6 +1,6 @@
-"""Online growth: when enough data has arrived for the next growth step, or the model learns no more, the step is due.
+"""Online growth: a growth step is due when enough new data has arrived, or the loss has plateaued.
 
-The paper grows by quarters of a data set that is there; data that keeps arriving it names as future work (Limitations).
+The paper grows by quarters of an existing dataset, and names continuously arriving data as future work (Limitations).
 """
 
 from __future__ import annotations

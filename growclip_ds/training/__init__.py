@@ -1,1 +1,1 @@
-"""One phase's optimisation: the DeepSpeed engine, iterations, their health, checkpoints in between."""
+"""The training of one phase: DeepSpeed engine, iterations, numerical health, checkpoints."""

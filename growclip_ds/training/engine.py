@@ -1,4 +1,4 @@
-"""A model under DeepSpeed: built, fed, stepped, torn down. All that DeepSpeed needs to be told or spared is here.
+"""A model under DeepSpeed: built, loaded, stepped, torn down. All workarounds for DeepSpeed are here.
 
 An engine is made for one module and lives as long as it: where the model changes, the masters are taken out, the engine
 is destroyed and another one is built. A module must not be given to a second engine (DeepSpeed's hooks stay in it).

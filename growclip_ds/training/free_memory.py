@@ -1,4 +1,4 @@
-"""How much main memory a process may still take: what the machine has left, or less where a control group limits it."""
+"""Main memory still available to a process: what the machine has left, or less if a cgroup limits it."""
 
 from __future__ import annotations
 

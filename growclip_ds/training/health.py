@@ -1,4 +1,4 @@
-"""Iterations whose numbers have gone wrong: skipped on all ranks alike, named, and not put up with for ever."""
+"""Non-finite iterations and loss spikes: skipped on all ranks alike, reported, and limited in number."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Health:
         with _FirstBadTensor(engine.module) as first:
             repeated = again()
         if not repeated.skipped:
-            self.note(f"iteration {iteration}: gradients were not finite, but were when it was run again")
+            self.note(f"iteration {iteration}: gradients were not finite, but were finite when it was run again")
             return self._count(repeated)
         if loss_scale is not None:
             engine.loss_scale = loss_scale  # once is enough to lower it
@@ -112,8 +112,8 @@ class Health:
         self._skip(what, outcome, iteration, keys, loss_limit=limit)
         if self.section.spike_action == "stop":
             raise InputError(
-                f"iteration {iteration}: {what}; {self._file(iteration)} lists its samples. Started again, the run "
-                "goes on from its last checkpoint: with health.spike_action skip, or a higher health.spike_factor"
+                f"iteration {iteration}: {what}; {self._file(iteration)} lists its samples. Restarted, the run "
+                "resumes from its last checkpoint: with health.spike_action skip, or a higher health.spike_factor"
             )
         return outcome
 
@@ -127,9 +127,9 @@ class Health:
         if self.in_a_row >= self.section.max_bad_iterations:
             raise InputError(
                 f"{self.in_a_row} iterations in a row without an update, all that health.max_bad_iterations allows; "
-                f"the last is {iteration}: {what}. {self.folder} names the tensors and the samples. What was kept "
-                "before is as it was; see whether the samples are to blame, or begin a run with a lower "
-                "training.learning_rate, or with bf16 where this is fp16"
+                f"the last is {iteration}: {what}. {self.folder} names the tensors and the samples. Earlier "
+                "checkpoints are unchanged; check the samples, or start a new run with a lower training.learning_rate, "
+                "or with bf16 if this is fp16"
             )
 
     def _file(self, iteration: int) -> Path:

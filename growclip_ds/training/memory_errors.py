@@ -1,4 +1,4 @@
-"""Running out of memory: an error that says what was being done and what would need less."""
+"""Out-of-memory errors that say what was being done, and what would need less memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints in the middle of a phase: when they are due, how they are written, which one to go on from.
+"""Checkpoints within a phase: when they are due, how they are written, which one to resume from.
 
 A checkpoint holds the fp32 masters under the parameters' names, the moments as `exp_avg/NAME` and `exp_avg_sq/NAME`,
 and in its description under `resume` what else the rest of the phase depends on. Learning rates, sampled subnets and
@@ -49,13 +49,13 @@ def newest_good(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
         damages = [found for found in all_gather_object(damage) if found is not None]
         if not damages:
             return checkpoint
-        note(f"a damaged checkpoint is passed over: {damages[0]}")
+        note(f"skipping a damaged checkpoint: {damages[0]}")
         on_main(partial(_put_aside, path))
     if damaged := on_main(lambda: _listed(folder, "damaged_")):
         raise InputError(
             f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in damaged)}), and the phase would "
-            "begin again with nothing done; put back one that is whole as iteration_…, or remove this folder, or move "
-            "it out of the run, to begin the phase again"
+            "restart from its beginning; restore an intact one as iteration_…, or, to restart the phase, remove this "
+            "folder or move it out of the run"
         )
     return None
 
@@ -213,7 +213,7 @@ def _listed(folder: Path, prefix: str) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}; see whether its disk is well") from error
+        raise InputError(f"{folder} cannot be read: {error.strerror}; check its disk") from error
     return sorted((path for path in found if path.name.startswith(prefix)), reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""Fused operations of contrastive language-image training. Knows nothing of `growclip_ds`."""
+"""Fused operations for contrastive language-image training. Independent of `growclip_ds`."""
 
 from growclip_kernels.contrastive import contrastive_loss, sigmoid_loss
 from growclip_kernels.packed_attention import attention

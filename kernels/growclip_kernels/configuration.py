@@ -1,4 +1,4 @@
-"""One way to compile a kernel, as dispatch launches it: what the compile checks go through."""
+"""One way to compile a kernel, as dispatch launches it; the compile checks cover all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernels are chosen by."""
+"""The device properties by which kernels are chosen."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which implementation computes: Triton's kernels where they run, PyTorch's everywhere else.
+"""Chooses the implementation: Triton's kernels where they run, PyTorch's everywhere else.
 
-The environment variable GROWCLIP_KERNELS has the last word: `torch`, or `triton` (on the CPU too, under Triton's
+The environment variable GROWCLIP_KERNELS overrides this: `torch`, or `triton` (on the CPU too, under Triton's
 interpreter, for tests).
 """
 

@@ -1,4 +1,4 @@
-"""What every kernel compiles to: `python -m growclip_kernels.resources` prints registers, spills and shared memory.
+"""Resource usage of every kernel: `python -m growclip_kernels.resources` prints registers, spills and shared memory.
 
 Needs no GPU: Triton compiles for any, and its ptxas reports what the device will load. Fails where registers are
 spilled or a program wants more shared memory than it can have.

@@ -64,7 +64,7 @@ def test_parameters_are_called_as_in_transformers() -> None:
 
 @pytest.mark.parametrize("architecture", [Architecture(2, 1, 1, 1, 1, 0), Architecture(0, 1, 1, 1, 1, 1)])
 def test_an_architecture_that_is_no_clips_is_refused(architecture: Architecture) -> None:
-    with pytest.raises(ValueError, match="is no CLIP's"):
+    with pytest.raises(ValueError, match="is not a CLIP's"):
         clip_config(architecture, SIZES, 59)
 
 
@@ -101,7 +101,7 @@ def test_new_weights_deviate_as_growclips_do() -> None:
 
 def test_a_token_that_clip_takes_for_another_cannot_end_captions() -> None:
     """Token 2 ends captions of many tokenizers; of `CLIPModel` it makes the largest token stand for the caption."""
-    with pytest.raises(InputError, match=r"ends captions with token 2.*take another tokenizer.*or baselines\.model"):
+    with pytest.raises(InputError, match=r"ends captions with token 2.*use another tokenizer.*or baselines\.model"):
         clip_config(Architecture(0, 1, 1, 1, 1, 0), SIZES, end_of_text=2)
 
 

@@ -93,8 +93,8 @@ def test_pictures_that_are_normalised_otherwise_are_refused(tmp_path: Path) -> N
     file = tmp_path / "preprocessor_config.json"
     stated = json.loads(file.read_text())
     for wrong, message in (
-        ({"image_mean": [0.5, 0.5, 0.5]}, r"image_mean is \(0\.5, 0\.5, 0\.5\), but pictures are normalised as CLIP's"),
-        ({"image_std": [1.0]}, r"image_std is \(1\.0,\), but pictures"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, r"image_mean is \(0\.5, 0\.5, 0\.5\), but images are normalised with CLIP's"),
+        ({"image_std": [1.0]}, r"image_std is \(1\.0,\), but images"),
         ({"image_std": "odd"}, r"preprocessor_config\.json: cannot be read"),
     ):
         file.write_text(json.dumps(stated | wrong))

@@ -45,4 +45,4 @@ def test_a_configuration_that_is_not_there(command: list[str], capsys: pytest.Ca
 def test_a_run_that_is_a_file(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").write_text("")
     assert main(command) == 2
-    assert "run is no folder" in capsys.readouterr().err
+    assert "run is not a folder" in capsys.readouterr().err

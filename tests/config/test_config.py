@@ -121,14 +121,14 @@ def test_nothing_changes_afterwards(load):
         ),
         ("wombat: 1", "FILE: there is no key wombat; the configuration has seed, method, model, growth, epochs"),
         ("3: 1", "FILE: there is no key 3; the configuration has"),
-        ("seed: one", "FILE: seed is 'one'; expected a whole number, at least 0 and below 4294967296"),
-        ("seed: true", "FILE: seed is True; expected a whole number"),
+        ("seed: one", "FILE: seed is 'one'; expected an integer, at least 0 and below 4294967296"),
+        ("seed: true", "FILE: seed is True; expected an integer"),
         ("model: 3", "FILE: model is 3; expected a section with base, image_size, context_length, embed_dim"),
         (
             "model: {image_size: 97}",
-            "FILE: model.image_size is 97; expected a whole number, at least 16 and a multiple",
+            "FILE: model.image_size is 97; expected an integer, at least 16 and a multiple",
         ),
-        ("model: {base: {image_heads: 0}}", "FILE: model.base.image_heads is 0; expected a whole number, at least 1"),
+        ("model: {base: {image_heads: 0}}", "FILE: model.base.image_heads is 0; expected an integer, at least 1"),
         (
             "model: {base: {image_head: 3}}",
             "there is no key model.base.image_head; did you mean model.base.image_heads?",
@@ -138,7 +138,7 @@ def test_nothing_changes_afterwards(load):
         ("training: {betas: [0.9, 1.0]}", "FILE: training.betas is [0.9, 1.0]; expected two numbers, each at least 0"),
         (
             "training: {micro_batch_size: -1}",
-            "training.micro_batch_size is -1; expected a whole number, at least 1, or",
+            "training.micro_batch_size is -1; expected an integer, at least 1, or",
         ),
         ("growth: {frozen: [heads]}", "FILE: growth.frozen is ['heads']; expected a list of conv_layers, image_blocks"),
         (
@@ -157,8 +157,11 @@ def test_nothing_changes_afterwards(load):
             "evaluation: {datasets: [a/food, {name: food, path: b/other}]}",
             "FILE: evaluation.datasets: two sets are called 'food'",
         ),
-        ("evaluation: {datasets: [a, '']}", "FILE: evaluation.datasets.1.path is ''; expected text (not empty)"),
-        ("evaluation: {datasets: [{name: a}]}", "FILE: evaluation.datasets.0.path is missing; expected text"),
+        ("evaluation: {datasets: [a, '']}", "FILE: evaluation.datasets.1.path is ''; expected a non-empty string"),
+        (
+            "evaluation: {datasets: [{name: a}]}",
+            "FILE: evaluation.datasets.0.path is missing; expected a non-empty string",
+        ),
         (
             "evaluation: {datasets: [{path: a, spilt: val}]}",
             "there is no key evaluation.datasets.0.spilt; did you mean evaluation.datasets.0.split?",
@@ -252,8 +255,8 @@ def test_data_problems(problem, data: str, message: str):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed", "the command line's 'seed' is no override; write section.key=value"),
-        ("=3", "the command line's '=3' is no override"),
+        ("seed", "the command line's 'seed' is not an override; write section.key=value"),
+        ("=3", "the command line's '=3' is not an override"),
         ("training.learnin_rate=1", "the command line: there is no key training.learnin_rate; did you mean"),
         (
             "training.learning_rate=x",
@@ -262,14 +265,14 @@ def test_data_problems(problem, data: str, message: str):
         ("training.learning_rate=[", "line 1, column 2 is not valid YAML"),
         (
             "data.subsets.2.shards=x",
-            "the command line sets data.subsets.2.shards, but data.subsets.2 is none of the list",
+            "the command line sets data.subsets.2.shards, but data.subsets.2 is not among the list",
         ),
         (
             "data.subsets.a.shards=x",
-            "the command line sets data.subsets.a.shards, but data.subsets.a is none of the list",
+            "the command line sets data.subsets.a.shards, but data.subsets.a is not among the list",
         ),
         ("data.subsets.0.name.x=1", "but data.subsets.0.name is 'one', which has no keys"),
-        ("model={image_size: 100}", "the command line: model.image_size is 100; expected a whole number, at least 16"),
+        ("model={image_size: 100}", "the command line: model.image_size is 100; expected an integer, at least 16"),
     ],
 )
 def test_override_problems(problem, override: str, message: str):
@@ -291,8 +294,8 @@ def test_unreadable_files(tmp_path: Path, problem):
     assert "FILE, line 2, column 1 is not valid YAML: the key 'seed' is given twice" in problem("seed: 1\nseed: 2")
     assert "FILE, line 2, column 8 is not valid YAML: a key has to be plain text" in problem("seed: 1\ndata: {{x}}")
     assert "FILE, line 1, column 2 is not valid YAML: a key has to be plain text" in problem("{[1, 2]: 3}")
-    assert "FILE, line 1, column 7 is not valid YAML: 'x' is no whole number" in problem("seed: !!int x")
-    assert "FILE has to hold sections of settings" in problem("- 1")
+    assert "FILE, line 1, column 7 is not valid YAML: 'x' is not an integer" in problem("seed: !!int x")
+    assert "FILE must hold sections of settings" in problem("- 1")
     assert "could not determine a constructor" in problem("seed: !!python/object/apply:os.getcwd []")
 
 

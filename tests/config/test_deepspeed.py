@@ -170,11 +170,11 @@ def test_what_happens_anyway_may_be_stated(harmless: dict[str, Any]):
         (changed(zero__overlap_comm="yes"), "zero_optimization.overlap_comm is 'yes'; expected true or false"),
         (
             changed(zero__reduce_bucket_size="auto"),
-            "reduce_bucket_size is 'auto'; expected a whole number greater than 0",
+            "reduce_bucket_size is 'auto'; expected an integer greater than 0",
         ),
-        (changed(zero__allgather_bucket_size=5), "allgather_bucket_size is 5; expected an even whole number"),
+        (changed(zero__allgather_bucket_size=5), "allgather_bucket_size is 5; expected an even integer"),
         (changed(bf16=True), "bf16 is True; expected a section in braces"),
-        (changed(train_batch_size=0), 'train_batch_size is 0; expected a whole number greater than 0, or "auto"'),
+        (changed(train_batch_size=0), 'train_batch_size is 0; expected an integer greater than 0, or "auto"'),
         (changed(optimizer={"type": "Adam"}), "optimizer is not supported: the optimizer has to know layers"),
         (
             changed(scheduler={"type": "WarmupLR"}),
@@ -327,7 +327,7 @@ def test_unreadable_files(tmp_path: Path):
     for text, message in (
         ('{"a": 1,\n // why\n}', r"line 2, column 2 is not valid JSON, which has no comments"),
         ('{"a": {"b": 1, "b": 2}}', r"gives the key 'b' twice"),
-        ("[1]", r"has to hold a JSON object"),
+        ("[1]", r"must hold a JSON object"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=message):

@@ -255,21 +255,21 @@ def test_an_exported_model_is_grown_on(tmp_path: Path) -> None:
     assert plan.cheapest.phases[-1].flops == same.steps.pair_flops(grown)
     with pytest.raises(InputError, match=r"max_parameters is 1,000, but model\.start \(.*\)'s model \(1, 1"):
         make_plan(load_config(file, ["growth.max_parameters=1000"]), Request())
-    with pytest.raises(InputError, match=r"model\.start, .*, is of ModelSizes\(.*image_size=16.* but the run of"):
+    with pytest.raises(InputError, match=r"model\.start, .*, has ModelSizes\(.*image_size=16.* but the run has"):
         make_plan(load_config(file, ["model.image_size=32"]), Request())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name what to plan: --config FILE, a run to start, or --run RUN, one that goes on"),
+        ([], "name what to plan: --config FILE for a new run, or --run RUN for one that has started"),
         (
             ["--run", "RUN", "--config", "c.yaml"],
-            "is planned by its own configuration, and --config c.yaml is of a run",
+            "is planned from its own configuration, and --config c.yaml is that of a new run",
         ),
         (["--run", "nowhere"], "there is no folder nowhere; name the --output-dir"),
-        (["--run", "RUN", "model.embed_dim=64"], "model.embed_dim cannot change in a run that goes on"),
-        (["--run", "RUN", "training=null"], "training cannot change in a run that goes on"),
+        (["--run", "RUN", "model.embed_dim=64"], "model.embed_dim cannot change during a run"),
+        (["--run", "RUN", "training=null"], "training cannot change during a run"),
         (["--run", "RUN", "--gpus", "60"], "--gpus 60 are more than an iteration's 50 pairs"),
         (["--run", "RUN", "data.subsets.0.name=other"], "data subset 1 of this run is 's1'"),
         (["--run", "RUN", "--measured", "nowhere"], "nowhere holds no run"),

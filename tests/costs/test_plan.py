@@ -76,7 +76,7 @@ def test_the_disk_holds_all_weights_and_the_checkpoints_of_the_largest_model(
     }
     assert main(["plan", "--config", str(tmp_path / "config.yaml")]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert f"Disk, on the dearest path: {needed['weights'] / 2**30:.2f} GiB of weights" in text
+    assert f"Disk, on the most expensive path: {needed['weights'] / 2**30:.2f} GiB of weights" in text
     assert "checkpoints, 3 of 3.96 GiB (checkpoint.keep_last 2, and the one that is being written)" in text
 
 

@@ -92,7 +92,7 @@ def test_stats_beside_a_shard_are_believed(host: str, folder: Path) -> None:
     stats.write_text('{"count": 9, "successes": 4, "status_dict": {}}')
     assert count_samples([f"{host}/00002.tar", f"{host}/00003.tar"]) == (4, 8)
     stats.unlink()
-    with pytest.raises(InputError, match=r"00009\.tar.*correct the address"):
+    with pytest.raises(InputError, match=r"00009\.tar.*correct the URL"):
         count_samples([f"{host}/00009.tar"])
 
 

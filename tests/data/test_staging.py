@@ -69,7 +69,7 @@ def test_a_machine_without_copies_reads_the_shards_themselves(tmp_path: Path, gr
     with Path(copies[1]).open("r+b") as copy:  # which was changed since
         copy.write(b"other")
     first, second = group(2).run(opened_on_a_rank, str(tmp_path / "data"), [empty, full])
-    assert first == second == f"{shards[1]} is not the same on all machines; copy it anew"
+    assert first == second == f"{shards[1]} is not the same on all machines; copy it again"
 
 
 def test_what_killed_stagings_have_left_is_removed(tmp_path: Path) -> None:

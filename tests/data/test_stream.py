@@ -180,7 +180,7 @@ def test_a_worker_that_dies_again_stops_the_run_with_the_cause(index: ShardIndex
         for _ in stream(index, tokenizer, epochs=1000, workers=2):
             kill_a_worker(others)
 
-    with pytest.raises(InputError, match=r"worker of rank 0 has died for the second time.*take fewer data\.workers"):
+    with pytest.raises(InputError, match=r"worker of rank 0 has died for the second time.*use fewer data\.workers"):
         train()
 
 

@@ -99,7 +99,7 @@ def test_held_out_pairs_are_not_trained_on_and_stay_when_a_subset_joins(base: Pa
         ([Subset("a", "first"), Subset("b", "first/00001.tar")], r"00001\.tar is in .* 'a' and again in 'b'"),
         ([Subset("a", "first"), Subset("b", "first/../first/00001.tar")], r"00001\.tar is in .* 'a' and again in 'b'"),
         ([Subset("a", "{first,first/00001.tar}")], r"is in data subset 'a' and again in 'a'"),
-        ([Subset("a", "first", samples=31)], "'a' had 31 samples when it was counted and has 30 now; bring back"),
+        ([Subset("a", "first", samples=31)], "'a' had 31 samples when it was counted and has 30 now; restore"),
     ],
 )
 def test_refused_lists(base: Path, subsets: list[Subset], message: str) -> None:

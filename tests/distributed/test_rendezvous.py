@@ -26,7 +26,7 @@ def test_others_are_waited_for_for_minutes_not_hours(agent: str, monkeypatch: py
     start = time.monotonic()
     with (
         mock.patch.object(rendezvous.deepspeed, "init_distributed") as made,
-        pytest.raises(InputError, match=r"the 2 ranks did not all come within 0\.005 minutes"),
+        pytest.raises(InputError, match=r"not all 2 ranks connected within 0\.005 minutes"),
     ):
         rendezvous.init_distributed()
     assert time.monotonic() - start < 20

@@ -22,7 +22,7 @@ def test_every_key_is_there_with_what_it_may_hold_and_what_it_means() -> None:
         assert name in settings or any(key.startswith(f"{name}.") for key in settings), name
     assert all(kind and meaning for _, kind, _, meaning in settings.values())
     assert settings["growth.beta"] == (
-        "", "a number, at least 0", "`0.3`", "β of Eq. 5: share of an inherited weight that is the old one",
+        "", "a number, at least 0", "`0.3`", "β of Eq. 5: factor of the old weights",
     )  # fmt: skip
     assert settings["data.subsets.0.shards"][2] == "required"
 

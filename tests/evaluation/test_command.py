@@ -204,6 +204,7 @@ def test_a_clip_checkpoint_of_transformers(folder: Path, capsys: pytest.CaptureF
         (good.replace('"patch_size": 8', '"patch_size": 4'), r"model\.safetensors: vision_model\S+ has shape .* needs"),
         (good.replace('"num_hidden_layers": 1', '"num_hidden_layers": 2'), r"tensors are in no \*\.safetensors"),
         (good[:50], r"config\.json: not the configuration of a CLIP model"),
+        (good.replace('"model_type": "clip"', '"model_type": "siglip"'), r"of a CLIP model \(its model_type is 'sig"),
     ):
         config.write_text(text)
         assert main(["evaluate", str(clip), "--sets", str(folder / "things")]) == 2
@@ -259,7 +260,11 @@ WRONG = {
         ["--root", "x"],
         r"--root is where the sets of a list are; name the list \(--config\)",
     ),
-    "no GPU": (None, ["--device", "cuda"], "has no GPU, there being 0: start fewer ranks, or take --device cpu"),
+    "no GPU": (
+        None,
+        ["--device", "cuda"],
+        "there is no GPU for rank 0 of this machine, which has 0: start fewer ranks, or use --device cpu",
+    ),
 }
 
 
@@ -304,11 +309,15 @@ def test_what_is_no_model_or_no_set(folder: Path, capsys: pytest.CaptureFixture[
     model, things = str(folder / "run" / "step_1" / "train" / "weights"), str(folder / "things")
     for line, message in (
         ([str(folder), "--sets", things], f"{folder} holds no checkpoint and no run"),
-        ([str(folder / "none"), "--sets", things], "none is no folder"),
+        ([str(folder / "none"), "--sets", things], "none is not a folder"),
         ([model, "--sets", things, "--step", "1"], "is a checkpoint and has no growth steps"),
+        ([str(write_clip(folder / "clip")), "--sets", things, "--step", "1"], "is a single model in Hugging Face"),
         ([str(write_model(folder / "alone"))], "no sets to evaluate on; name some (--sets)"),
-        ([model, "--sets", things, things], "two sets are called 'things'; name them apart in a list (--config)"),
-        ([str(folder / "alone"), "--sets", things, "--tensorboard"], "belongs to no run; name the folder"),
+        (
+            [model, "--sets", things, things],
+            "two sets are called 'things'; give them different names in a list (--config)",
+        ),
+        ([str(folder / "alone"), "--sets", things, "--tensorboard"], "does not belong to a run; name the folder"),
     ):
         assert main(["evaluate", *line]) == 2
         assert message in capsys.readouterr().err

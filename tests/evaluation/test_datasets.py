@@ -148,7 +148,7 @@ BAD_SETS = {
         replace("zeroshot_classification_templates.txt", "a {c}\na {}"),
         r"templates\.txt: the template 'a \{\}' has no \{c\}; put \{c\} where",
     ),
-    "type unknown": (replace("dataset_type.txt", "multilabel"), r"dataset_type\.txt: 'multilabel' is no known type"),
+    "type unknown": (replace("dataset_type.txt", "multilabel"), r"dataset_type\.txt: 'multilabel' is not a known type"),
     "number of shards missing": (remove("test/nshards.txt"), r"nshards\.txt: no such file; it must say"),
     "number of shards wrong": (replace("test/nshards.txt", "two"), r"nshards\.txt: 'two' is not a number"),
     "shard missing": (replace("test/nshards.txt", "3"), r"2\.tar: no such file, though .*nshards\.txt says 3"),
@@ -175,6 +175,15 @@ for _name in TEXT_FILES:
         rf"{_name}: the file is not UTF-8; save it as UTF-8",
     )
     BAD_SETS[f"{_name} unreadable"] = (make_folder(_name), rf"{_name}: cannot be read \(Is a directory\)")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    """Editors on Windows put one before UTF-8; it would be in every prompt of the first class."""
+    folder = make_set(tmp_path / "things")
+    expected = load_evaluation_set(folder)
+    for name in TEXT_FILES:
+        (folder / name).write_text((folder / name).read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_evaluation_set(folder) == expected
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_SETS.values(), ids=BAD_SETS)

@@ -61,13 +61,13 @@ def test_a_set_may_go_by_its_path(tmp_path: Path) -> None:
 BAD_LISTS = {
     "sets: []": "sets is []; expected a list with at least one set, each with a name and a path",
     "root: x": "sets is missing; expected a list with at least one set",
-    "sets: [{name: a}]": "sets.0.path is missing; expected text",
+    "sets: [{name: a}]": "sets.0.path is missing; expected a non-empty string",
     "sets: [{name: a, path: x, spilt: val}]": "there is no key sets.0.spilt; did you mean sets.0.split?",
-    "sets: [{name: a, path: 3}]": "sets.0.path is 3; expected text",
-    "sets: ['']": "sets.0.path is ''; expected text",
+    "sets: [{name: a, path: 3}]": "sets.0.path is 3; expected a non-empty string",
+    "sets: ['']": "sets.0.path is ''; expected a non-empty string",
     "sets: [{name: a, path: x}, {name: a, path: y}]": "sets: two sets are called 'a'; give each a name of its own",
-    "root: 5\nsets: [{name: a, path: x}]": "root is 5; expected text",
-    "[a, b]": "has to hold `root: …` and `sets: …`, but holds ['a', 'b']",
+    "root: 5\nsets: [{name: a, path: x}]": "root is 5; expected a non-empty string",
+    "[a, b]": "must hold `root: …` and `sets: …`, but holds ['a', 'b']",
 }
 
 

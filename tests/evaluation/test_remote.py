@@ -105,8 +105,8 @@ BAD_SAMPLE = [("s9.png", sets.encoded(sets.picture(2))), ("s9.cls", b"7")]
 SPOILT = {
     "class names missing": ("classnames.txt", Path.unlink, r"http.*classnames\.txt: no such file.*one class name a"),
     "number of shards missing": ("test/nshards.txt", Path.unlink, r"nshards\.txt: no such file; it must say"),
-    "first shard missing": ("test/0.tar", Path.unlink, r"http.*0\.tar: .*see that it can be fetched"),
-    "other shard missing": ("test/2.tar", Path.unlink, r"http.*2\.tar: .*see that it can be fetched"),
+    "first shard missing": ("test/0.tar", Path.unlink, r"http.*0\.tar: .*check that it can be fetched"),
+    "other shard missing": ("test/2.tar", Path.unlink, r"http.*2\.tar: .*check that it can be fetched"),
     "other shard cut off": ("test/2.tar", lambda file: file.write_bytes(file.read_bytes()[:2100]), r"http.*2\.tar: "),
     "label too large": (
         "test/2.tar",
@@ -158,7 +158,7 @@ def test_a_host_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     with serve(tmp_path) as host:
         pass
     with pytest.raises(
-        InputError, match=rf"{host}/things/dataset_type\.txt: cannot be read .*see that it can be fetched"
+        InputError, match=rf"{host}/things/dataset_type\.txt: cannot be read .*check that it can be fetched"
     ):
         load_evaluation_set(f"{host}/things")
 
@@ -194,14 +194,14 @@ def test_text_files_are_fetched_as_tars_are(folder: Path, tmp_path: Path) -> Non
         address = f"{host.replace('http://', 'http://me:p%40ss@')}/my sets/things"
         assert evaluate_on_rank([address]) == evaluate_on_rank([str(tmp_path / "my sets" / "things")])
         with pytest.raises(
-            InputError, match=r"dataset_type\.txt: cannot be read \(HTTP 401 .*see that it can be fetch"
+            InputError, match=r"dataset_type\.txt: cannot be read \(HTTP 401 .*check that it can be fetch"
         ):
             load_evaluation_set(f"{host}/my sets/things")
 
 
 @pytest.mark.parametrize("address", ["http://host:port/set", "http://[host/set"])
 def test_what_is_no_address_is_an_error(address: str) -> None:
-    with pytest.raises(InputError, match=r"\.txt: cannot be read .*see that it can be fetched"):
+    with pytest.raises(InputError, match=r"\.txt: cannot be read .*check that it can be fetched"):
         load_evaluation_set(address)
 
 
@@ -217,7 +217,7 @@ def test_a_command_fails_where_a_set_has_no_type(folder: Path, tmp_path: Path) -
     assert isinstance(load_evaluation_set(f"pipe:cat {copy}/{{}}"), ClassificationSet)
     (copy / "classnames.txt").unlink()
     with pytest.raises(
-        InputError, match=r"classnames\.txt: cannot be read \(its command ended with exit code 1\); see"
+        InputError, match=r"classnames\.txt: cannot be read \(its command ended with exit code 1\); check"
     ):
         load_evaluation_set(f"pipe:cat {copy}/{{}}")
 

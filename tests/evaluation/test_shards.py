@@ -68,5 +68,5 @@ def test_a_tar_that_is_cut_off_is_an_error(
     size = {"between members": member.offset, "in a member": member.offset_data + 1, "in a header": member.offset + 100}
     stream = shards.stream(f"pipe:head -c {size[cut]} {dataset.shards[2]}", dataset.wants)
     assert [next(stream)["__key__"] for _ in range(2)] == ["s0003", "s0004"]
-    with pytest.raises(InputError, match=r"2\.tar: .*; correct the address, or see that it can be fetched"):
+    with pytest.raises(InputError, match=r"2\.tar: .*; correct the URL, or check that it can be fetched"):
         list(stream)

@@ -117,7 +117,7 @@ def test_asked_to_stop(data: Path, whole: tuple[RunFolder, float], tmp_path: Pat
         ranks.send(number, 1)
         time.sleep(0.05)
     assert ranks.wait(30) == [75, 75], ranks.output
-    assert "stopped as asked; the same command goes on" in ranks.output
+    assert "stopped on request; run the same command to resume" in ranks.output
     assert "Traceback" not in ranks.output
     assert_first_step_ends_the_same(data, run, tmp_path / "log", whole[0])
 
@@ -251,7 +251,7 @@ def test_an_output_folder_that_is_removed(data: Path, tmp_path: Path) -> None:
     ranks.wait_for("step 1/3 train: model")
     run.path.rename(tmp_path / "elsewhere")
     assert ranks.wait(60) == [2, 2], ranks.output
-    assert "config.yaml is gone, removed while the run was going on" in ranks.output.splitlines()[-1]
+    assert "config.yaml was removed during the run, so nothing can be saved any more" in ranks.output.splitlines()[-1]
     assert not run.path.exists() or not list(run.path.glob("step_*/*/weights"))
 
 

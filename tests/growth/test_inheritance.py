@@ -114,6 +114,18 @@ def test_without_momentum_nothing_changes_and_nothing_shrinks(models):
         inherit(old, Architecture(0, 3, 1, 2, 2, 0))
 
 
+def test_a_model_in_bf16_grows_in_bf16():
+    """As a candidate that is cut out of it has its type; the blend is computed in fp32 all the same."""
+    torch.manual_seed(0)
+    old = GrowCLIP(OLD, **SIZES).bfloat16()
+    new = inherit(old, NEW, BETA, GAMMA, SEED)
+    assert {parameter.dtype for parameter in new.parameters()} == {torch.bfloat16}
+    name = "text.embedding.tokens"
+    drawn = initial_tensor(name, new.text.embedding.tokens.shape, NEW, SEED)[:, :128]
+    expected = BETA * old.text.embedding.tokens.detach().float() + GAMMA * drawn
+    assert torch.equal(new.text.embedding.tokens[:, :128], expected.bfloat16())
+
+
 def test_the_selected_architecture_inherits_from_its_slice_of_the_supernet():
     """Eq. 8: read from the larger supernet, tensor by tensor, equals extracting first."""
     torch.manual_seed(0)

@@ -61,8 +61,8 @@ CONVOLUTIONS, SHARED = {"conv_layers": 1}, {"shared_blocks": 1}
     ("method", "sections", "message"),
     [
         ("tfs", {"ablation": {"selection": False}}, "ablation changes growth steps of growclip, and method is tfs"),
-        ("sap", {"baselines": {"architecture": CONVOLUTIONS}}, "is no CLIP's.*or baselines.model to growclip"),
-        ("tfs", {"baselines": {"architecture": SHARED}}, "is no CLIP's"),
+        ("sap", {"baselines": {"architecture": CONVOLUTIONS}}, "is not a CLIP's.*or baselines.model to growclip"),
+        ("tfs", {"baselines": {"architecture": SHARED}}, "is not a CLIP's"),
         ("msclip", {"baselines": {"architecture": CONVOLUTIONS}}, "shares nothing; msclip needs shared_blocks"),
         ("msclip", {"baselines": {"start": "folder"}}, "baselines.start is a CLIP's weights"),
         ("twp", {"baselines": {"start": "folder", "model": "growclip"}}, "baselines.start is a CLIP's weights"),

@@ -85,6 +85,7 @@ def test_a_run_becomes_a_folder_with_its_history(run: Path, capsys: pytest.Captu
     assert "| things | 27 | 31.4 | 71.0 | 29.5 |" in lines
     assert "| mean of 2 |  | 21.2 | 51.0 | 20.8 |" in lines
     assert "| pairs | 11 | 22 | 9.1 | 45.5 | 90.9 | 4.5 | 22.7 | 45.5 |" in lines
+    assert "With transformers 5:" in lines
 
 
 def test_a_step_may_be_chosen(run: Path) -> None:
@@ -95,6 +96,7 @@ def test_a_step_may_be_chosen(run: Path) -> None:
     card = ModelCard.load(run.parent / "out" / "README.md")
     assert card.data.license == "unknown"
     assert "| all | 1,000 |" in card.text
+    assert "architecture can grow with its data" in card.text  # it has not grown yet, and a fixed GrowCLIP never does
 
 
 def test_later_evaluations_take_the_place_of_the_runs(run: Path) -> None:
@@ -188,7 +190,7 @@ def test_only_an_earlier_export_is_replaced(run: Path, capsys: pytest.CaptureFix
     assert (output / "model.safetensors").read_bytes() != first
     capsys.readouterr()
     (output / "thesis.tex").touch()
-    assert "is no exported model (it holds thesis.tex), so it is not replaced" in error_of(
+    assert "is not an exported model (it holds thesis.tex), so it is not replaced" in error_of(
         capsys, run, output, "--force"
     )
     assert "it holds config.yaml" in error_of(capsys, run, run, "--force")
@@ -229,7 +231,7 @@ def test_what_cannot_be_exported_is_one_line(run: Path, capsys: pytest.CaptureFi
     output = run.parent / "out"
     assert "growth step 3 is not trained; --step can be 1, 2" in error_of(capsys, run, output, "--step", "3")
     assert "holds no checkpoint and no run" in error_of(capsys, run.parent, output)
-    assert "is no identifier of a licence" in error_of(capsys, run, output, "--license", "my own: yes")
+    assert "is not a licence identifier" in error_of(capsys, run, output, "--license", "my own: yes")
     (weights,) = (run / "step_2" / "train" / "weights").glob("*.safetensors")
     data = bytearray(weights.read_bytes())
     data[-100] ^= 1
@@ -294,7 +296,7 @@ def test_a_finished_step_without_weights_is_not_passed_over(run: Path, capsys: p
     shutil.rmtree(run / "step_2" / "train" / "weights")
     error = error_of(capsys, run, run.parent / "out")
     assert "growth step 2 is finished, but its weights are not there" in error
-    assert "or take another step (--step 1)" in error
+    assert "or use another step (--step 1)" in error
     assert main(["export", str(run), str(run.parent / "out"), "--step", "1"]) == 0
 
 

@@ -169,7 +169,7 @@ def test_what_is_neither_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["inspect", str(tmp_path)]) == 2
     assert "has a config.json, but no *.safetensors" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "none")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_a_run_that_has_just_begun(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +179,7 @@ def test_a_run_that_has_just_begun(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["inspect", str(new)]) == 0
     assert "No growth step has a trained model yet" in capsys.readouterr().out
     assert main(["inspect", str(new), "--png", str(tmp_path / "x.png")]) == 2
-    assert "there are weights of no growth step yet" in capsys.readouterr().err
+    assert "no growth step has weights yet" in capsys.readouterr().err
 
 
 def test_a_growth_step_of_a_run_is_said_to_be_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +263,7 @@ def test_models_in_hugging_face_format(tmp_path: Path, capsys: pytest.CaptureFix
         (["--png", "drawn.svg"], "--png drawn.svg: name a file that ends in .png"),
         (["--png", "."], ". is a folder; name a file in it"),
         (["--png", "/proc/nowhere/drawn.png"], "/proc/nowhere/drawn.png cannot be written"),
-        (["--json", "/dev/null/values.json"], "/dev/null is no folder"),
+        (["--json", "/dev/null/values.json"], "/dev/null is not a folder"),
     ],
 )
 def test_places_that_cannot_be_written(

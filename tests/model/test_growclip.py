@@ -112,8 +112,21 @@ def test_an_empty_batch_passes_with_gradients_of_zero():
 
 def test_only_what_the_model_holds_can_be_extracted():
     model = GrowCLIP(Architecture(0, 1, 1, 1, 1, 0), **SIZES)
-    with pytest.raises(ValueError, match=r"\(0, 2, 1, 1, 1, 0\) is no part of"):
+    with pytest.raises(ValueError, match=r"\(0, 2, 1, 1, 1, 0\) is not part of"):
         model.extract(Architecture(0, 2, 1, 1, 1, 0))
+
+
+def test_only_what_the_model_holds_can_be_run():
+    """Layers that are not there would be passed over, and the features would be a smaller model's."""
+    model, images, ids = GrowCLIP(Architecture(0, 1, 1, 1, 1, 0), **SIZES), torch.zeros(1, 3, 32, 32), pack([[END]])
+    for larger in (Architecture(0, 2, 1, 1, 1, 0), Architecture(0, 1, 1, 1, 1, 3), Architecture(0, 1, 1, 1, 2, 0)):
+        for call in (
+            lambda one: model(images, ids, one),
+            lambda one: model.encode_image(images, one),
+            lambda one: model.encode_text(ids, one),
+        ):
+            with pytest.raises(ValueError, match="is not part of"):
+                call(larger)
 
 
 def test_the_same_seed_draws_the_same_model():

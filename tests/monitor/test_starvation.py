@@ -39,8 +39,8 @@ def test_the_warning_names_the_remedy(folder: RunFolder):
         monitor.progress(Progress(done, 100, data_wait_share=0.345))
     monitor.close()
     (warning,) = [line for line in stream.getvalue().splitlines() if line.startswith("Warning")]
-    assert warning.startswith("Warning: 34% of the time goes by waiting for data: raise data.workers (4 a rank; ")
-    assert f"{os.cpu_count()} processors" in warning
+    assert warning.startswith("Warning: 34% of the time is spent waiting for data: raise data.workers (4 per rank; ")
+    assert f"{os.cpu_count()} CPUs" in warning
     assert "local disk" in warning
     without = StarvationWatch(workers=0)
     texts = [without.warning(Progress(done, 100, data_wait_share=0.3)) for done in range(10, 50, 10)]

@@ -171,7 +171,7 @@ def without(key: str) -> Callable[[Path], None]:
     ("spoil", "words"),
     [
         (shutil.rmtree, r"there is no folder \S*/run; name"),
-        (lambda run: (run / "config.yaml").unlink(), r"run is no run, as it has no config\.yaml"),
+        (lambda run: (run / "config.yaml").unlink(), r"run is not a run: it has no config\.yaml"),
         (lambda run: (run / "config.yaml").write_text("seed: [1\n"), r"config\.yaml, line 2"),
         (lambda run: (run / "config.yaml").write_text(yaml.safe_dump({"method": "magic"})), r"config\.yaml.*method"),
         (damage("{"), r"step_1/train/phase\.json cannot be read"),

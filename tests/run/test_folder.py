@@ -61,7 +61,7 @@ def test_another_run_is_refused(begun: RunFolder):
         "  seed: 0 there, 1 now",
         "  data.tokenizer.vocab_size: 1000 there, 2000 now",
         "  training.learning_rate: 0.01 there, 0.1 now",
-        f"take another --output-dir, or go on with the run as it began (--config {begun.config_file})",
+        f"use another --output-dir, or continue the run as it began (--config {begun.config_file})",
     ]
     assert begun.config_file.read_text() == before
 
@@ -160,9 +160,9 @@ def test_errors_in_writing_are_explained_where_a_user_can_mend_them(folder: RunF
         raise OSError(errno.ENOSPC, "No space left on device")
     folder.require_there()
     folder.config_file.unlink()
-    with pytest.raises(InputError, match=r"config\.yaml is gone"), folder.errors_explained():
+    with pytest.raises(InputError, match=r"config\.yaml was removed during the run"), folder.errors_explained():
         raise FileNotFoundError(errno.ENOENT, "gone")
-    with pytest.raises(InputError, match=r"config\.yaml is gone"):
+    with pytest.raises(InputError, match=r"config\.yaml was removed during the run"):
         folder.require_there()
 
 
@@ -227,7 +227,7 @@ def test_records(folder: RunFolder):
     with pytest.raises(InputError, match="the train phase of growth step 2 is not finished"):
         folder.record(2, Phase.TRAIN)
     folder.record_file(2, Phase.FINETUNE).write_text("{")
-    with pytest.raises(InputError, match=r"phase\.json cannot be read .*; remove it, and the run judges"):
+    with pytest.raises(InputError, match=r"phase\.json cannot be read .*; remove it, and the run evaluates"):
         folder.record(2, Phase.FINETUNE)
 
 

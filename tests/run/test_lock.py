@@ -34,7 +34,7 @@ def test_a_second_start_is_told_who_holds_the_run(tmp_path: Path, monkeypatch: p
     held = RunLock(tmp_path / "run")
     with pytest.raises(InputError) as caught:
         RunLock(tmp_path / "run")
-    assert f"{tmp_path}/run: this run has been started already and goes on (" in str(caught.value)
+    assert f"{tmp_path}/run: this run is already being trained (" in str(caught.value)
     assert f", pid {os.getpid()}, Slurm job 4711); end that one first" in str(caught.value)
     assert "is in use (" in capsys.readouterr().out
     RunLock(tmp_path / "other").close()
@@ -64,7 +64,7 @@ def test_a_job_that_is_started_again_waits_longer_for_its_own_lock(
     for job, restart in (("471", "0"), ("71", "1"), ("472", "1")):
         monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
-        with pytest.raises(InputError, match="has been started already"):
+        with pytest.raises(InputError, match="is already being trained"):
             RunLock(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "471")
     threading.Timer(0.2, held.close).start()

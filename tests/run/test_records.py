@@ -105,7 +105,7 @@ def test_a_damaged_record_is_named_with_its_key(
     spoil(values)
     file = tmp_path / "phase.json"
     file.write_text(json.dumps(values))
-    remedy = "copy it again, or remove it and start the run again, which then evaluates the phase's weights anew"
+    remedy = "copy it again, or remove it and start the run again, which then evaluates the phase's weights again"
     with pytest.raises(InputError, match=rf"phase\.json is damaged: {words}; {remedy}"):
         read_record(file, 1, Phase.TRAIN)
 

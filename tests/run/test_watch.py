@@ -209,7 +209,7 @@ def test_a_job_that_ended_is_told(
     assert " --me --name=a_run-" in (tmp_path / "asked").read_text()
     assert "-step2 " in (tmp_path / "asked").read_text()
     squeue.write_text("#!/bin/sh\n")
-    ended = "growth step 2's job has ended without finishing it: see {}; mend it and run slurm/grow_run.sh\n"
+    ended = "growth step 2's job has ended without finishing it: see {}; fix it and run slurm/grow_run.sh\n"
     assert (main(command), capsys.readouterr().out) == (1, ended.format(run.path / "slurm"))
     for job, written in ((17, 2), (16, 1)):
         log = run.path / f"slurm/a_run-123-step2-{job}.log"
@@ -225,7 +225,7 @@ def test_a_watch_from_another_folder_says_so(
     monkeypatch.chdir(tmp_path)
     command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path), "--growth", "2", "--once"]
     assert main(command) == 2
-    assert "there is no slurm/common.sh here; start from the project's folder" in capsys.readouterr().err
+    assert "there is no slurm/common.sh here; run it from the project's folder" in capsys.readouterr().err
 
 
 def test_a_step_that_is_finished_meanwhile_is_no_failure(

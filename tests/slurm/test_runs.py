@@ -75,7 +75,7 @@ def test_interrupted_jobs_end_with_the_weights_of_a_run_without_slurm(cluster: C
     for step, job in enumerate(jobs, start=1):
         assert cluster.job(job)["Restarts"] == "1"
         assert cluster.job(job)["Comment"].startswith(f"growth step {step} is finished")
-        assert f"step {step}/2 train: goes on after iteration " in log(cluster, job)
+        assert f"step {step}/2 train: resumes after iteration " in log(cluster, job)
     assert "stopped as it was asked to, and is queued again" in log(cluster, jobs[0])
     for place in PHASES:
         ours, theirs = Checkpoint(alone.weights(*place)), Checkpoint(run.weights(*place))

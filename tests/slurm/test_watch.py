@@ -52,7 +52,7 @@ def test_a_step_becomes_one_job(cluster: Cluster, tmp_path: Path) -> None:
     ended = cluster.run(*watch, "--once", *arguments, check=False)
     assert ended.returncode == 1
     assert ended.stdout == (
-        f"growth step 2's job has ended without finishing it: see {run}/slurm; mend it and run slurm/grow_run.sh\n"
+        f"growth step 2's job has ended without finishing it: see {run}/slurm; fix it and run slurm/grow_run.sh\n"
     )
     finish(run, 2)
     finished = cluster.run(*watch, "--once", *arguments)

@@ -81,7 +81,7 @@ def test_what_goes_well_the_second_time_has_gone_well(tmp_path: Path) -> None:
     judged = health(tmp_path, notes, max_bad_iterations=1)
     assert check(judged, Outcome(math.nan, math.inf, 14.0, True), GOOD) == GOOD
     assert (judged.skipped, judged.in_a_row) == (0, 0)
-    assert notes == ["iteration 1: gradients were not finite, but were when it was run again"]
+    assert notes == ["iteration 1: gradients were not finite, but were finite when it was run again"]
 
 
 def test_spikes_are_measured_by_the_median(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_spikes_are_measured_by_the_median(tmp_path: Path) -> None:
     assert notes[0].startswith("iteration 1: no update, the loss is 3.500, health.spike_factor allows 3.000; ")
     stopping = health(tmp_path, spike_factor=2.0, spike_action="stop")
     stopping.state = judged.state
-    with pytest.raises(InputError, match=r"health\.spike_factor allows 3\.000; .* goes on from its last checkpoint"):
+    with pytest.raises(InputError, match=r"health\.spike_factor allows 3\.000; .* resumes from its last checkpoint"):
         check(stopping, Outcome(3.5, math.inf, 14.0, True))
 
 

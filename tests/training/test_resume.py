@@ -123,9 +123,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
         content[place] ^= 1
         file.write_bytes(content)
     output = group(2).run(grow_and_tell, data, run.path)[0]
-    assert "a damaged checkpoint is passed over" in output
+    assert "skipping a damaged checkpoint" in output
     assert "iteration_000000008" in output
-    assert "goes on after iteration 6 of 12" in output
+    assert "resumes after iteration 6 of 12" in output
     left_alone = RunFolder(tmp_path / "alone")
     group(2).run(grow_until, data, left_alone.path, 10**6, 2, 1, ("epochs.first=4",))
     ours, theirs = (Checkpoint(folder.weights(1, Phase.TRAIN)) for folder in (run, left_alone))
@@ -204,7 +204,7 @@ def test_a_phase_of_which_all_checkpoints_are_damaged_does_not_begin_again_unask
         cut(checkpoint)
     notes: list[str] = []
     for _ in range(2):  # neither at once nor started again
-        with pytest.raises(InputError, match=r"all checkpoints are damaged .*remove this folder, or move it out of"):
+        with pytest.raises(InputError, match=r"all checkpoints are damaged .*remove this folder or move it out of"):
             newest_good(kept, notes.append)
     assert names(kept) == ["damaged_iteration_000000002", "damaged_iteration_000000004"]
     assert len(notes) == 2
@@ -265,7 +265,7 @@ def test_what_has_changed_under_a_run_is_noticed(data: Path, group: Groups, tmp_
     clipped = json.loads((data / "zero2.json").read_text()) | {"gradient_clipping": 0.5}
     (data / "zero9.json").write_text(json.dumps(clipped))
     (output,) = {text for text in group(2).run(grow_on_other_file, data, run) if text}
-    assert "the DeepSpeed file has changed; the run goes on with it: gradient_clipping: 0.0 before, 0.5 now" in output
+    assert "the DeepSpeed file has changed; the run continues with it: gradient_clipping: 0.0 before, 0.5 now" in output
 
 
 def grow_on_other_file(data: Path, run: Path) -> str:

@@ -1,1 +1,1 @@
-"""Built-in data: captioned pictures drawn by a seed, for training and for evaluation, at any number."""
+"""Built-in data: captioned images, drawn from a seed, any number of them, for training and evaluation."""

@@ -1,10 +1,9 @@
-"""Losses over all pairs of the global batch, without a matrix of all similarities in memory.
+"""Losses over all pairs of the global batch, without storing the matrix of logits.
 
-A rank holds the rows of its own pictures: scores S = scale · I Tᵀ of local pictures with all captions are made a block
-at a time. Softmax: one pass gives the log-sum-exp of rows and of columns (the latter combined across ranks); the
-backward pass makes each block once more and uses it for both directions, 8 · n_local · n · d operations in all.
-Sigmoid: no sum over a row is needed before the gradient, which is made in the forward pass, 6 · n_local · n · d in all.
-Memory is O(n · d).
+A rank computes the rows of its own images: scores S = scale · I Tᵀ of local images with all captions, a block at a
+time. Softmax: one pass gives the log-sum-exp of rows and of columns (the latter combined across ranks); the backward
+pass recomputes each block once and uses it for both directions, 8 · n_local · n · d operations in all. Sigmoid: the
+gradient needs no sum over a row, so the forward pass computes it, 6 · n_local · n · d in all. Memory is O(n · d).
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ def contrastive_loss(
 ) -> Tensor:
     """The contrastive loss of the global batch (the paper's Eq. 3 and 4, with CLIP's temperature).
 
-    Every rank gets the same value. The gradients of a rank's features are those of the global loss; of the gradient
-    of `logit_scale` each rank gets the share of its own pictures. So for every parameter, features' or scale, the
-    *sum* of the ranks' gradients is the gradient: multiply by the number of ranks where they are averaged.
+    Every rank gets the same value. The gradients of a rank's features are those of the global loss; the gradient of
+    `logit_scale` is a partial one, that of the rank's own images. So for every parameter the gradient is the *sum* over
+    ranks: where gradients are averaged, as by DDP, multiply the loss by the number of ranks.
 
     Args:
         image_features: (n_local, d), L2-normalised; n_local may differ between ranks and be 0.
         text_features: (n_local, d), L2-normalised; the i-th belongs to the i-th picture.
-        logit_scale: one element, what similarities are multiplied by.
-        group: the ranks whose batches make the global batch; the default group if None and one is initialised.
-        counts: n_local of every rank of the group. If None, several ranks tell each other, for which the host waits
-            until the features are there.
+        logit_scale: one element, the factor of the similarities.
+        group: the ranks that share the global batch; the default group if None and one is initialised.
+        counts: n_local of every rank of the group. If None, several ranks exchange them, which makes the host wait
+            for the device.
 
     Returns:
         () in fp32, or float64 for float64 features; everything is accumulated in that type.
@@ -72,9 +71,9 @@ def sigmoid_loss(
     Args:
         image_features: (n_local, d), L2-normalised; n_local may differ between ranks and be 0.
         text_features: (n_local, d), L2-normalised; the i-th belongs to the i-th picture.
-        logit_scale: one element, what similarities are multiplied by.
+        logit_scale: one element, the factor of the similarities.
         logit_bias: one element, what is then added.
-        group: the ranks whose batches make the global batch; the default group if None and one is initialised.
+        group: the ranks that share the global batch; the default group if None and one is initialised.
 
     Returns:
         () in fp32, or float64 for float64 features.

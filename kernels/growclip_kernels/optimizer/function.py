@@ -1,8 +1,8 @@
-"""The updates: what comes in is checked and handed to the path that runs on its device.
+"""The optimizer updates: arguments are validated and dispatched to the device's implementation.
 
 LAMB takes two calls, since ranks that share tensors add up their squares in between; each is one pass over the shard.
-Bytes through memory an element, with Triton's kernels: AdamW 28 (reads weight, gradient and moments, writes weight and
-moments); LAMB 28 (the same, but writes its direction instead of the weight) and 12.
+Memory traffic per element, with Triton's kernels, in bytes: AdamW 28 (reads weight, gradient and moments, writes weight
+and moments); LAMB 28 (the same, but writes its direction instead of the weight) and 12.
 """
 
 from __future__ import annotations

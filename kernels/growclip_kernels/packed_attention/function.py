@@ -1,4 +1,4 @@
-"""`attention` and `attend`: check what comes in and hand it to the path that runs on its device."""
+"""`attention` and `attend`: validate their arguments and dispatch to the device's implementation."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor = False) -> Tensor:
     """softmax(q kᵀ / √64) v within each sequence.
 
-    `cu_seqlens` is looked at once for each tensor object, which on a GPU waits for it, and not at all under
-    torch.compile, while a CUDA graph is captured, and where a backward pass computes anew what was looked at before.
-    The PyTorch path waits for flags each time. `attend` never waits.
+    `cu_seqlens` is validated once per tensor object, for which the host waits for the GPU, and not at all under
+    torch.compile, during CUDA graph capture, and in the recomputation of activation checkpointing. The PyTorch path
+    also reads `causal` flags in every call. `attend` never waits.
 
     Args:
-        qkv: (T, H, 3, 64), the tokens of all sequences end to end; queries, keys and values of a head side by side.
-            May be the leading heads of a wider tensor.
-        cu_seqlens: (B + 1,) int32, where sequences begin and end: starts with 0, ends with T.
+        qkv: (T, H, 3, 64), the packed tokens of all sequences, with the queries, keys and values of each head. May be
+            the leading heads of a wider tensor.
+        cu_seqlens: (B + 1,) int32, the cumulative sequence lengths, from 0 to T.
         max_seqlen: length of the longest sequence, or an upper bound of it.
-        causal: whether a token sees only itself and those before it; (B,) booleans to say it for each sequence.
+        causal: whether to apply a causal mask; (B,) booleans set it per sequence.
 
     Returns:
         (T, H, 64).
@@ -42,11 +42,11 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | T
 
 
 def attend(qkv: Tensor, sequences: Sequences) -> Tensor:
-    """`attention` within sequences whose boundaries are known to be right: the host never waits for the device.
+    """`attention` within sequences whose boundaries are known to be valid: the host never waits for the device.
 
     Args:
         qkv: (T, H, 3, 64), as for `attention`.
-        sequences: of T tokens, on the same device.
+        sequences: the boundaries of T tokens, on the same device.
 
     Returns:
         (T, H, 64).
@@ -84,7 +84,7 @@ def _check(qkv: Tensor, cu_seqlens: Tensor, causal: bool | Tensor = False) -> No
     if isinstance(causal, Tensor):
         if causal.shape != (cu_seqlens.numel() - 1,) or causal.dtype != torch.bool:
             raise ValueError(
-                f"causal must have one flag a sequence ({cu_seqlens.numel() - 1}), bool, not {tuple(causal.shape)} "
+                f"causal must have one flag per sequence ({cu_seqlens.numel() - 1}), bool, not {tuple(causal.shape)} "
                 f"{causal.dtype}"
             )
         given.append(("causal", causal))

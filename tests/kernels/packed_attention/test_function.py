@@ -79,8 +79,8 @@ def attend(**changed):
         ({"cu_seqlens": boundaries([1, 2])}, "begin with 0 and end with the 4 tokens"),
         ({"cu_seqlens": boundaries([1, 4])}, "begin with 0 and end with the 4 tokens"),
         ({"max_seqlen": 2}, "max_seqlen is 2, but cu_seqlens has a sequence of 3 tokens"),
-        ({"causal": torch.tensor([True])}, "one flag a sequence"),
-        ({"causal": torch.tensor([1, 0])}, "one flag a sequence .* bool, not .* torch.int64"),
+        ({"causal": torch.tensor([True])}, "one flag per sequence"),
+        ({"causal": torch.tensor([1, 0])}, "one flag per sequence .* bool, not .* torch.int64"),
         ({"causal": torch.zeros(2, dtype=torch.bool, device="meta")}, "causal is on meta, but qkv on cpu"),
     ],
 )
