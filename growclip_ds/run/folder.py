@@ -22,6 +22,7 @@ already, only the evaluation is repeated; one that has a checkpoint resumes from
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -105,14 +106,19 @@ class RunFolder:
         """
         on_main(self._require_there)
 
-    def explain(self, error: OSError) -> None:
-        """Makes an error in writing to the folder, on this rank alone, one that a user can mend. Not collective.
+    @contextlib.contextmanager
+    def errors_explained(self) -> Iterator[None]:
+        """A context in which errors in writing to the folder become errors that the user can fix. Not collective.
 
         Raises:
-            InputError: the folder is gone, or its disk is full.
+            InputError: instead of an OSError, if the folder is gone or its disk is full.
         """
-        self._require_there()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            yield
+        except OSError as error:
+            self._require_there()
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise InputError(f"{self.path} cannot be written: {error}; make room, then start the run again") from error
 
     def _require_there(self) -> None:

@@ -151,13 +151,17 @@ def test_what_of_the_deepspeed_file_bears_on_the_weights_is_told_when_it_changes
 
 
 def test_errors_in_writing_are_explained_where_a_user_can_mend_them(folder: RunFolder):
-    folder.explain(OSError(errno.EIO, "i/o"))  # says nothing
-    with pytest.raises(InputError, match=r"cannot be written: .*No space left on device; make room"):
-        folder.explain(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="i/o"), folder.errors_explained():
+        raise OSError(errno.EIO, "i/o")
+    with (
+        pytest.raises(InputError, match=r"cannot be written: .*No space left on device; make room"),
+        folder.errors_explained(),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
     folder.require_there()
     folder.config_file.unlink()
-    with pytest.raises(InputError, match=r"config\.yaml was removed during the run"):
-        folder.explain(FileNotFoundError(errno.ENOENT, "gone"))
+    with pytest.raises(InputError, match=r"config\.yaml was removed during the run"), folder.errors_explained():
+        raise FileNotFoundError(errno.ENOENT, "gone")
     with pytest.raises(InputError, match=r"config\.yaml was removed during the run"):
         folder.require_there()
 
