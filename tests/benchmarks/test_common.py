@@ -10,6 +10,8 @@ import torch
 
 from benchmarks import common
 from benchmarks.captions import built_in_captions, built_in_tokenizer, fill, pad
+from benchmarks.contenders import TransformersClip
+from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.model.packed import pack_padded
 
 CPU = torch.device("cpu")
@@ -93,3 +95,8 @@ def test_captions_are_the_built_in_ones_packed_filled_and_padded() -> None:
     full = fill(packed, 77, tokenizer.vocab_size)
     assert full.cu_seqlens.diff().tolist() == [77] * 20
     assert torch.equal((full.ids == tokenizer.end_of_text).nonzero()[:, 0], full.cu_seqlens[1:] - 1)
+
+
+def test_transformers_has_growclips_activation() -> None:
+    contender = TransformersClip(Architecture(0, 1, 1, 1, 1, 0), ModelSizes(vocab_size=64, embed_dim=64), 63)
+    assert {str(module) for module in contender.modules() if "GELU" in str(module)[:10]} == {"GELUActivation()"}
