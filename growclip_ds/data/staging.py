@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from growclip_ds.data.index_file import FOLDER, candidates
+from growclip_ds.data.index_file import FOLDER, index_beside
 from growclip_ds.data.shards import Progress
 from growclip_ds.errors import InputError
 
@@ -58,8 +58,8 @@ def stage_shards(shards: Sequence[str], folder: Path | str, progress: Progress |
         for done, shard in enumerate(shards, start=1):
             copy, source = staged_path(shard, folder), Path(shard)
             _copy(source, copy)
-            if (index := candidates(shard)[0]).exists():
-                _copy(index, candidates(str(copy))[0])
+            if (index := index_beside(shard)).exists():
+                _copy(index, index_beside(str(copy)))
             if progress is not None:
                 progress(done, len(shards))
     except OSError as error:
