@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 _FEW = 16  # tars that are scanned in this process: starting others takes as long
 _MOST_PROCESSES = 16  # that scan, a rank
-_READERS = 16  # threads that wait for the file system
+READERS = 16  # threads that wait for the file system
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -163,7 +163,7 @@ def few(paths: Sequence[str]) -> str:
 
 def for_each_file(function: Callable[[S], T], of: Iterable[S]) -> list[T]:
     """What a function gives for each of many files, in their order; several wait for the file system at a time."""
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(READERS) as readers:
         return list(readers.map(function, of))
 
 

@@ -122,7 +122,7 @@ def test_the_index_is_shared_memory_and_its_first_part_no_copy(tmp_path: Path) -
 
 
 def test_many_shards_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("growclip_ds.data.samples._OPEN_SHARDS", 2)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (8, 8))
     index = index_shards(sorted(write_shards(tmp_path, samples=12, per_shard=2).glob("*.tar")))
     before = len(list(Path("/proc/self/fd").iterdir()))
     reader = ShardReader(index)
@@ -134,6 +134,15 @@ def test_many_shards_with_few_open_files(tmp_path: Path, monkeypatch: pytest.Mon
 def test_captions_leave_out_the_broken_ones(tmp_path: Path) -> None:
     samples = [pair(0), pair(1) | {"txt": b"\xff\xfe"}, pair(2) | {"txt": b" \n"}, pair(3) | {"txt": b" x\n"}]
     assert list(captions(index_shards([write_shard(tmp_path / "0.tar", samples)]))) == [caption(0), "x"]
+
+
+def test_captions_are_read_without_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = picture(width=400, height=300)
+    paths = [write_shard(tmp_path / f"{n}.tar", [pair(n) | {"jpg": large}, pair(n + 9)]) for n in range(3)]
+    index, read, sizes = index_shards(paths), os.pread, []
+    monkeypatch.setattr(os, "pread", lambda file, size, start: sizes.append(size) or read(file, size, start))
+    assert list(captions(index)) == [caption(number) for number in (0, 9, 1, 10, 2, 11)]
+    assert sum(sizes) < len(large)
 
 
 def cut(path: Path, size: int) -> None:
