@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import shutil
+import subprocess
 import tarfile
 from collections import Counter
 from io import BytesIO
@@ -143,6 +144,20 @@ def test_captions_are_read_without_the_pictures(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "pread", lambda file, size, start: sizes.append(size) or read(file, size, start))
     assert list(captions(index)) == [caption(number) for number in (0, 9, 1, 10, 2, 11)]
     assert sum(sizes) < len(large)
+
+
+@pytest.mark.parametrize("tar_format", ["gnu", "pax"])
+def test_of_members_without_their_zeros_only_they_are_missing(tmp_path: Path, tar_format: str) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+        (tmp_path / f"{number}.txt").write_text(caption(number))
+    os.truncate(tmp_path / "1.jpg", 10_000_000)
+    names = [f"{number}.{extension}" for number in range(3) for extension in ("jpg", "txt")]
+    options = ["--sparse", f"--format={tar_format}", "-C", str(tmp_path)]
+    subprocess.run(["tar", "-cf", str(tmp_path / "0.tar"), *options, *names], check=True)
+    index = index_shards([tmp_path / "0.tar"])
+    assert [key for key, _, _ in read_all(index)] == ["0", "2"]
+    assert index.left_out == Counter({Cause.NO_PICTURE: 1})
 
 
 def cut(path: Path, size: int) -> None:
