@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from growclip_ds.data.worker_processes import processors
 
 if TYPE_CHECKING:
     from growclip_ds.data.check import DataReport
@@ -90,9 +91,7 @@ def _add_data_check(commands: Subparsers) -> None:
     )
     parser.add_argument("--broken", type=Path, metavar="FILE", help="write the broken samples, a JSON object a line")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", default=_processors(), help="processes that read and decode"
-    )
+    parser.add_argument("--workers", type=int, metavar="N", default=processors(), help="processes that read and decode")
     parser.set_defaults(run=_data_check)
 
 
@@ -188,7 +187,7 @@ def _add_data_scenes(commands: Subparsers) -> None:
     parser.add_argument("--size", type=int, metavar="N", default=96, help="side of the pictures in pixels")
     parser.add_argument("--shard-size", type=int, metavar="N", default=1000, help="most samples of a shard")
     parser.add_argument("--eval-samples", type=int, metavar="N", default=960, help="pictures of each evaluation set")
-    parser.add_argument("--workers", type=int, metavar="N", default=_processors(), help="processes that draw")
+    parser.add_argument("--workers", type=int, metavar="N", default=processors(), help="processes that draw")
     parser.set_defaults(run=_data_scenes)
 
 
@@ -251,8 +250,3 @@ def _data_stage(options: argparse.Namespace) -> int:
     seconds = time.monotonic() - start
     print(f"{options.to}: {len(shards):,} shards, {copied / 1e9:.2f} GB of them copied in {seconds:.0f} s")
     return 0
-
-
-def _processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,11 +1,17 @@
-"""Where data loading workers come from, and what they share with their trainer."""
+"""How many processes there may be, where data loading workers come from, and what they share with their trainer."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 from multiprocessing.context import ForkServerContext
 from multiprocessing.sharedctypes import RawValue
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Flag:
