@@ -33,7 +33,8 @@ def may_open_many_files() -> None:
     """
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed < min(_MOST_FILES, most):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_MOST_FILES, most), most))
+        with contextlib.suppress(ValueError, OSError):  # the system's own limit was lowered below this user's
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(_MOST_FILES, most), most))
 
 
 class Sample(NamedTuple):
