@@ -113,7 +113,7 @@ def test_another_machine_may_have_another_tar_of_the_same_path(tar: Path, monkey
     monkeypatch.setattr(shards, "rank", lambda: 0)
     monkeypatch.setattr(shards, "world_size", lambda: 2)
     monkeypatch.setattr(shards, "all_gather_object", lambda mine: [mine, [theirs] if isinstance(mine, list) else mine])
-    with pytest.raises(InputError, match=r"00000\.tar is not the same on all machines; copy it anew"):
+    with pytest.raises(InputError, match=r"00000\.tar is not the same on all machines; copy it again"):
         open_shards([other, tar])
 
 
