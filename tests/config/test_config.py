@@ -292,8 +292,8 @@ def test_unreadable_files(tmp_path: Path, problem):
     with pytest.raises(InputError, match="cannot be read"):
         load_config(tmp_path)
     assert "FILE, line 2, column 1 is not valid YAML: the key 'seed' is given twice" in problem("seed: 1\nseed: 2")
-    assert "FILE, line 2, column 8 is not valid YAML: a key has to be plain text" in problem("seed: 1\ndata: {{x}}")
-    assert "FILE, line 1, column 2 is not valid YAML: a key has to be plain text" in problem("{[1, 2]: 3}")
+    assert "FILE, line 2, column 8 is not valid YAML: a key must be plain text" in problem("seed: 1\ndata: {{x}}")
+    assert "FILE, line 1, column 2 is not valid YAML: a key must be plain text" in problem("{[1, 2]: 3}")
     assert "FILE, line 1, column 7 is not valid YAML: 'x' is not an integer" in problem("seed: !!int x")
     assert "FILE must hold sections of settings" in problem("- 1")
     assert "could not determine a constructor" in problem("seed: !!python/object/apply:os.getcwd []")
