@@ -333,11 +333,12 @@ def test_a_job_that_the_run_waits_for_does_not_break_its_chain(
     cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path
 ) -> None:
     arguments = [f"CONFIG={config}", f"PYTHON={stand_in}"]
-    (before,) = submitted(cluster.run(RUN, *arguments, f"RUN_DIR={tmp_path}/before", "ONE_AT_A_TIME=1", "--hold").stdout)
-    jobs = submitted(cluster.run(RUN, *arguments, f"RUN_DIR={tmp_path}/run", f"--dependency=afterok:{before}").stdout)
+    other = submitted(cluster.run(RUN, *arguments, f"RUN_DIR={tmp_path}/other", "--hold").stdout)
+    dependency = f"--dependency=afterok:{other[-1]}"
+    jobs = submitted(cluster.run(RUN, *arguments, f"RUN_DIR={tmp_path}/run", dependency).stdout)
     waits_for = [cluster.job(job)["Dependency"].partition("(")[0] for job in jobs]
-    assert waits_for == [f"afterok:{job}" for job in (before, *jobs[:-1])]
-    cluster.run("scancel", *map(str, (before, *jobs)))
+    assert waits_for == [f"afterok:{job}" for job in (other[-1], *jobs[:-1])]
+    cluster.run("scancel", *map(str, (*other, *jobs)))
 
 
 def test_a_job_that_is_still_ending_is_not_taken_for_one_that_will_run(
