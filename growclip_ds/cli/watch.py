@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -105,7 +106,7 @@ def _look(options: argparse.Namespace, submissions: Submissions) -> _Look:
     command = [SUBMIT, "ONE_AT_A_TIME=1", f"CONFIG={options.config}", f"RUN_DIR={options.output_dir}"]
     command += options.arguments
     if options.dry_run:
-        return _Look(f"{step} is due: {decision.reason}; would run: {' '.join(command)}")
+        return _Look(f"{step} is due: {decision.reason}; would run: {shlex.join(command)}")
     said = _submit(command, step)
     submissions.add(decision.step, said)
     print(f"{step} is due: {decision.reason}", file=sys.stderr, flush=True)

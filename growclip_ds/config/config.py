@@ -269,14 +269,19 @@ class Config(Section):
 
     def warnings(self) -> list[str]:
         """Settings that are allowed, but that the user should know of, a line each."""
+        found = []
         dataset = self.selection.dataset
         reported = {(Path(other.path).resolve(), other.split) for other in self.evaluation.datasets}
         if dataset and (Path(dataset.path).resolve(), dataset.split) in reported:
-            return [
+            found.append(
                 f"selection.dataset, {dataset}, is one of evaluation.datasets: architectures are chosen by the "
                 "accuracy that is then reported on it"
-            ]
-        return []
+            )
+        if self.health.spike_action == "stop" and self.health.spike_factor is None:
+            found.append("health.spike_action has no effect without health.spike_factor, such as 3: no loss is a spike")
+        if self.evaluation.every_epochs is not None and not self.evaluation.datasets:
+            found.append("evaluation.every_epochs has no effect without evaluation.datasets: nothing is evaluated")
+        return found
 
     def to_yaml(self) -> str:
         """The whole configuration, defaults written out, as `load_config` reads it."""

@@ -319,6 +319,19 @@ def test_held_out_pairs_only_without_a_labelled_set(load):
     assert load(DATA, "selection.dataset=eval/set").held_out_pairs == 0
 
 
+@pytest.mark.parametrize(
+    ("setting", "needs"),
+    [
+        ("health.spike_action=stop", "health.spike_factor=3"),
+        ("evaluation.every_epochs=1", "evaluation.datasets=[eval/a]"),
+    ],
+)
+def test_warns_of_a_setting_that_has_no_effect_without_another(load, setting: str, needs: str):
+    (warning,) = load(DATA, setting).warnings()
+    assert warning.startswith(f"{setting.partition('=')[0]} has no effect without {needs.partition('=')[0]}")
+    assert load(DATA, setting, needs).warnings() == []
+
+
 def test_warns_of_choosing_by_what_is_reported(load):
     both = load(DATA, "selection.dataset=eval/a", "evaluation.datasets=[eval/b, ./eval/a]")
     assert len(both.warnings()) == 1
