@@ -64,6 +64,9 @@ def _watch(options: argparse.Namespace) -> int:
         raise InputError("--growth must be at least 1, and --every a number above 0")
     if options.plateau is not None and not 0 <= options.plateau < 1:
         raise InputError(f"--plateau is a share of the loss, such as 0.01, not {options.plateau:g}")
+    for word in options.arguments:
+        if word.startswith(("CONFIG=", "RUN_DIR=")):
+            raise InputError(f"{word} contradicts --config and --output-dir, which say it already: leave it out")
     submissions = Submissions(options.output_dir)
     with submissions.alone():
         said = ""

@@ -283,3 +283,13 @@ def test_numbers_that_make_no_sense_are_refused(
     arguments = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(tmp_path / "run"), "--dry-run"]
     assert main([*arguments, *option]) == 2
     assert option[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["CONFIG=other.yaml", "RUN_DIR=other"])
+def test_another_run_behind_the_dashes_is_refused(
+    word: str, data: Path, tmp_path: Path, submit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(tmp_path / "run"), "--once"]
+    assert main([*command, "--", "DEVICE=cpu", word]) == 2
+    assert f"{word} contradicts --config and --output-dir" in capsys.readouterr().err
+    assert not submit.exists()
