@@ -41,6 +41,8 @@ def init_distributed() -> None:
                     "and MASTER_PORT for each process"
                 )
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    if "LOCAL_SIZE" in os.environ:  # as the deepspeed launcher calls what it is to torchrun and slurm/rank.sh
+        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
     # An all-reduce for inference on the CPU, which DeepSpeed otherwise spends a minute to compile where it finds a
     # compiler, and announces with a print. (On a GPU the mere look at this has every operator probed, with prints.)
     if get_accelerator().device_name() == "cpu":
@@ -57,8 +59,7 @@ def _take_device() -> None:
         InputError: alike on all ranks of a machine that has fewer GPUs.
     """
     accelerator, local_rank = get_accelerator(), int(os.environ.get("LOCAL_RANK", "0"))
-    # As torchrun and slurm/rank.sh name it, and as the deepspeed launcher does.
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or local_rank + 1)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
     if accelerator.device_name() != "cpu" and (gpus := accelerator.device_count()) < ranks:
         raise InputError(
             f"{socket.gethostname()} has {ranks} ranks, but torch {torch.__version__} sees {gpus} GPUs there: start a "

@@ -57,3 +57,12 @@ def test_a_machine_with_fewer_gpus_than_ranks(variable: str, local_rank: str, mo
     with pytest.raises(InputError, match=r"has 4 ranks, but torch 2\.\S+ sees 2 GPUs there: start a rank for each GPU"):
         rendezvous.init_distributed()
     assert not gpus.set_device.called
+
+
+def test_the_deepspeed_launchers_ranks_share_their_machine_as_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them took itself for the only one there, and all processors for its own."""
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "4"}
+    monkeypatch.setattr(os, "environ", place)
+    monkeypatch.setattr(rendezvous.deepspeed, "init_distributed", lambda **_: None)
+    rendezvous.init_distributed()
+    assert place["LOCAL_WORLD_SIZE"] == "4"
