@@ -90,7 +90,8 @@ def read_yaml(path: str | Path) -> Any:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
+        place = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+        raise InputError(f"there is no file {path}{place}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     return parse_yaml(text, path)

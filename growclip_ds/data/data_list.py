@@ -32,9 +32,12 @@ def add_subset(file: Path, name: str, patterns: Sequence[str], progress: Progres
         The subsets of the list, the new one last.
 
     Raises:
-        InputError: the list or a shard cannot be read, the name is taken, a shard is in the list already, under this
-            or another path, subsets of the list are no longer what they were, or its folder cannot be written.
+        InputError: the list or a shard cannot be read, the name is empty or taken, a shard is in the list already,
+            under this or another path, subsets of the list are no longer what they were, or its folder cannot be
+            written.
     """
+    if not name:
+        raise InputError(f"a data subset of {file} has to have a name; give one")
     new = Subset(name, one_pattern(patterns))
 
     def appended(listed: list[Subset]) -> list[Subset]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from growclip_ds.config.errors import explain
+from growclip_ds.config.errors import COMMAND_LINE, explain
 from growclip_ds.config.sections import EvaluationSets, Section, SetSection
 from growclip_ds.data.remote import is_remote
 from growclip_ds.errors import InputError
@@ -56,7 +56,8 @@ def read_list(path: str | Path, root: str | None = None, names: Sequence[str] = 
     try:
         listed = EvaluationList.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error, EvaluationList, values, str(path), [] if root is None else ["root"])) from None
+        origins = [] if root is None else [("root", COMMAND_LINE)]
+        raise InputError(explain(error, EvaluationList, values, str(path), origins)) from None
     known = {one.name: one for one in listed.sets}
     for name in names:
         if name not in known:

@@ -30,6 +30,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from growclip_ds.architecture import Architecture
@@ -300,13 +301,8 @@ def _require_same_run(folder: RunFolder, config: Config) -> None:
     if not isinstance(there, dict):
         raise InputError(f"{folder.config_file} is damaged; use another --output-dir")
     if changes := forbidden_changes(there, config):
-        lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
+        differing = "; ".join(f"{key}: {before} there, {now} now" for key, before, now in changes)
         raise InputError(
-            "\n".join(
-                [
-                    f"{folder.path} holds a run with another configuration:",
-                    *lines,
-                    f"use another --output-dir, or continue the run as it began (--config {folder.config_file})",
-                ]
-            )
+            f"{folder.path} holds a run with another configuration ({differing}); use another --output-dir, or "
+            f"continue the run as it began (--config {quote(str(folder.config_file))})"
         )

@@ -64,6 +64,7 @@ def test_duplicates_are_refused_and_the_list_stays(base: Path) -> None:
     shutil.copy(base / "a" / "00002.tar", base / "copy.tar")
     for name, shards, message in [
         ("first", "b", "has a data subset 'first' already; .* give --extend"),
+        ("", "b", "a data subset of .* has to have a name; give one"),
         ("again", "a/*.tar", r"00000\.tar is in data subset 'first' and again in 'again'"),
         ("linked", "link.tar", r"link\.tar is in data subset 'first' and again in 'linked'"),
         ("copied", "copy.tar", r"copy\.tar of data subset 'copied' is a copy of .*00002\.tar of 'first'"),

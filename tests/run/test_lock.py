@@ -121,7 +121,9 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"the output folder .*file cannot be written"):
+    with pytest.raises(
+        InputError, match=r"the output folder .*file cannot be written: .*; .* take another --output-dir"
+    ):
         RunLock(tmp_path / "file")
 
 
