@@ -13,10 +13,10 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # as it was called before torch 2.9
-        # Batches, subnets and engines are of many sizes. Read when torch first takes memory of a GPU.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its name before torch 2.9
+        # Allocations vary in size with batches, subnets and engines. torch reads this at its first GPU allocation.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    # Not at the top: the data loading workers import this file too.
+    # Imported here, since data loading workers import this file too.
     from growclip_ds.config.config import load_config
     from growclip_ds.config.deepspeed import load_deepspeed_config, resolve
     from growclip_ds.distributed.rendezvous import init_distributed, leave_distributed
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         deepspeed_file = load_deepspeed_config(options.deepspeed_config)
         deepspeed = resolve(deepspeed_file, config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
         init_distributed()
-    except InputError as error:  # the same on every rank, unless machines have other files
+    except InputError as error:  # the same on every rank, unless files differ between machines
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(f"train.py: error: {error}", file=sys.stderr, flush=True)
         return INPUT_ERROR
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = STOPPED
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"train.py: stopped on request; run the same command to resume (exit code {STOPPED})", flush=True)
-    except BaseException as error:  # perhaps on this rank alone, and the others wait for it
+    except BaseException as error:  # perhaps on this rank alone, with the others waiting for it
         watch.fail(error)
     watch.close()
     leave_distributed()

@@ -28,8 +28,11 @@ PACKAGES = ("torch", "triton", "deepspeed", "transformers", "open_clip_torch")
 # Dense bf16 operations a second by the vendor's data sheets, where the device's name tells which part it is.
 PEAK_BF16 = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
 
-CPU_SECONDS = 0.5  # that a measurement on the CPU goes on for, at least
-CPU_REPEATS = 5  # and its fewest repeats
+LEAST_REPEATS = 5  # of a measurement
+CPU_SECONDS = 0.5  # that it goes on for, at least
+GPU_SECONDS, GPU_WARM_UP = 0.1, 0.025
+GPU_CLOCK = 2e9  # cycles a second, about, of any GPU
+LONGEST_HOLD = 0.02  # seconds: a call that takes as long to queue has queued enough to keep the device busy
 
 Row = Mapping[str, Any]
 
@@ -102,21 +105,50 @@ def ceilings(device: torch.device) -> dict[str, Any]:
 
 
 def median_ms(function: Callable[[], Any], device: torch.device) -> float:
-    """Median duration of a call in milliseconds, warmed up: Triton's `do_bench` on a GPU, the clock on the CPU.
+    """Median duration of a call in milliseconds, warmed up: by the clock on the CPU, on a GPU the device's own time.
 
     Not for functions that communicate: how often it calls is settled by each process for itself.
     """
     if device.type == "cuda":
-        from triton.testing import do_bench
-
-        return do_bench(function, return_mode="median")
+        return _median_device_ms(function, device)
     function()
     durations: list[float] = []
-    while len(durations) < CPU_REPEATS or sum(durations) < CPU_SECONDS:
+    while len(durations) < LEAST_REPEATS or sum(durations) < CPU_SECONDS:
         start = time.perf_counter()
         function()
         durations.append(time.perf_counter() - start)
     return 1000 * statistics.median(durations)
+
+
+def _median_device_ms(function: Callable[[], Any], device: torch.device) -> float:
+    """Between events around a call whose work is queued before the first of them, with caches cleared.
+
+    Triton's `do_bench` does not hold the device back until the host has queued the call: of one that takes the device
+    less time than Python, it gives Python's.
+    """
+    cache = torch.empty(2**28, dtype=torch.uint8, device=device)  # larger than a GPU's
+    function()  # compiles
+    torch.cuda.synchronize(device)
+    warm_up = time.perf_counter()
+    while True:
+        start = time.perf_counter()
+        function()
+        queued = time.perf_counter() - start
+        torch.cuda.synchronize(device)
+        if time.perf_counter() - warm_up > GPU_WARM_UP:
+            break
+    hold = int(min(2 * queued, LONGEST_HOLD) * GPU_CLOCK)
+    durations: list[float] = []
+    while len(durations) < LEAST_REPEATS or sum(durations) < 1000 * GPU_SECONDS:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        cache.zero_()
+        torch.cuda._sleep(hold)
+        begin.record()
+        function()
+        end.record()
+        torch.cuda.synchronize(device)
+        durations.append(begin.elapsed_time(end))
+    return statistics.median(durations)
 
 
 def failure(error: Exception) -> str:

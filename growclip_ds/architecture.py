@@ -1,7 +1,7 @@
 """Architectures: six integers, and everything that follows from them.
 
-No torch: candidates are listed, compared and counted without building a model. The layout is the one
-that reproduces the parameter counts of the paper's Tables 3, 5, 8 and 9.
+Does not use torch: candidates are listed, compared and counted without building a model. The layout is the one that
+reproduces the parameter counts of the paper's Tables 3, 5, 8 and 9.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, fields
 HEAD_WIDTH = 64
 MLP_RATIO = 4
 STEM_CHANNELS = 64
-PATCH_SIZE = 8  # of the patch embedding, behind a stride-2 convolution
+PATCH_SIZE = 8  # of the patch embedding, after a stride-2 convolution
 STEM_STRIDE = 2 * PATCH_SIZE
 
 Shape = tuple[int, ...]
@@ -21,13 +21,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, order=True)
 class ModelSizes:
-    """What does not grow: the sizes of the input and of the embedding space.
+    """The sizes that do not grow: those of the input and of the embedding space.
 
     Attributes:
-        vocab_size: tokens of the tokenizer.
-        context_length: most tokens of a caption, start and end of text included.
-        image_size: side of the square pictures in pixels; a multiple of 16, but for a CLIP with patches of its own.
-        embed_dim: width of the space in which pictures and captions are compared.
+        vocab_size: number of tokens in the vocabulary.
+        context_length: maximum number of tokens per caption, start and end of text included.
+        image_size: side of the square images in pixels; a multiple of 16, except for a CLIP with another patch size.
+        embed_dim: width of the embedding space in which images and captions are compared.
     """
 
     vocab_size: int = 49408
@@ -43,17 +43,17 @@ class ModelSizes:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of one picture: its patches and the class token.
+        """Number of tokens per image: its patches and the class token.
 
         Raises:
-            ValueError: the pictures do not divide into patches.
+            ValueError: the image size is not a multiple of the patch size in pixels.
         """
         if self.image_size % STEM_STRIDE:
             raise ValueError(f"image_size must be a multiple of {STEM_STRIDE}, not {self.image_size}")
         return (self.image_size // STEM_STRIDE) ** 2 + 1
 
     def parameters_of(self, architecture: Architecture) -> int:
-        """Parameters of a model at these sizes, without the temperature."""
+        """Number of parameters of a model with these sizes, without the temperature."""
         return architecture.num_parameters(*astuple(self))
 
 
@@ -64,9 +64,9 @@ class Architecture:
     Attributes:
         conv_layers: l^I, convolutional layers of the image stem beyond its first.
         image_blocks: b^I, transformer blocks of the image encoder.
-        image_heads: h^I, attention heads of the image encoder; its width is 64 a head.
+        image_heads: h^I, attention heads of the image encoder; its width is 64 per head.
         text_blocks: b^T, transformer blocks of the text encoder.
-        text_heads: h^T, attention heads of the text encoder.
+        text_heads: h^T, attention heads of the text encoder; its width is 64 per head.
         shared_blocks: b^S, transformer blocks that both modalities pass through.
     """
 
@@ -99,17 +99,17 @@ class Architecture:
 
     @property
     def shared_width(self) -> int:
-        """Width of the shared encoder: the wider stream's; the narrower enters with its missing channels zero."""
+        """Width of the shared encoder: that of the wider stream; the narrower one is zero-padded."""
         return max(self.image_width, self.text_width)
 
     @property
     def image_output_width(self) -> int:
-        """Width at which pictures reach their head."""
+        """Width of the image stream at its head."""
         return self.shared_width if self.shared_blocks else self.image_width
 
     @property
     def text_output_width(self) -> int:
-        """Width at which captions reach their head."""
+        """Width of the text stream at its head."""
         return self.shared_width if self.shared_blocks else self.text_width
 
     def covers(self, other: Architecture) -> bool:
@@ -117,9 +117,9 @@ class Architecture:
         return all(mine >= theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True))
 
     def parameter_shapes(self, sizes: ModelSizes) -> dict[str, Shape]:
-        """The shape of every parameter of the model by its name, in the order in which the model holds them.
+        """The shape of every parameter of the model by name, in the model's own order.
 
-        Every candidate's tensors are leading slices of a larger candidate's tensors of the same names.
+        A candidate's tensors are leading slices of a larger candidate's tensors of the same names.
         """
         shapes: dict[str, Shape] = {"logit_scale": (1,)}
         shapes |= {f"image.stem.{name}": shape for name, shape in _stem(self.conv_layers, self.image_width)}
@@ -145,7 +145,7 @@ class Architecture:
     def num_parameters(
         self, vocab_size: int = 49408, context_length: int = 77, image_size: int = 224, embed_dim: int = 512
     ) -> int:
-        """Parameters of the model, without the temperature, as the paper counts them."""
+        """Number of parameters of the model, without the temperature, as the paper counts them."""
         sizes = ModelSizes(vocab_size, context_length, image_size, embed_dim)
         shapes = self.parameter_shapes(sizes)
         return sum(math.prod(shape) for name, shape in shapes.items() if name != "logit_scale")

@@ -1,7 +1,7 @@
-"""The exception for errors that the user can fix."""
+"""The exception for errors in the user's input."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message names the file, key or value and the remedy."""
+    """The user's input cannot be used; the message names the file, key or value and the remedy."""

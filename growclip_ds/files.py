@@ -1,4 +1,4 @@
-"""Atomic file writes: files appear whole or not at all."""
+"""Atomic file writes: a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a UTF-8 text file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all, also where several processes write it at once."""
+    """Writes a file atomically, even if several processes write it at once; creates missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")  # machines may share a pid
+    # The random part tells apart writers on different machines, which may have the same process id.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -30,5 +31,5 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file that appears whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")

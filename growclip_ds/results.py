@@ -1,4 +1,4 @@
-"""Results of an evaluation, in percent."""
+"""Evaluation results, in percent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class ClassificationResult:
 
     Attributes:
         dataset: name of the set.
-        samples: pictures classified.
-        top1: percent of pictures whose class came first.
-        top5: percent of pictures whose class came among the first five.
-        mean_per_class: mean of the classes' own top-1, classes without a picture left out.
-        unreadable: pictures of the set that could not be decoded, which are in no figure.
+        samples: number of images classified.
+        top1: percent of images whose class ranked first.
+        top5: percent of images whose class ranked among the first five.
+        mean_per_class: mean of the per-class top-1, over classes with at least one image.
+        unreadable: number of images that could not be decoded; they are excluded from all other figures.
     """
 
     dataset: str
@@ -30,7 +30,7 @@ class ClassificationResult:
 
     @property
     def accuracy(self) -> float:
-        """The figure that Eq. 7 and the summaries take."""
+        """Top-1: the metric that Eq. 7 and the summaries use."""
         return self.top1
 
     def to_json(self) -> dict[str, Any]:
@@ -51,11 +51,12 @@ class RetrievalResult:
 
     Attributes:
         dataset: name of the set.
-        pictures: number of pictures, each a query and an answer.
+        pictures: number of images, each a query and an answer.
         captions: number of captions, each a query and an answer.
-        image_to_text: percent of pictures for which a right caption is among the first k, by k.
-        text_to_image: percent of captions for which a right picture is among the first k, by k.
-        unreadable: pictures that could not be decoded; they and their captions are in no figure.
+        image_to_text: percent of images with a correct caption among the first k, by k.
+        text_to_image: percent of captions with a correct image among the first k, by k.
+        unreadable: number of images that could not be decoded; they and their captions are excluded from all other
+            figures.
     """
 
     dataset: str
@@ -67,7 +68,7 @@ class RetrievalResult:
 
     @property
     def accuracy(self) -> float:
-        """Mean of both directions' R@1: the figure that Eq. 7 and the summaries take."""
+        """Mean of both directions' R@1: the metric that Eq. 7 and the summaries use."""
         return (self.image_to_text[1] + self.text_to_image[1]) / 2
 
     def to_json(self) -> dict[str, Any]:
@@ -86,19 +87,19 @@ Result = ClassificationResult | RetrievalResult
 
 
 def averaged(results: Iterable[Result]) -> list[Result]:
-    """What a mean is over: the classification sets, where there are any, else all sets.
+    """The results to average over: those of classification sets if there are any, otherwise all.
 
-    Top-1 of a classification and recall of a retrieval make no mean together.
+    Classification top-1 and retrieval recall are not averaged together.
     """
     results = list(results)
     return [result for result in results if isinstance(result, ClassificationResult)] or results
 
 
 def result_from_json(stored: Mapping[str, Any]) -> Result:
-    """What a result's `to_json` made.
+    """The result from the output of its `to_json`.
 
     Raises:
-        KeyError, TypeError, ValueError: it is something else.
+        KeyError, TypeError, ValueError: `stored` is not the output of `to_json`.
     """
     fields = dict(stored)
     result: Result

@@ -1,4 +1,4 @@
-"""Requests to stop: from a scheduler that wants the machines back, or by hand (`kill -USR1`, Ctrl-C)."""
+"""Stop requests, from a scheduler that reclaims the machines or by hand (`kill -USR1`, Ctrl-C)."""
 
 from __future__ import annotations
 
@@ -11,35 +11,39 @@ from multiprocessing import resource_tracker
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-STOPPED = 75  # exit code, sysexits.h's EX_TEMPFAIL: started again, the run goes on
-_AT_ONCE = 1.0  # seconds in which a further SIGINT is the same Ctrl-C, which launchers pass on to all ranks once more
+STOPPED = 75  # exit code, EX_TEMPFAIL of sysexits.h: started again, the run resumes
+_AT_ONCE = 1.0  # seconds within which a further SIGINT is the same Ctrl-C, which launchers also forward to all ranks
 
 
 class Stopped(Exception):
-    """The run ends early as it was asked to, with nothing lost; on every rank."""
+    """The run ends early on request, without loss of work; raised on every rank."""
 
 
 class StopRequest:
-    """Whether this process was asked to stop. Further signals change nothing, but a second Ctrl-C ends it at once."""
+    """Whether this process was asked to stop. Further signals change nothing, except that a second Ctrl-C kills it.
+
+    Attributes:
+        requested: whether a request has arrived.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self._interrupted: float | None = None
 
     def install(self) -> None:
-        """Takes SIGTERM, SIGUSR1 and SIGINT as requests; for a program's main thread, never for a library."""
+        """Handles SIGTERM, SIGUSR1 and SIGINT as requests; for a program's main thread, never for a library."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True  # and little else: the interrupted code may be anywhere
+        self.requested = True  # and little else: a signal may interrupt any code
         if number != signal.SIGINT:
             return
         now = time.monotonic()
         if self._interrupted is None:
             self._interrupted = now
             if os.environ.get("RANK", "0") == "0":
-                os.write(2, b"\nStops after this iteration, with a checkpoint; Ctrl-C once more ends it at once.\n")
+                os.write(2, b"\nStopping after this iteration, with a checkpoint; press Ctrl-C again to end at once.\n")
         elif now - self._interrupted > _AT_ONCE:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
@@ -47,11 +51,11 @@ class StopRequest:
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Processes started inside never see the signals: schedulers and launchers send them to all processes there are.
+    """Blocks the signals in processes started inside, since schedulers and launchers send them to all processes.
 
-    What comes meanwhile for this process is delivered at the end, or to another of its threads.
+    Signals to this process are meanwhile delivered to another of its threads, or else at the end.
     """
-    resource_tracker.ensure_running()  # if it started inside, it would let SIGTERM through again
+    resource_tracker.ensure_running()  # started inside, it would unblock SIGTERM again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

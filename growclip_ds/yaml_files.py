@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key has to be plain text, not a list or section of its own", key.start_mark
+                    None, None, "a key must be plain text, not a list or a section", key.start_mark
                 )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
@@ -43,8 +43,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         try:
-            return int(node.value)  # PyYAML takes a leading zero for octal
-        except ValueError:  # tagged !!int by hand, or longer than Python converts
+            return int(node.value)  # PyYAML reads a leading zero as octal
+        except ValueError:  # tagged !!int by hand, or too long for Python to convert
             raise yaml.constructor.ConstructorError(
                 None, None, f"{node.value[:40]!r} is not an integer", node.start_mark
             ) from None
@@ -64,10 +64,14 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse_yaml(text: str, source: str | Path) -> Any:
-    """The value that the text stands for.
+    """The value of a YAML text.
+
+    Args:
+        text: the YAML.
+        source: where the text comes from, for messages.
 
     Raises:
-        InputError: the text is not YAML; the message names the source, the line and the column.
+        InputError: the text is not valid YAML; the message names the source, the line and the column.
     """
     try:
         return yaml.load(text, _Loader)
@@ -78,20 +82,21 @@ def parse_yaml(text: str, source: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The value in a YAML file.
+    """The value of a YAML file.
 
     Raises:
-        InputError: there is no such file, or it is not YAML in UTF-8.
+        InputError: the file does not exist, cannot be read, or is not valid YAML in UTF-8.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
+        place = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+        raise InputError(f"there is no file {path}{place}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     return parse_yaml(text, path)
 
 
 def to_yaml(value: Any) -> str:
-    """The value as YAML that `parse_yaml` reads back unchanged; keys stay in their order."""
+    """The value as YAML that `parse_yaml` reads back unchanged; keys keep their order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -73,6 +73,7 @@ enter_project() {
   GROWCLIP_HOME=${GROWCLIP_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
   [[ -f $GROWCLIP_HOME/train.py ]] || fail "there is no train.py in $GROWCLIP_HOME: submit from the project's folder, or set GROWCLIP_HOME to it"
   cd "$GROWCLIP_HOME" || fail "cannot enter the project's folder $GROWCLIP_HOME"
+  GROWCLIP_HOME=$PWD   # it may have been relative
   local python=python3
   [[ -x .venv/bin/python ]] && python=$GROWCLIP_HOME/.venv/bin/python
   CONTAINER=()

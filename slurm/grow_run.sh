@@ -16,7 +16,11 @@ leave_allocation
 read_arguments "$@"
 options=() overrides=()
 for word in "${REST[@]}"; do
-  if [[ $word == -* ]]; then options+=("$word"); else overrides+=("$word"); fi
+  case $word in
+    --job-name* | -J* | --array* | -a*) fail "a growth step is one job, known by its name: leave out $word" ;;
+    -*) options+=("$word") ;;
+    *) overrides+=("$word") ;;
+  esac
 done
 command -v sbatch > /dev/null || fail "there is no sbatch here: run this where jobs are submitted"
 read_run_variables
@@ -52,9 +56,11 @@ for step in $steps; do
   else
     dependency=()
     [[ -n $before ]] && dependency=(--dependency="afterok:$before" --kill-on-invalid-dep=yes)
-    job=$(sbatch --parsable --job-name="$name" --output="${RUN_DIR//%/%%}/slurm/%x-%j.log" "${dependency[@]}" \
-      "${options[@]}" slurm/grow_step.sh "${settings[@]}" STEP="$step" "${overrides[@]}") ||
+    # After the user's options: a --dependency among them is for the first step, on which the others depend.
+    job=$(sbatch --parsable --output="${RUN_DIR//%/%%}/slurm/%x-%j.log" "${options[@]}" --job-name="$name" \
+      "${dependency[@]}" slurm/grow_step.sh "${settings[@]}" STEP="$step" "${overrides[@]}") ||
       fail "growth step $step was not submitted; the steps that were are listed above"
+    [[ -n $job ]] || fail "growth step $step was not submitted, as sbatch gave it no number: leave out --test-only"
     job=${job%%;*}   # the name of the cluster may follow
     echo "growth step $step: job $job${before:+, after job $before}"
   fi

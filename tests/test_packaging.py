@@ -92,6 +92,15 @@ def test_pinned_versions_are_within_the_ranges() -> None:
     assert known["torch"] == "2.13.0"
 
 
+def test_nothing_is_required_that_is_not_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    modules = {"pyyaml": "yaml", "pillow": "PIL"}
+    files = [*(ROOT / "growclip_ds").rglob("*.py"), *(ROOT / "kernels/growclip_kernels").rglob("*.py")]
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", "\n".join(map(Path.read_text, files)), re.MULTILINE))
+    required = {Requirement(text).name for text in project["dependencies"]}
+    assert {modules.get(name, name) for name in required} <= imported
+
+
 @pytest.mark.slow
 def test_the_commands_work_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
     """In an environment that has this one's packages, but not the checkout: every command, and a growth step."""

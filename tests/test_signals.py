@@ -69,4 +69,4 @@ print("is not reached", flush=True)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (-signal.SIGINT, "True\ngoes on\n")
-    assert result.stderr.count("Stops after this iteration, with a checkpoint") == 1
+    assert result.stderr.count("Stopping after this iteration, with a checkpoint") == 1

@@ -1,4 +1,4 @@
-"""The fixed model of the baselines: `transformers`' CLIP behind the interface that training and evaluation use."""
+"""The baselines' fixed model: `transformers`' CLIP behind the interface that training and evaluation use."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from growclip_ds.architecture import HEAD_WIDTH, MLP_RATIO, STEM_STRIDE, Archite
 from growclip_ds.errors import InputError
 from growclip_ds.model.packed import PackedTokens
 
-_OLD_END_OF_TEXT = 2  # in configurations written before transformers 4.31; `CLIPModel` takes it for "the largest id"
+_OLD_END_OF_TEXT = 2  # in configurations from before transformers 4.31; `CLIPModel` takes it as "the largest id"
 
 
 class FixedCLIP(nn.Module):
-    """A `CLIPModel` that takes packed captions and gives features and scale, as `GrowCLIP` does.
+    """A `CLIPModel` that takes packed captions and returns features and the logit scale, as `GrowCLIP` does.
 
-    Parameters have the names that they have in `CLIPModel`. The temperature is of shape (1,), as DeepSpeed takes no
-    scalars. Of no pictures or captions, which `CLIPModel` does not take, one is encoded and left out: at training their
-    gradients have to come on every rank, even if they are zero.
+    Parameters have the same names as in `CLIPModel`. The temperature has shape (1,), since DeepSpeed does not support
+    scalars. `CLIPModel` does not support empty batches: one dummy sample is encoded instead and its features dropped,
+    since in training every rank must produce gradients, even if they are zero.
 
     Args:
-        config: of the model, such as `clip_config` makes it. Weights are left to whoever loads them.
+        config: the model's configuration, such as one from `clip_config`. Weights are to be loaded by the caller.
     """
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -31,7 +31,7 @@ class FixedCLIP(nn.Module):
         text, vision = config.text_config, config.vision_config
         self.config = config
         self.logit_scale = nn.Parameter(torch.empty(1))
-        # Put together as in `CLIPModel`, whose scalar ZeRO 3 cannot cut up.
+        # Assembled as in `CLIPModel`, which cannot be used as it is: ZeRO 3 cannot partition its scalar temperature.
         self.vision_model, self.text_model = CLIPVisionModel(vision), CLIPTextModel(text)
         self.text_model.embeddings = _TextEmbeddings(text)
         self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
@@ -44,7 +44,7 @@ class FixedCLIP(nn.Module):
 
     @property
     def end_of_text(self) -> int:
-        """Id of the token whose feature stands for the caption."""
+        """Id of the token whose feature represents the caption."""
         text = self.config.text_config
         return text.vocab_size - 1 if text.eos_token_id == _OLD_END_OF_TEXT else text.eos_token_id
 
@@ -53,7 +53,7 @@ class FixedCLIP(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """image_features (n, e) and text_features (n, e), L2-normalised, and logit_scale (1,).
 
-        A fixed model has no subnets: `architecture` is None.
+        A fixed model has no subnets, so `architecture` is always None.
         """
         at_least_fp32 = torch.promote_types(self.logit_scale.dtype, torch.float32)
         return self.encode_image(images), self.encode_text(input_ids), self.logit_scale.to(at_least_fp32).exp()
@@ -71,18 +71,18 @@ class FixedCLIP(nn.Module):
         return _unit(self.text_projection(pooled))[: input_ids.num_captions]
 
     def _padded(self, text: PackedTokens) -> Tensor:
-        """T ids -> (n, length), filled up with end-of-text: attention is causal, so nothing sees what follows."""
+        """T ids -> (n, length), padded with end-of-text: attention is causal, so no token sees the padding."""
         lengths = text.cu_seqlens.diff()
         rows = text.ids.new_full((max(text.num_captions, 1), max(text.max_seqlen, 1)), self.end_of_text)
         if text.num_captions:
-            # Not `rows[inside] = …`, which asks the device how many places there are.
+            # Not `rows[inside] = …`, which synchronises with the device to count the elements.
             inside = torch.arange(text.max_seqlen, device=rows.device) < lengths[:, None]
             rows.masked_scatter_(inside, text.ids)
         return rows
 
 
 class _TextEmbeddings(CLIPTextEmbeddings):
-    """Without a look at the shape of a weight that is not used yet: under ZeRO 3 it may be in pieces."""
+    """CLIP's, except that it does not read the shape of a weight before its use: under ZeRO 3 it may be partitioned."""
 
     def forward(self, input_ids: Tensor, position_ids: None = None, inputs_embeds: None = None) -> Tensor:
         """(n, length) -> (n, length, d)."""
@@ -93,13 +93,13 @@ def clip_config(architecture: Architecture, sizes: ModelSizes, end_of_text: int)
     """The configuration of a CLIP with an architecture's blocks and heads, and patches of 16 pixels.
 
     Raises:
-        ValueError: the architecture has convolutional layers or a shared encoder, which a CLIP has not.
-        InputError: captions end with a token that CLIP takes for another.
+        ValueError: the architecture has convolutional layers or a shared encoder, which a CLIP does not have.
+        InputError: captions end with a token id to which CLIP gives another meaning.
     """
     if end_of_text == _OLD_END_OF_TEXT:
         raise InputError(
-            f"the tokenizer ends captions with token {end_of_text}, for which transformers' CLIP takes the "
-            "largest token of a caption instead: use another tokenizer (data.tokenizer), or baselines.model growclip"
+            f"the tokenizer ends captions with token {end_of_text}, in place of which transformers' CLIP uses the "
+            "largest token of a caption; use another tokenizer (data.tokenizer), or baselines.model growclip"
         )
     if architecture.conv_layers or architecture.shared_blocks:
         raise ValueError(f"{architecture} is not a CLIP's: it has convolutional layers or shared blocks; set both to 0")

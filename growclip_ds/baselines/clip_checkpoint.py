@@ -1,4 +1,4 @@
-"""CLIP checkpoints in Hugging Face format. Weights are read from safetensors only; errors name the wrong tensor."""
+"""Reads CLIP checkpoints in Hugging Face format. Weights come from safetensors only; errors name the wrong tensor."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _PIXELS = {"image_mean": MEAN, "image_std": STD}
 
 
 def read_clip_config(folder: Path | str) -> CLIPConfig:
-    """The configuration of a CLIP checkpoint in Hugging Face format that is to be trained on.
+    """The configuration of a CLIP checkpoint in Hugging Face format from which training is to start.
 
     Raises:
-        InputError: the folder holds none, or of another model, or of one with dropout or other pixels than CLIP's.
+        InputError: the folder has no configuration of a CLIP, or the CLIP has dropout or does not use CLIP's pixel
+            normalisation.
     """
     config = _outline(folder).config
     for tower in ("text_config", "vision_config"):
@@ -38,26 +39,26 @@ def read_clip_config(folder: Path | str) -> CLIPConfig:
 
 
 def load_clip(folder: Path | str) -> FixedCLIP:
-    """A CLIP checkpoint in Hugging Face format (`config.json`, `*.safetensors`), in fp32 on the CPU.
+    """Loads a CLIP checkpoint in Hugging Face format (`config.json`, `*.safetensors`), in fp32 on the CPU.
 
     Raises:
-        InputError: the folder holds none, a tensor is missing, or of another shape than the configuration says.
+        InputError: the folder has no such checkpoint, or a tensor is missing or does not have the configured shape.
     """
     model = _outline(folder).to_empty(device="cpu").float()
     with torch.no_grad():
         for parameter, read in _found(Path(folder), model):
             parameter.copy_(read().reshape(parameter.shape))
-    # Positions are no weights, and what `to_empty` has made of them is not known.
+    # Position ids are buffers, not weights: no checkpoint file restores them, and `to_empty` leaves them undefined.
     for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
         embeddings.position_ids.copy_(torch.arange(embeddings.position_ids.shape[1]))
     return model
 
 
 def outline_clip(folder: Path | str) -> FixedCLIP:
-    """The same without its weights, of which only names and shapes are read; on the meta device.
+    """As `load_clip`, but on the meta device: of the weights only names and shapes are read.
 
     Raises:
-        InputError: as `load_clip`.
+        InputError: see `load_clip`.
     """
     model = _outline(folder)
     for _ in _found(Path(folder), model):
@@ -66,10 +67,10 @@ def outline_clip(folder: Path | str) -> FixedCLIP:
 
 
 def require_pixels(folder: Path | str) -> None:
-    """Checks that a checkpoint is of a model for pictures normalised as they are here, if it says so.
+    """Checks that a checkpoint's model takes images normalised as they are here, if the checkpoint states it.
 
     Raises:
-        InputError: its `preprocessor_config.json` says otherwise, or is damaged.
+        InputError: its `preprocessor_config.json` states another normalisation, or is damaged.
     """
     file = Path(folder) / "preprocessor_config.json"
     try:
@@ -84,21 +85,21 @@ def require_pixels(folder: Path | str) -> None:
         if len(theirs) != len(ours) or any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
             raise InputError(
                 f"{file}: {name} is {theirs}, but images are normalised with CLIP's {ours}: the model would see "
-                "other pixels than in its training; use one that was trained with these"
+                "other pixels than in training; use one that was trained with these"
             )
 
 
 def _outline(folder: Path | str) -> FixedCLIP:
-    """The model of a folder's configuration, on the meta device."""
+    """The model that a folder's configuration describes, on the meta device."""
     with _explained(folder), torch.device("meta"):
         stated, _ = CLIPConfig.get_config_dict(Path(folder))
-        if stated.get("model_type", CLIPConfig.model_type) != CLIPConfig.model_type:  # of which transformers only warns
+        if stated.get("model_type", CLIPConfig.model_type) != CLIPConfig.model_type:  # transformers only warns
             raise ValueError(f"its model_type is {stated['model_type']!r}")
         return FixedCLIP(CLIPConfig.from_dict(stated))
 
 
 def _found(folder: Path, model: nn.Module) -> Iterator[tuple[nn.Parameter, Callable[[], Tensor]]]:
-    """Every parameter with what reads its value from the folder, at once only."""
+    """Yields every parameter with a function that reads its value, valid until the next one is yielded."""
     missing = dict(model.named_parameters())
     for file in _weight_files(folder):
         try:
@@ -111,13 +112,13 @@ def _found(folder: Path, model: nn.Module) -> Iterator[tuple[nn.Parameter, Calla
             raise InputError(f"{file}: cannot be read ({error}); copy the checkpoint again") from error
     if missing:
         raise InputError(
-            f"{folder}: {len(missing)} tensors are in no *.safetensors, {min(missing)} for one; "
+            f"{folder}: {len(missing)} tensors are in no *.safetensors, such as {min(missing)}; "
             "copy the checkpoint again, or save it with transformers as safetensors"
         )
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Those that `transformers` takes: a folder may hold the same weights in other precisions. Else all there are."""
+    """The files that `transformers` loads, as a folder may also hold the weights in other precisions; otherwise all."""
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
@@ -131,7 +132,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _explained(folder: Path | str) -> Iterator[None]:
-    """Says of errors that they come from the folder's configuration."""
+    """Turns errors into an `InputError` that names the folder's configuration."""
     try:
         yield
     except (OSError, ValueError, TypeError, RuntimeError) as error:
@@ -140,8 +141,8 @@ def _explained(folder: Path | str) -> Iterator[None]:
 
 
 def _require_shape(parameter: nn.Parameter, shape: tuple[int, ...], what: str) -> None:
-    if (shape or (1,)) != parameter.shape:  # the temperature is a scalar there
+    if (shape or (1,)) != parameter.shape:  # the temperature is a scalar in the file
         raise InputError(
             f"{what} has shape {shape}, but config.json beside it needs {tuple(parameter.shape)}; "
-            "the weights are of another model than their configuration"
+            "the weights and the configuration belong to different models"
         )

@@ -1,7 +1,7 @@
-"""Initial weights of a fixed CLIP: the standard deviations of GrowCLIP's weights, by CLIP's names.
+"""Initial weights of a fixed CLIP, with the same standard deviations as GrowCLIP's, under CLIP's names.
 
-The methods must not differ in them. In blocks they are those of CLIP's reference implementation; `transformers` swaps
-those of queries, keys and values with that of the attention output.
+The methods compared must not differ in their initialisation. In blocks the deviations are those of CLIP's reference
+implementation; `transformers` swaps those of queries, keys and values with that of the attention output.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from growclip_ds.model.initial import drawn, initial_vector
 
 
 def is_vector(name: str) -> bool:
-    """Norm gains and biases, biases, and the temperature, by the names in `CLIPModel`; the class token is none."""
+    """Whether a parameter is a norm's, a bias or the temperature, by its `CLIPModel` name; the class token is not."""
     return name == "logit_scale" or name.endswith(".bias") or "norm" in name
 
 
@@ -27,7 +27,7 @@ def initial_tensor(name: str, shape: Shape, config: CLIPConfig, seed: int | str)
         name: the parameter's name in `CLIPModel`.
         shape: its shape; the temperature's is (1,).
         config: the model's configuration, whose depths set the scale.
-        seed: seed of the draw, together with the name.
+        seed: seed of the draw, combined with the name.
     """
     if is_vector(name):
         return initial_vector(name, shape)

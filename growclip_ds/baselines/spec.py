@@ -1,4 +1,4 @@
-"""The spec of the fixed CLIP: a model that is not built yet."""
+"""The model spec of the baselines' fixed CLIP."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CLIPSpec:
 
     @property
     def architecture(self) -> Architecture:
-        """Its blocks and heads; the heads of a model from elsewhere need not be 64 channels wide."""
+        """Its blocks and heads; a pretrained CLIP's heads need not be 64 channels wide."""
         text, vision = self.config.text_config, self.config.vision_config
         return Architecture(
             0, vision.num_hidden_layers, vision.num_attention_heads, text.num_hidden_layers, text.num_attention_heads, 0
@@ -76,6 +76,6 @@ def clip_weights(folder: Path | str) -> Weights:
     """Every tensor of a CLIP checkpoint in Hugging Face format, by its name in `FixedCLIP`.
 
     Raises:
-        InputError: what `load_clip` does.
+        InputError: see `load_clip`.
     """
     return ((name, parameter.detach()) for name, parameter in load_clip(folder).named_parameters())

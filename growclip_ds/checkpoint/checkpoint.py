@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from growclip_ds.architecture import Shape
 from growclip_ds.checkpoint.model_weights import ModelWeights, digest_of, spec_of
-from growclip_ds.checkpoint.weights_file import DTYPES, checksum, tensor_bytes
+from growclip_ds.checkpoint.weights_file import DTYPES, SafetensorsReader, checksum, tensor_bytes
 from growclip_ds.checkpoint.writing import FORMAT, INDEX, VERSION, CheckpointWriting, index_checksum
 from growclip_ds.distributed import rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.spec import GrowCLIPSpec, ModelSpec
+
+MOST_OPEN = 64  # files of a checkpoint at a time: as many as ranks have written it, and a process may have 1,024
 
 
 class DamagedError(InputError):
@@ -85,7 +86,7 @@ class Checkpoint(ModelWeights):
         index = _read_index(self.folder)
         self.description: dict[str, Any] = index["description"]
         self._tensors: dict[str, dict[str, Any]] = index["tensors"]
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, SafetensorsReader] = {}
         for name, size in index["files"].items():
             file = self.folder / name
             found = _size(file)
@@ -139,13 +140,13 @@ class Checkpoint(ModelWeights):
         file = self.folder / entry["file"]
         try:
             if entry["file"] not in self._open:
-                file.open("rb").close()  # says why it cannot: safetensors calls any such file missing
-                self._open[entry["file"]] = safe_open(file, framework="pt")
-            # A copy: what safetensors returns lies in the mapped file.
-            tensor = self._open[entry["file"]].get_tensor(name).clone()
+                if len(self._open) >= MOST_OPEN:
+                    self._open.pop(next(iter(self._open))).close()
+                self._open[entry["file"]] = SafetensorsReader(file)
+            tensor = self._open[entry["file"]].read(name)
         except OSError as error:
             raise _unreadable(file, error) from error
-        except SafetensorError as error:
+        except ValueError as error:
             raise DamagedError(f"{file}: {name} cannot be read ({error}); copy the checkpoint again") from error
         if (DTYPES[tensor.dtype], list(tensor.shape)) != (entry["dtype"], entry["shape"]):
             found = f"{DTYPES[tensor.dtype]} {list(tensor.shape)}"
@@ -156,6 +157,8 @@ class Checkpoint(ModelWeights):
 
     def close(self) -> None:
         """Lets go of the files, which another read would open again: on NFS what is open cannot be removed."""
+        for reader in self._open.values():
+            reader.close()
         self._open.clear()
 
     def verify(self) -> None:

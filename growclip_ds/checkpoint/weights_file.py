@@ -1,14 +1,20 @@
-"""A safetensors file written one tensor at a time; the library's own writer needs all of them in memory at once."""
+"""Safetensors files, written and read one tensor at a time.
+
+The library's own writer needs all tensors in memory at once. Its reader maps the file into memory: if a page cannot be
+read, because of a failing disk, a stale file handle or a truncated file, the process dies of SIGBUS, without a message.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import weakref
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +31,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 class SafetensorsWriter:
@@ -108,6 +115,58 @@ class SafetensorsWriter:
             self.close()
         else:
             self._file.close()
+
+
+class SafetensorsReader:
+    """Reads single tensors of a file, with ordinary reads. The file is open until `close`, or while this object lives.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = path.open("rb", buffering=0)
+        self.close = weakref.finalize(self, file.close)
+        self._descriptor = file.fileno()
+        length = bytearray(8)
+        self._read_at(memoryview(length), 0)
+        self._data_start = 8 + int.from_bytes(length, "little")
+        self._data_size = os.fstat(self._descriptor).st_size - self._data_start
+        if self._data_size < 0:
+            raise ValueError("its header is longer than the file")
+        header = bytearray(self._data_start - 8)
+        self._read_at(memoryview(header), 8)
+        self._entries: dict[str, Any] = json.loads(header)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, on the CPU.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: the file has no such tensor, what its header says of it is damaged, or the file was cut.
+        """
+        try:
+            entry = self._entries[name]
+            dtype, shape = _DTYPES_BY_NAME[entry["dtype"]], tuple(entry["shape"])
+            start, end = entry["data_offsets"]
+            if not 0 <= start <= end <= self._data_size or end - start != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"bytes {start} to {end} of {self._data_size} for {entry['dtype']} {list(shape)}")
+            tensor = torch.empty(shape, dtype=dtype)
+            self._read_at(tensor_bytes(tensor), self._data_start + start)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no valid entry in the header: {error!r}") from error
+        return tensor
+
+    def _read_at(self, view: memoryview, offset: int) -> None:
+        while view:  # a call reads 2 GiB at most
+            count = os.preadv(self._descriptor, [view], offset)
+            if not count:
+                raise ValueError(f"the file ends at byte {offset}")
+            view, offset = view[count:], offset + count
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

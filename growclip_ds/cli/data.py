@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from growclip_ds.data.worker_processes import processors
 
 if TYPE_CHECKING:
     from growclip_ds.data.check import DataReport
@@ -92,7 +93,7 @@ def _add_data_check(commands: Subparsers) -> None:
     )
     parser.add_argument("--broken", type=Path, metavar="FILE", help="write the broken samples as JSON lines")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--workers", type=int, metavar="N", default=_processors(), help="number of processes")
+    parser.add_argument("--workers", type=int, metavar="N", default=processors(), help="number of processes")
     parser.set_defaults(run=_data_check)
 
 
@@ -188,7 +189,7 @@ def _add_data_scenes(commands: Subparsers) -> None:
     parser.add_argument("--size", type=int, metavar="N", default=96, help="height and width of the images in pixels")
     parser.add_argument("--shard-size", type=int, metavar="N", default=1000, help="maximum samples per shard")
     parser.add_argument("--eval-samples", type=int, metavar="N", default=960, help="images per evaluation set")
-    parser.add_argument("--workers", type=int, metavar="N", default=_processors(), help="number of processes")
+    parser.add_argument("--workers", type=int, metavar="N", default=processors(), help="number of processes")
     parser.set_defaults(run=_data_scenes)
 
 
@@ -257,8 +258,3 @@ def _data_stage(options: argparse.Namespace) -> int:
     seconds = time.monotonic() - start
     print(f"{options.to}: {len(shards):,} shards, {copied / 1e9:.2f} GB of them copied in {seconds:.0f} s")
     return 0
-
-
-def _processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

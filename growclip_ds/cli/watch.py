@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -67,6 +68,9 @@ def _watch(options: argparse.Namespace) -> int:
         raise InputError("--growth must be at least 1, and --every a number above 0")
     if options.plateau is not None and not 0 <= options.plateau < 1:
         raise InputError(f"--plateau is a share of the loss, such as 0.01, not {options.plateau:g}")
+    for word in options.arguments:
+        if word.startswith(("CONFIG=", "RUN_DIR=")):
+            raise InputError(f"{word} contradicts --config and --output-dir, which say it already: leave it out")
     submissions = Submissions(options.output_dir)
     with submissions.alone():
         said = ""
@@ -109,7 +113,7 @@ def _look(options: argparse.Namespace, submissions: Submissions) -> _Look:
     command = [SUBMIT, "ONE_AT_A_TIME=1", f"CONFIG={options.config}", f"RUN_DIR={options.output_dir}"]
     command += options.arguments
     if options.dry_run:
-        return _Look(f"{step} is due: {decision.reason}; would run: {' '.join(command)}")
+        return _Look(f"{step} is due: {decision.reason}; would run: {shlex.join(command)}")
     said = _submit(command, step)
     submissions.add(decision.step, said)
     print(f"{step} is due: {decision.reason}", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, ValidationErr
 from pydantic_core import CoreSchema, core_schema
 
 from growclip_ds.architecture import STEM_STRIDE, Architecture, ModelSizes
-from growclip_ds.config.errors import explain, override
+from growclip_ds.config.errors import COMMAND_LINE, explain, override
 from growclip_ds.config.sections import (
     CheckpointSection,
     DataSection,
@@ -266,14 +266,19 @@ class Config(Section):
 
     def warnings(self) -> list[str]:
         """Settings that are allowed, but that the user should know of, a line each."""
+        found = []
         dataset = self.selection.dataset
         reported = {(Path(other.path).resolve(), other.split) for other in self.evaluation.datasets}
         if dataset and (Path(dataset.path).resolve(), dataset.split) in reported:
-            return [
+            found.append(
                 f"selection.dataset, {dataset}, is one of evaluation.datasets: architectures are chosen by the "
                 "accuracy that is then reported on it"
-            ]
-        return []
+            )
+        if self.health.spike_action == "stop" and self.health.spike_factor is None:
+            found.append("health.spike_action has no effect without health.spike_factor, such as 3: no loss is a spike")
+        if self.evaluation.every_epochs is not None and not self.evaluation.datasets:
+            found.append("evaluation.every_epochs has no effect without evaluation.datasets: nothing is evaluated")
+        return found
 
     def to_yaml(self) -> str:
         """The whole configuration, defaults written out, as `load_config` reads it."""
@@ -295,29 +300,37 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold sections of settings (`seed: 0`, `data: …`), but holds {values!r}")
-    _spell_out(values)
-    overridden = []
+    origins = _spell_out(values)
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise InputError(f"the command line's {text!r} is not an override; write section.key=value")
         override(values, key, parse_yaml(value, f"the command line's {text!r}"))
-        overridden.append(key)
-        _spell_out(values)
+        origins += [(key, COMMAND_LINE), *_spell_out(values)]
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error, Config, values, str(path), overridden)) from None
+        raise InputError(explain(error, Config, values, str(path), origins)) from None
 
 
-def _spell_out(values: dict[str, Any]) -> None:
+def _spell_out(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Puts what a text stands for in its place, where overrides can go into it: the list of data subsets in a file, and
     the set in a folder.
+
+    Returns:
+        The keys whose values were read from a file, with that file.
     """
+    origins = []
     data, selection, evaluation = (values.get(name) for name in ("data", "selection", "evaluation"))
     if isinstance(data, dict) and isinstance(data.get("subsets"), str):
-        data["subsets"] = read_yaml(data["subsets"])
+        file = data["subsets"]
+        try:
+            data["subsets"] = read_yaml(file)
+        except InputError as error:
+            raise InputError(f"data.subsets: {error}") from None
+        origins.append(("data.subsets", file))
     if isinstance(selection, dict) and "dataset" in selection:
         selection["dataset"] = spelled_out(selection["dataset"])
     if isinstance(evaluation, dict) and isinstance(evaluation.get("datasets"), list):
         evaluation["datasets"] = [spelled_out(one) for one in evaluation["datasets"]]
+    return origins

@@ -18,6 +18,7 @@ _NOUNS: dict[Any, str] = {
     bool: "true or false",
     tuple[int, ...]: "a list of integers",
 }
+COMMAND_LINE = "the command line"
 _BOUNDS = (
     ("ge", "at least"),
     ("gt", "greater than"),
@@ -55,7 +56,7 @@ def _index(items: list[Any], part: str, path: str, key: str) -> int:
 
 
 def explain(
-    error: ValidationError, root: type[BaseModel], values: dict[str, Any], file: str, overridden: Sequence[str]
+    error: ValidationError, root: type[BaseModel], values: dict[str, Any], file: str, origins: Sequence[tuple[str, str]]
 ) -> str:
     """One line for every problem that validation found.
 
@@ -63,7 +64,7 @@ def explain(
         root: the model that was validated.
         values: what was validated.
         file: the file that the values are from,
-        overridden: but for these dotted keys, which are from the command line.
+        origins: but for these dotted keys, which are from elsewhere; the last one counts.
     """
     lines = []
     problems = error.errors()
@@ -74,7 +75,7 @@ def explain(
         if problem["type"] == "default_factory_not_called":
             continue  # what is wrong with the values that the default comes from says it better
         key = ".".join(map(str, loc))
-        source = "the command line" if key and any(_overlap(key, other) for other in overridden) else file
+        source = _origin(key, file, origins)
         if problem["type"] in ("extra_forbidden", "invalid_key"):
             lines.append(f"{source}: there is no key {key}; {_nearest(root, loc)}")
         elif problem["type"] == "missing":
@@ -85,6 +86,13 @@ def explain(
             field, at = _field(root, loc), _whole(root, loc)
             lines.append(f"{source}: {'.'.join(map(str, at))} is {_lookup(values, at)!r}; expected {expected(field)}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _origin(key: str, file: str, origins: Sequence[tuple[str, str]]) -> str:
+    """Where the value of a key is from; of no key, where those may be from that contradict each other."""
+    if not key:
+        return f"{file} and {COMMAND_LINE}" if COMMAND_LINE in dict(origins).values() else file
+    return next((origin for other, origin in reversed(origins) if _overlap(key, other)), file)
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -64,9 +64,15 @@ class DataReport:
 
     def add(self, other: DataReport) -> None:
         """Adds what was found in other shards."""
-        for name in ("shards", "size", "samples", "broken", "broken_samples", "short_sides", "long_sides", "formats"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.caption_lengths += other.caption_lengths
+        self.shards += other.shards
+        self.size += other.size
+        self.samples += other.samples
+        self.broken.update(other.broken)
+        self.broken_samples.extend(other.broken_samples)
+        self.short_sides.update(other.short_sides)
+        self.long_sides.update(other.long_sides)
+        self.formats.update(other.formats)
+        self.caption_lengths.update(other.caption_lengths)
 
     def to_json(self) -> dict[str, Any]:
         """The report, histograms as lists of [from, to, number], both ends included."""

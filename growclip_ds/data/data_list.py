@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from growclip_ds.data.remote import is_remote
-from growclip_ds.data.shards import Progress
+from growclip_ds.data.shards import Progress, few
 from growclip_ds.data.subsets import Subset, count_subsets, find_shards, read_subsets, write_subsets
 from growclip_ds.errors import InputError
 
@@ -32,9 +32,12 @@ def add_subset(file: Path, name: str, patterns: Sequence[str], progress: Progres
         The subsets of the list, the new one last.
 
     Raises:
-        InputError: the list or a shard cannot be read, the name is taken, a shard is in the list already, under this
-            or another path, subsets of the list are no longer what they were, or its folder cannot be written.
+        InputError: the list or a shard cannot be read, the name is empty or taken, a shard is in the list already,
+            under this or another path, subsets of the list are no longer what they were, or its folder cannot be
+            written.
     """
+    if not name:
+        raise InputError(f"a data subset of {file} has to have a name; give one")
     new = Subset(name, one_pattern(patterns))
 
     def appended(listed: list[Subset]) -> list[Subset]:
@@ -190,16 +193,17 @@ def one_pattern(patterns: Sequence[str]) -> str:
         InputError: they cannot be joined.
     """
     if any(map(is_remote, patterns)):
-        pattern = patterns[0] if len(patterns) == 1 else _range(patterns)
-        if pattern is None:
-            raise InputError(f"write {', '.join(patterns)} as one brace pattern: https://host/{{00000..00099}}.tar")
-        return pattern
+        runs = _runs(patterns)
+        if len(runs) > 1:
+            raise InputError(f"write {few(patterns)} as one brace pattern: https://host/{{00000..00099}}.tar")
+        return runs[0]
     patterns = [_absolute(pattern) for pattern in patterns]
     if len(patterns) == 1:
         return patterns[0]
     if any(re.search(r"[{},]", pattern) for pattern in patterns):
-        raise InputError(f"{', '.join(patterns)} cannot be joined: put several patterns into one pair of braces")
-    return _range(patterns) or f"{{{','.join(patterns)}}}"
+        raise InputError(f"{few(patterns)} cannot be joined: put several patterns into one pair of braces")
+    runs = _runs(patterns)
+    return runs[0] if len(runs) == 1 else f"{{{','.join(runs)}}}"
 
 
 def _absolute(pattern: str) -> str:
@@ -209,14 +213,33 @@ def _absolute(pattern: str) -> str:
     return str(path)
 
 
-def _range(paths: Sequence[str]) -> str | None:
-    """`a/{00000..00310}.tar`, where the paths are just that."""
-    parts = [re.fullmatch(r"(.*?)(\d+)(\.tar)", path) for path in paths]
-    if len(paths) < 2 or not all(parts):
-        return None
-    starts, numbers, _ = zip(*(part.groups() for part in parts if part), strict=True)
-    first = int(numbers[0])
-    expected = [str(first + i).zfill(len(numbers[0])) for i in range(len(numbers))]
-    if len(set(starts)) > 1 or list(numbers) != expected:
-        return None
-    return f"{starts[0]}{{{numbers[0]}..{numbers[-1]}}}.tar"
+def _runs(paths: Sequence[str]) -> list[str]:
+    """The paths in their order, those numbered one after the other as one pattern: `a/{00000..00310}.tar`."""
+    runs: list[list[str]] = []
+    for path in paths:
+        if runs and _follows(path, runs[-1]):
+            runs[-1].append(path)
+        else:
+            runs.append([path])
+    return [run[0] if len(run) == 1 else _range(run[0], run[-1]) for run in runs]
+
+
+def _range(first: str, last: str) -> str:
+    start, number, end = _numbered(first)
+    return f"{start}{{{number}..{_numbered(last)[1]}}}{end}"
+
+
+def _follows(path: str, run: Sequence[str]) -> bool:
+    """Whether a pattern of a run of numbers would also stand for this path, as its next."""
+    start, number, end = _numbered(run[-1])
+    if not number or path != f"{start}{str(int(number) + 1).zfill(len(number))}{end}":
+        return False
+    first = _numbered(run[0])[1]
+    # Where the first one is filled up with zeros, braces fill up all to the length of the longest.
+    return str(int(first)) == first or len(_numbered(path)[1]) == len(first)
+
+
+def _numbered(path: str) -> tuple[str, str, str]:
+    """A tar's path as what is before its number, the number and `.tar`; as itself and nothing if it has none."""
+    match = re.fullmatch(r"(.*?)([0-9]+)(\.tar)", path, re.DOTALL)
+    return (match[1], match[2], match[3]) if match else (path, "", "")

@@ -27,6 +27,8 @@ _HEADER = struct.Struct("<8sII")
 _MAGIC = b"GROWCLIP"
 _SPOTS, _SPOT = 8, 4096  # places of a tar that its stamp is made of, and their bytes
 ROW = 16  # bytes of a sample
+# There is none, it is damaged or another format's, or the tar cannot be opened.
+_NO_INDEX = (OSError, ValueError, KeyError, TypeError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -79,28 +81,46 @@ class IndexedShard:
         return [Fault(key, Cause(cause)) for key, cause in json.loads(data)]
 
 
-def candidates(path: str) -> list[Path]:
-    """Where the index of a tar may be, the best place first."""
+def index_beside(path: str) -> Path:
+    """Where the index of a tar is kept, if its folder can be written."""
     tar = Path(path)
+    return tar.parent / FOLDER / f"{tar.name}.idx"
+
+
+def _index_in_cache(path: str) -> Path:
+    """Where it is kept otherwise."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.blake2b(os.path.realpath(tar).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return [tar.parent / FOLDER / f"{tar.name}.idx", cache / "growclip" / "index" / f"{name}.idx"]
+    name = hashlib.blake2b(os.path.realpath(path).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return cache / "growclip" / "index" / f"{name}.idx"
+
+
+_PLACES = (index_beside, _index_in_cache)  # the best first
 
 
 def is_beside(shard: IndexedShard) -> bool:
     """Whether the index is where it is looked for first."""
-    return shard.file == candidates(shard.path)[0]
+    return shard.file == index_beside(shard.path)
+
+
+def is_here(shard: IndexedShard) -> bool:
+    """Whether this machine, too, has the index of a tar that another one has found."""
+    if shard.file is None:
+        return True
+    try:
+        return _read(shard.path, shard.file) == shard
+    except _NO_INDEX:
+        return False
 
 
 def read_index(path: str) -> IndexedShard | None:
     """The index of a tar, if there is one and the tar has not changed since; the tar is read in eight places."""
-    for file in candidates(path):
+    for place in _PLACES:
         try:
-            found = _read(path, file)
+            found = _read(path, place(path))
             if found.identity == identify(path):
                 return found
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
-            continue  # no index, another format's, a damaged one, or a tar that cannot be opened
+        except _NO_INDEX:
+            continue
     return None
 
 
@@ -120,7 +140,8 @@ def build_index(path: str) -> IndexedShard:
     text += b" " * (-(_HEADER.size + len(text)) % ROW)
     offset, rows = _HEADER.size + len(text), scanned.places.tobytes()
     faults = json.dumps(scanned.faults).encode()
-    for file in candidates(path) if identity[2] else []:
+    for place in _PLACES if identity[2] else ():
+        file = place(path)
         try:
             write_bytes(file, _HEADER.pack(_MAGIC, FORMAT, len(text)) + text + rows + faults)
         except OSError:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
+import resource
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from growclip_ds.data.faults import BrokenSample, Cause
 from growclip_ds.data.scan import BLOCK, key_and_extension
-from growclip_ds.data.shards import ShardIndex
+from growclip_ds.data.shards import READERS, ShardIndex, for_each_file
 
 _HEADERS = 4  # blocks before a member's data, where webdataset wrote it; of what has more, the rest is read apart
-_OPEN_SHARDS = 256  # kept open by a reader; a quarter of the usual limit of a process
+_MOST_FILES = 2**16  # that a data loading worker may have open; processes usually begin with 1,024
+_SHARE = 4  # the part of them that a reader takes is one in so many
+
+T = TypeVar("T")
+
+
+def may_open_many_files() -> None:
+    """Lets this process have as many files open as its user allows, up to 65,536.
+
+    A data loading worker reads all shards, but at scale only a few samples of each until it comes to others: with few
+    open, shards would be opened nearly as often as read, which file systems of clusters take badly.
+    """
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed < min(_MOST_FILES, most):
+        with contextlib.suppress(ValueError, OSError):  # the system's own limit was lowered below this user's
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(_MOST_FILES, most), most))
 
 
 class Sample(NamedTuple):
@@ -46,41 +65,52 @@ class ShardReader:
         Raises:
             BrokenSample: the shard is gone, cannot be read, or no longer has at this place what it had.
         """
-        shard = self.index.shard_of(position)
+        return self._read(position, _sample)
+
+    def read_caption(self, position: int) -> bytes:
+        """The caption of a sample alone; raises what `read` does."""
+        return self._read(position, _caption)
+
+    def _read(self, position: int, read: Callable[[Any, list[int]], T]) -> T:
+        shard, place = self.index.shard_of(position), self.index.places[position].tolist()
         try:
             try:
-                return self._read(shard, position)
+                return read(self._open(shard), place)
             except OSError:  # a handle of NFS that is stale stays so
                 self._files.pop(shard, None)
-                return self._read(shard, position)
+                return read(self._open(shard), place)
         except (OSError, tarfile.TarError) as error:
             raise BrokenSample(Cause.UNREADABLE_SHARD, f"{shard}: {error}") from error
-
-    def _read(self, shard: str, position: int) -> Sample:
-        picture_block, picture_bytes, caption_block, caption_bytes = self.index.places[position].tolist()
-        file = self._open(shard)
-        name, picture = _read_member(file, picture_block, picture_bytes)
-        _, caption = _read_member(file, caption_block, caption_bytes)
-        return Sample(key_and_extension(name)[0] or name, picture, caption)
 
     def _open(self, shard: str) -> Any:
         if shard in self._files:
             self._files.move_to_end(shard)
         else:
             self._files[shard] = Path(shard).open("rb", buffering=0)  # noqa: SIM115 (closed when no longer referred to)
-            if len(self._files) > _OPEN_SHARDS:
+            allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if len(self._files) > allowed // _SHARE:
                 self._files.popitem(last=False)
         return self._files[shard]
 
 
 def captions(index: ShardIndex) -> Iterator[str]:
-    """The usable captions of an index, in its order: what a tokenizer is trained on."""
-    reader = ShardReader(index)
-    for position in range(len(index)):
-        try:
-            yield decode_caption(reader.read(position).caption)
-        except BrokenSample:
-            continue
+    """The usable captions of an index, in its order: what a tokenizer is trained on.
+
+    Without the pictures, and from several shards at a time: the file system is waited for at each caption.
+    """
+    ends = [0, *index.ends.tolist()]
+    shards = [range(start, stop) for start, stop in itertools.pairwise(ends)]
+    for first in range(0, len(shards), READERS):
+        for found in for_each_file(partial(_captions, index), shards[first : first + READERS]):
+            yield from found
+
+
+def _captions(index: ShardIndex, positions: range) -> list[str]:
+    reader, found = ShardReader(index), []
+    for position in positions:
+        with contextlib.suppress(BrokenSample):
+            found.append(decode_caption(reader.read_caption(position)))
+    return found
 
 
 def decode_caption(data: bytes) -> str:
@@ -96,6 +126,15 @@ def decode_caption(data: bytes) -> str:
     if not caption:
         raise BrokenSample(Cause.EMPTY_CAPTION)
     return caption
+
+
+def _sample(file: Any, place: list[int]) -> Sample:
+    name, picture = _read_member(file, *place[:2])
+    return Sample(key_and_extension(name)[0] or name, picture, _caption(file, place))
+
+
+def _caption(file: Any, place: list[int]) -> bytes:
+    return _read_member(file, *place[2:])[1]
 
 
 def _read_member(file: Any, block: int, size: int) -> tuple[str, bytes]:

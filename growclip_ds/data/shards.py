@@ -5,17 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from growclip_ds.data.faults import Cause, in_words
-from growclip_ds.data.index_file import IndexedShard, build_index, read_index
+from growclip_ds.data.index_file import IndexedShard, build_index, is_here, read_index
 from growclip_ds.data.scan import CAPTION_EXTENSION, PICTURE_EXTENSIONS
+from growclip_ds.data.worker_processes import processors
 from growclip_ds.distributed import all_gather_object, on_every_rank, rank, world_size
 from growclip_ds.errors import InputError
 
@@ -24,7 +26,10 @@ Progress = Callable[[int, int], None]
 
 _FEW = 16  # tars that are scanned in this process: starting others takes as long
 _MOST_PROCESSES = 16  # that scan, a rank
-_READERS = 16  # threads that look for indexes
+READERS = 16  # threads that wait for the file system
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +84,16 @@ def open_shards(shards: Sequence[str | os.PathLike[str]], progress: Progress | N
     mine = on_every_rank(lambda: _find_or_build(paths[rank() :: world_size()], progress))
     parts = all_gather_object(mine)
     opened = [parts[i % world_size()][i // world_size()] for i in range(len(paths))]
-    absent = [
-        i
-        for i, shard in enumerate(opened)
-        if shard.path != paths[i] or (shard.file is not None and not shard.file.exists())
-    ]
+
+    def is_present(i: int) -> bool:
+        return i % world_size() == rank() or (opened[i].path == paths[i] and is_here(opened[i]))
+
+    present = for_each_file(is_present, range(len(paths)))
+    absent = [i for i, is_there in enumerate(present) if not is_there]
     if any(all_gather_object(bool(absent))):  # another machine's files
         local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         on_every_rank(lambda: _find_or_build([paths[i] for i in absent[local_rank::local_world_size]], None))
-        own = on_every_rank(lambda: [on_this_machine(replace(opened[i], path=paths[i])) for i in absent])
+        own = on_every_rank(lambda: for_each_file(lambda i: on_this_machine(replace(opened[i], path=paths[i])), absent))
         for i, shard in zip(absent, own, strict=True):
             opened[i] = shard
     return opened
@@ -106,28 +112,31 @@ def on_this_machine(shard: IndexedShard) -> IndexedShard:
 
 
 def collect(opened: Sequence[IndexedShard], wanted: Tensor | None = None) -> ShardIndex:
-    """Joins the indexes of shards, in shared memory; no more than one shard's is in memory besides.
+    """Joins the indexes of shards, in shared memory; no more than a few shards' are in memory besides.
 
     Args:
         opened: the shards.
         wanted: (samples of all shards,) bool, which of them; all if None.
     """
-    counts, start = [], 0
-    for shard in opened:
-        chosen = shard.samples if wanted is None else int(wanted[start : start + shard.samples].sum())
-        counts.append(chosen)
-        start += shard.samples
+    counts = [shard.samples for shard in opened]
+    masks = None if wanted is None else wanted.split(counts)
+    if masks is not None:
+        counts = [int(mask.sum()) for mask in masks]
     ends = torch.tensor([0, *counts]).cumsum(0)
     places = torch.empty(int(ends[-1]), 4, dtype=torch.int32).share_memory_()
-    start = 0
-    for shard, first, last in zip(opened, ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        if last > first:
-            try:
-                rows = torch.from_numpy(shard.places().astype("=i4"))
-            except OSError as error:
-                raise InputError(f"the index of {shard.path} cannot be read ({error}); start again") from error
-            places[first:last] = rows if wanted is None else rows[wanted[start : start + shard.samples]]
-        start += shard.samples
+    parts = places.split(counts)
+
+    def fill(number: int) -> None:
+        if not counts[number]:
+            return
+        try:
+            rows = torch.from_numpy(opened[number].places().astype("=i4"))
+        except OSError as error:
+            path = opened[number].path
+            raise InputError(f"the index of {path} cannot be read ({error}); start again") from error
+        parts[number].copy_(rows if masks is None else rows[masks[number]])
+
+    for_each_file(fill, range(len(opened)))
     left_out = sum((shard.left_out for shard in opened), Counter())
     return ShardIndex(tuple(shard.path for shard in opened), ends[1:], places, left_out)
 
@@ -153,9 +162,14 @@ def few(paths: Sequence[str]) -> str:
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
+def for_each_file(function: Callable[[S], T], of: Iterable[S]) -> list[T]:
+    """What a function gives for each of many files, in their order; several wait for the file system at a time."""
+    with ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(function, of))
+
+
 def _find_or_build(paths: Sequence[str], progress: Progress | None) -> list[IndexedShard]:
-    with ThreadPoolExecutor(_READERS) as readers:
-        read = dict(zip(paths, readers.map(read_index, paths), strict=True))
+    read = dict(zip(paths, for_each_file(read_index, paths), strict=True))
     found = {path: index for path, index in read.items() if index is not None}
     absent = [path for path in read if path not in found]
 
@@ -164,7 +178,7 @@ def _find_or_build(paths: Sequence[str], progress: Progress | None) -> list[Inde
         if progress is not None:
             progress(len(found), len(read))
 
-    processes = min(_MOST_PROCESSES, _processors() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), len(absent))
+    processes = min(_MOST_PROCESSES, processors() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), len(absent))
     if len(absent) <= _FEW or processes < 2:
         for path in absent:
             built(build_index(path))
@@ -174,8 +188,3 @@ def _find_or_build(paths: Sequence[str], progress: Progress | None) -> list[Inde
             for future in as_completed([pool.submit(build_index, path) for path in absent]):
                 built(future.result())
     return [found[path] for path in paths]
-
-
-def _processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,12 +12,13 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 
-from growclip_ds.data.index_file import FOLDER, candidates
-from growclip_ds.data.shards import Progress
+from growclip_ds.data.index_file import FOLDER, index_beside
+from growclip_ds.data.shards import READERS, Progress, for_each_file
 from growclip_ds.errors import InputError
 
 _QUIET = 60.0  # seconds in which a copy that is being made is written to
@@ -30,7 +31,7 @@ def staged_path(shard: str, folder: Path | str) -> Path:
 
 
 def stage_shards(shards: Sequence[str], folder: Path | str, progress: Progress | None = None) -> int:
-    """Copies shards, and their indexes where they are beside them, to a folder; what is there already stays.
+    """Copies shards, and their indexes where they are beside them, to a folder, several at a time; what is there stays.
 
     Args:
         shards: absolute paths.
@@ -43,9 +44,18 @@ def stage_shards(shards: Sequence[str], folder: Path | str, progress: Progress |
     Raises:
         InputError: a shard cannot be read, or the folder cannot be written or has no room.
     """
+
+    def missing(shard: str) -> int:
+        return 0 if _is_copy(staged_path(shard, folder), Path(shard)) else Path(shard).stat().st_size
+
+    def stage(shard: str) -> None:
+        copy = staged_path(shard, folder)
+        _copy(Path(shard), copy)
+        if (index := index_beside(shard)).exists():
+            _copy(index, index_beside(str(copy)))
+
     try:
-        absent = [shard for shard in shards if not _is_copy(staged_path(shard, folder), Path(shard))]
-        needed = sum(Path(shard).stat().st_size for shard in absent)
+        needed = sum(for_each_file(missing, shards))
         Path(folder).mkdir(parents=True, exist_ok=True)
         for parent in {staged_path(shard, folder).parent for shard in shards}:
             _remove_partial(parent)
@@ -55,13 +65,10 @@ def stage_shards(shards: Sequence[str], folder: Path | str, progress: Progress |
                 f"{needed / 1e9:.1f} GB of shards are to be copied to {folder}, where {free / 1e9:.1f} GB are free; "
                 "name a larger disk, or read them where they are"
             )
-        for done, shard in enumerate(shards, start=1):
-            copy, source = staged_path(shard, folder), Path(shard)
-            _copy(source, copy)
-            if (index := candidates(shard)[0]).exists():
-                _copy(index, candidates(str(copy))[0])
-            if progress is not None:
-                progress(done, len(shards))
+        with ThreadPoolExecutor(READERS) as copiers:
+            for done, _ in enumerate(copiers.map(stage, shards), start=1):
+                if progress is not None:
+                    progress(done, len(shards))
     except OSError as error:
         raise InputError(f"shards cannot be copied to {folder}: {error}") from error
     return needed

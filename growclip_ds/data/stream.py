@@ -23,6 +23,7 @@ from growclip_ds.data.faults import Cause, FaultList
 from growclip_ds.data.order import TrainingOrder, shares
 from growclip_ds.data.remote import Deal, RemoteOrder, RemoteShards
 from growclip_ds.data.remote_stream import RemoteLoader
+from growclip_ds.data.samples import may_open_many_files
 from growclip_ds.data.shards import ShardIndex
 from growclip_ds.data.tokens import Tokenizer
 from growclip_ds.data.worker_processes import Flag, WorkerContext
@@ -195,6 +196,7 @@ def _is_death(error: Exception) -> bool:
 
 def _prepare_worker(end: Flag, worker: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    may_open_many_files()
     # Torch's watchdog waits for the death of the fork server, which itself waits for that of the workers.
     threading.Thread(target=_end_with_trainer, args=(end,), daemon=True).start()
 

@@ -21,7 +21,7 @@ from growclip_ds.data.index_file import IndexedShard, is_beside
 from growclip_ds.data.order import held_out_mask
 from growclip_ds.data.remote import RemoteShards, is_remote
 from growclip_ds.data.remote_stream import count_samples
-from growclip_ds.data.shards import Progress, ShardIndex, collect, open_shards, require_samples
+from growclip_ds.data.shards import Progress, ShardIndex, collect, for_each_file, open_shards, require_samples
 from growclip_ds.data.staging import staged_path
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
@@ -226,23 +226,24 @@ def find_shards(pattern: str, base: Path | str = ".") -> list[str]:
         raise InputError(f"the shard pattern '{pattern}' has unbalanced braces; correct it") from error
     if is_remote(pattern):
         return parts
-    parts = [str(Path(part).expanduser()) for part in parts]
     base = Path(base).absolute()
-    found: list[Path] = []
-    for part in parts:
+
+    def find(part: str) -> list[Path]:
+        part = str(Path(part).expanduser())
         path = base / part
         if glob.has_magic(part):
             matches = glob.glob(part, root_dir=base)  # noqa: PTH207 (the part may be an absolute path)
-            found += sorted(base / match for match in matches if match.endswith(".tar"))
-        elif path.is_dir():
-            found += sorted(path.glob("*.tar"))
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise InputError(f"there is no {path} ('shards: {pattern}'); correct the path, or put the shards there")
+            return sorted(base / match for match in matches if match.endswith(".tar"))
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            return sorted(path.glob("*.tar"))
+        raise InputError(f"there is no {path} ('shards: {pattern}'); correct the path, or put the shards there")
+
+    found = [str(path) for path in itertools.chain.from_iterable(for_each_file(find, parts))]
     if not found:
         raise InputError(f"no .tar file matches '{pattern}' in {base}; correct the pattern, or put the shards there")
-    return [str(path) for path in found]
+    return found
 
 
 def write_subsets(subsets: Sequence[Subset], path: Path | str) -> None:
@@ -304,12 +305,13 @@ def _find_all(subsets: Sequence[Subset], base: Path | str) -> list[list[str]]:
             shards = find_shards(subset.shards, base)
         except InputError as error:
             raise InputError(f"data subset '{subset.name}': {error}") from error
-        for shard in shards:
-            owner = owners.setdefault(shard if is_remote(shard) else os.path.realpath(shard), subset.name)
-            if owner != subset.name or len(set(shards)) < len(shards):
+        targets = shards if is_remote(subset.shards) else for_each_file(os.path.realpath, shards)
+        for shard, target in zip(shards, targets, strict=True):
+            if target in owners:
                 raise InputError(
-                    f"shard {shard} is in data subset '{owner}' and again in '{subset.name}'; "
+                    f"shard {shard} is in data subset '{owners[target]}' and again in '{subset.name}'; "
                     "each may be in one subset only, once"
                 )
+            owners[target] = subset.name
         found.append(shards)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from growclip_ds.errors import InputError
+from growclip_ds.files import write_json, write_text
 from growclip_ds.model.packed import PackedTokens, pack
 
 START_OF_TEXT = "<|startoftext|>"
@@ -57,6 +57,9 @@ class Tokenizer:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` reads too.
 
         A new folder appears whole; in one that exists, each file does.
+
+        Raises:
+            OSError: the folder cannot be written.
         """
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +75,9 @@ class Tokenizer:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             temporary.chmod(0o755)
-            self._backend.save(str(temporary / "tokenizer.json"))
-            (temporary / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+            # Not by the library: its error of a full disk is no OSError, and it does not wait for the disk.
+            write_text(temporary / "tokenizer.json", self._backend.to_str(pretty=True))
+            write_json(temporary / "tokenizer_config.json", config)
             if folder.is_dir():
                 for file in temporary.iterdir():
                     file.replace(folder / file.name)

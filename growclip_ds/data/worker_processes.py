@@ -1,11 +1,17 @@
-"""How data loading workers are started, and what they share with the training process."""
+"""How many worker processes to use, how they are started, and what they share with the training process."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 from multiprocessing.context import ForkServerContext
 from multiprocessing.sharedctypes import RawValue
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Flag:

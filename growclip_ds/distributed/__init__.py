@@ -1,6 +1,7 @@
 """Communication between ranks: a thin layer over torch.distributed, rendezvous, and the watchdog over all ranks."""
 
 from growclip_ds.distributed.collectives import (
+    OtherRankError,
     all_gather_object,
     all_reduce_sum,
     broadcast_object,
@@ -14,6 +15,7 @@ from growclip_ds.distributed.collectives import (
 )
 
 __all__ = [
+    "OtherRankError",
     "all_gather_object",
     "all_reduce_sum",
     "broadcast_object",

@@ -14,6 +14,10 @@ from growclip_ds.errors import InputError
 T = TypeVar("T")
 
 
+class OtherRankError(RuntimeError):
+    """An error that another rank raises itself, and knows more about: its own has the traceback and the exit code."""
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -56,7 +60,7 @@ def on_main(function: Callable[[], T]) -> T:
 
     Raises:
         InputError: on every rank, if the function raised one, so that all stop for the same reason.
-        RuntimeError: on the other ranks, if it raised anything else; rank 0 raises that itself.
+        OtherRankError: on the other ranks, if it raised anything else; rank 0 raises that itself.
     """
     result, error = _attempt(function) if is_main() else (None, None)
     result, shared = broadcast_object((result, error and _for_every_rank(error)))
@@ -70,7 +74,7 @@ def on_every_rank(function: Callable[[], T]) -> T:
 
     Raises:
         InputError: some rank's function raised one.
-        RuntimeError: some other rank's function raised anything else; that rank raises it itself.
+        OtherRankError: some other rank's function raised anything else; that rank raises it itself.
     """
     result, error = _attempt(function)
     for shared in all_gather_object(error and _for_every_rank(error)):
@@ -84,7 +88,7 @@ def in_lockstep(items: Iterator[T]) -> Iterator[T | None]:
 
     Raises:
         InputError: some rank's iterator raised one.
-        RuntimeError: some other rank's iterator raised anything else; that rank raises it itself.
+        OtherRankError: some other rank's iterator raised anything else; that rank raises it itself.
     """
     while True:
         item, error = _attempt(lambda: next(items, None))
@@ -108,7 +112,7 @@ def _for_every_rank(error: Exception) -> Exception:
     """An error of this rank as all ranks raise it."""
     if isinstance(error, InputError):
         return InputError(str(error))
-    return RuntimeError(f"rank {rank()}: {type(error).__name__}: {error}")
+    return OtherRankError(f"rank {rank()}: {type(error).__name__}: {error}")
 
 
 def _raise(shared: Exception, own: Exception | None) -> NoReturn:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import socket
 from collections.abc import Iterator
 
 import deepspeed
+import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import default_pg_timeout
@@ -26,7 +28,8 @@ def init_distributed() -> None:
     A process that was started alone makes a group of its own.
 
     Raises:
-        InputError: it is one of several, but the launcher did not say which, or others do not come.
+        InputError: it is one of several, but the launcher did not say which, or others do not come; the machine has
+            not a GPU for each of its ranks.
     """
     if "RANK" not in os.environ:
         # Not SLURM_NTASKS: what a job may start is told to the one process of its script too.
@@ -38,14 +41,32 @@ def init_distributed() -> None:
                     "and MASTER_PORT for each process"
                 )
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    if "LOCAL_SIZE" in os.environ:  # as the deepspeed launcher calls what it is to torchrun and slurm/rank.sh
+        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
     # An all-reduce for inference on the CPU, which DeepSpeed otherwise spends a minute to compile where it finds a
     # compiler, and announces with a print. (On a GPU the mere look at this has every operator probed, with prints.)
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Before any collective: NCCL takes the current device, which would be the first GPU on every rank.
-    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    _take_device()
     with _wait_for_all_ranks():  # not for hours
         deepspeed.init_distributed(verbose=False, timeout=collective_limit())
+
+
+def _take_device() -> None:
+    """Takes the GPU of this rank, before any collective: NCCL would take the first one on every rank.
+
+    Raises:
+        InputError: alike on all ranks of a machine that has fewer GPUs.
+    """
+    accelerator, local_rank = get_accelerator(), int(os.environ.get("LOCAL_RANK", "0"))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+    if accelerator.device_name() != "cpu" and (gpus := accelerator.device_count()) < ranks:
+        raise InputError(
+            f"{socket.gethostname()} has {ranks} ranks, but torch {torch.__version__} sees {gpus} GPUs there: start a "
+            "rank for each GPU; if there are as many, see to the driver (nvidia-smi) and that torch is CUDA's build; "
+            "DS_ACCELERATOR=cpu trains without"
+        )
+    accelerator.set_device(local_rank)
 
 
 def collective_limit() -> datetime.timedelta:

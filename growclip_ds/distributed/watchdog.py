@@ -26,7 +26,9 @@ from growclip_ds import distributed
 from growclip_ds.errors import InputError
 
 PERIOD = 1.0  # seconds from one look to the next
-LINGER = 3 * PERIOD  # seconds that rank 0, with which the store goes, gives the others to see why the run ends
+# Seconds: rank 0, with which the store goes, gives the others time to see why the run ends; a rank that was only told
+# of an error gives the one that raised it time to report it.
+LINGER = 3 * PERIOD
 SILENCE = 10.0  # seconds without a heartbeat after which a process counts as stopped, when the run hangs
 FAILED, INPUT_ERROR = 1, 2  # exit codes: of any error, and of one that the user can mend
 _FAILURE = "growclip/failure"
@@ -104,6 +106,8 @@ class StoreWatchdog(Watchdog):
 
     def fail(self, error: BaseException) -> NoReturn:
         code = _exit_code(error)
+        if isinstance(error, distributed.OtherRankError):
+            time.sleep(LINGER)  # the thread ends this process once that rank has failed
         try:
             first = self._claim({"rank": self._rank, "code": code})
         except dist.DistError:  # rank 0, which has the store, was gone before

@@ -1,4 +1,4 @@
-"""Zero-shot classification and retrieval of many candidates at once, spread over the ranks."""
+"""Zero-shot classification and retrieval for many candidates at once, distributed over the ranks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def evaluate(
     image_size: int,
     batch_size: int,
 ) -> list[ClassificationResult] | list[RetrievalResult]:
-    """What the set is for: see `classify` and `retrieve`."""
+    """Evaluates every candidate on a set, by `classify` or `retrieve` according to its type."""
     if isinstance(dataset, ClassificationSet):
         return classify(encoder, dataset, tokenize, image_size, batch_size)
     return retrieve(encoder, dataset, tokenize, image_size, batch_size)

@@ -1,4 +1,4 @@
-"""A rank's share of an evaluation set as batches, with the ranks in lockstep."""
+"""Batches of a rank's share of an evaluation set, in lockstep with the other ranks."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 class EvaluationBatch(NamedTuple):
-    """Some of a rank's samples.
+    """A batch of a rank's samples.
 
     Attributes:
-        pixels: pictures, uint8 (n, 3, S, S), n may be 0.
-        annotations: what is right for each, n of what the set's `parse` gives.
-        unreadable: further samples, left out as their picture cannot be decoded.
+        pixels: decoded images, uint8 (n, 3, S, S); n may be 0.
+        annotations: ground truth of each image, n values from the set's `parse`.
+        unreadable: number of further samples, skipped because their image cannot be decoded.
     """
 
     pixels: Tensor
@@ -37,14 +37,14 @@ class EvaluationBatch(NamedTuple):
 
 
 def batches(dataset: EvaluationSet, image_size: int, batch_size: int) -> Iterator[EvaluationBatch]:
-    """This rank's share of the set; a batch is decoded while its forerunner is used. Collective.
+    """Yields this rank's share of the set; each batch is decoded while the one before is in use. Collective.
 
-    Every rank reads its own samples and no others: of a local set as many as each other rank or one less, of a remote
-    one whole tars. Every rank gets the same number of batches, those at the end of some being short or empty. A picture
-    that cannot be decoded is left out with a warning.
+    Every rank reads only its own samples: shares of a local set differ by at most one sample, those of a remote set are
+    whole tars. Every rank yields the same number of batches, the last of which may be short or empty. An image that
+    cannot be decoded is skipped with a warning.
 
     Raises:
-        InputError: on every rank, if some rank cannot read its samples or one of them is not valid.
+        InputError: on every rank, if any rank cannot read its samples or finds an invalid one.
     """
     nothing = EvaluationBatch(torch.empty((0, 3, image_size, image_size), dtype=torch.uint8), [], 0)
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
@@ -53,10 +53,14 @@ def batches(dataset: EvaluationSet, image_size: int, batch_size: int) -> Iterato
 
 
 def nothing_readable(unreadable: int) -> str:
-    """Why there is no result, where all samples were left out."""
+    """Why there is no result on a set, for messages.
+
+    Args:
+        unreadable: number of samples skipped because their image cannot be decoded.
+    """
     if unreadable:
-        return f"not one of its {unreadable:,} pictures can be decoded; make the set again"
-    return "it has no samples; see that its location is right"
+        return f"none of its {unreadable:,} images can be decoded; make the set again"
+    return "it has no samples; check its location"
 
 
 def _own_batches(
@@ -79,10 +83,10 @@ def _own_batches(
     while ahead:
         current, ahead = ahead, start_batch()
         decoded = [(future.result(), annotation) for future, annotation in current]
-        readable = [(picture, annotation) for picture, annotation in decoded if picture is not None]
+        readable = [(image, annotation) for image, annotation in decoded if image is not None]
         pixels = torch.empty((len(readable), 3, image_size, image_size), dtype=torch.uint8)
-        for place, (picture, _) in enumerate(readable):
-            pixels[place] = picture
+        for place, (image, _) in enumerate(readable):
+            pixels[place] = image
         yield EvaluationBatch(pixels, [annotation for _, annotation in readable], len(decoded) - len(readable))
 
 
@@ -91,5 +95,5 @@ def _decode(sample: RawSample, size: int) -> Tensor | None:
     try:
         return decode_picture(sample[extension], size, exact=True)
     except BrokenSample as error:
-        log.warning("%s: %s.%s left out: %s", sample["__url__"], sample["__key__"], extension, error)
+        log.warning("%s: %s.%s skipped: %s", sample["__url__"], sample["__key__"], extension, error)
         return None

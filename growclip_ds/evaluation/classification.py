@@ -23,24 +23,23 @@ Tokenize = Callable[[list[str]], PackedTokens]
 def classify(
     encoder: CandidateEncoder, dataset: ClassificationSet, tokenize: Tokenize, image_size: int, batch_size: int
 ) -> list[ClassificationResult]:
-    """Classifies the set's pictures by the class whose prompts they are most similar to.
+    """Classifies each image of the set as the class whose prompts it is most similar to. Collective.
 
-    All ranks call it together and share the prompts and the pictures; nothing but counts is kept of a picture. Equal
-    similarities count in the order of the classes, as they do for an argmax, and a picture with a similarity that is
-    not a number is wrong.
+    The ranks share the prompts and the images, and of an image only counts are kept. Ties are broken by the order of
+    the classes, as in an argmax; a NaN similarity ranks ahead of the image's own class.
 
     Args:
-        encoder: the candidates.
-        dataset: from `load_evaluation_set`.
-        tokenize: a `data.tokens.Tokenizer`.
-        image_size: side of the pictures in pixels.
-        batch_size: pictures, or prompts, that a rank encodes at a time.
+        encoder: encodes with every candidate.
+        dataset: the set, from `load_evaluation_set`.
+        tokenize: packs texts as tokens, such as a `data.tokens.Tokenizer`.
+        image_size: side of the images in pixels.
+        batch_size: number of images, or prompts, that a rank encodes at a time.
 
     Returns:
-        A result a candidate, the same on every rank.
+        One result per candidate, the same on every rank.
 
     Raises:
-        InputError: on every rank, if the set cannot be read, or not one of its pictures can be decoded.
+        InputError: on every rank, if the set cannot be read or none of its images can be decoded.
     """
     classifiers = class_embeddings(encoder, dataset, tokenize, batch_size)
     device, classes = classifiers[0].device, len(dataset.class_names)
@@ -68,9 +67,9 @@ def classify(
 def class_embeddings(
     encoder: CandidateEncoder, dataset: ClassificationSet, tokenize: Tokenize, batch_size: int
 ) -> list[Tensor]:
-    """Each candidate's (classes, e): per class the prompts' normalised features averaged, and normalised again.
+    """Each candidate's classifier, (classes, e): the mean of each class's normalised prompt features, normalised.
 
-    Prompt i is encoded by rank i mod W. Sums are in fp64, so that their order does not show.
+    Rank i mod W encodes prompt i. Sums are in fp64, so that their order does not affect the result.
     """
     prompts = [
         (number, template.replace("{c}", name))
@@ -96,11 +95,11 @@ def class_embeddings(
 
 
 def _hits(features: Tensor, classifier: Tensor, truth: Tensor) -> Tensor:
-    """Per class, how many pictures (n, e) have their class first, and among the first five; (2, classes)."""
+    """Number of images (n, e) of each class whose class ranks first, and among the first five; (2, classes)."""
     logits = features @ classifier.T  # (n, classes)
     own = logits.gather(1, truth[:, None])
     earlier = torch.arange(logits.shape[1], device=truth.device) < truth[:, None]
-    ahead = ~(logits <= own) | ((logits == own) & earlier)  # ~(<=), not >: true also if one is not a number
+    ahead = ~(logits <= own) | ((logits == own) & earlier)  # ~(<=), not >: also true for NaN
     place = ahead.sum(1)
     return torch.stack([truth[place < k].bincount(minlength=logits.shape[1]) for k in (1, 5)])
 

@@ -1,8 +1,9 @@
 """Evaluation sets in the webdataset layout of CLIP-benchmark, checked before use.
 
 A set has `test/nshards.txt`, `test/0.tar` and so on, `dataset_type.txt` ("classification", the default, or
-"retrieval"), and for classification `classnames.txt` and `zeroshot_classification_templates.txt`, one a line, with
-`{c}` where the class goes. A sample is a picture with its class number (`cls`) or its captions (`txt`, one a line).
+"retrieval"), and for classification `classnames.txt` and `zeroshot_classification_templates.txt`, one entry per line,
+with `{c}` in place of the class name. A sample is an image with its class number (`cls`) or its captions (`txt`, one
+per line).
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from growclip_ds.evaluation.source import Source
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 PICTURES = ("jpg", "jpeg", "png", "webp")
-TRIAL_SIZE = 32  # side in pixels at which a set's first picture is decoded to see that it can be
+TRIAL_SIZE = 32  # side in pixels at which a set's first image is decoded, to check that it can be
 
 
 @dataclass(frozen=True)
 class _Shards(ABC):
-    """A set that `load_evaluation_set` opened.
+    """An evaluation set, opened by `load_evaluation_set`.
 
     Attributes:
-        name: the set's name in reports.
-        shards: its tar files, paths or addresses, in order.
-        counts: samples of each; None if they are remote, and not known before they are read.
-        identity: a digest of what the set is, wherever it lies: class names, templates, and of local tars annotations
-            and every member's name, size and time. Pictures themselves are not in it. Of remote tars it is the
-            addresses.
+        name: name of the set in reports.
+        shards: paths or URLs of its tar files, in order.
+        counts: number of samples in each shard; None for a remote set, where it is unknown until the shard is read.
+        identity: digest of the class names, the templates and the shards: of local ones the annotations and the name,
+            size and modification time of every member used, but neither the image contents nor the location; of remote
+            ones the URLs.
     """
 
     name: str
@@ -46,36 +47,36 @@ class _Shards(ABC):
     counts: tuple[int, ...] | None
     identity: str
 
-    annotation: ClassVar[str]  # extension of the member that says what is right
-    meaning: ClassVar[str]  # of that member
+    annotation: ClassVar[str]  # extension of the member that holds the ground truth
+    meaning: ClassVar[str]  # what that member holds, for messages
 
     @property
     def samples(self) -> int | None:
-        """Samples of all shards, where that is known."""
+        """Number of samples in all shards; None for a remote set."""
         return None if self.counts is None else sum(self.counts)
 
     def wants(self, name: str) -> bool:
-        """Whether a tar's member of this name is used."""
+        """Whether the set uses a tar member of this name."""
         return not name.startswith("__") and name.rpartition(".")[2].lower() in (*PICTURES, self.annotation)
 
     def check(self, sample: RawSample) -> None:
-        """Checks that a sample has what it needs.
+        """Checks that a sample is complete.
 
         Raises:
-            InputError: it has no picture or no annotation.
+            InputError: it has no image or no annotation.
         """
         where, key = place(sample), sample["__key__"]
         if not any(extension in sample for extension in PICTURES):
-            raise InputError(f"{where}: no picture; every sample needs one of {', '.join(PICTURES)}")
+            raise InputError(f"{where}: no image; every sample needs one of {', '.join(PICTURES)}")
         if self.annotation not in sample:
             raise InputError(f"{where}: no {self.meaning}; every sample needs a member {key}.{self.annotation}")
 
     def annotations(self, sample: RawSample, text: bytes) -> Any:
-        """What is right for a sample.
+        """The ground truth of a sample.
 
         Args:
-            sample: a sample of the set.
-            text: its annotation's content.
+            sample: the sample, named in messages.
+            text: content of its annotation member.
 
         Raises:
             InputError: the annotation is invalid; the message says how.
@@ -87,16 +88,20 @@ class _Shards(ABC):
 
     @abstractmethod
     def parse(self, text: str) -> Any:
-        """What is right for a sample, from its annotation. Raises a ValueError that says what is wrong with it."""
+        """The ground truth that an annotation's text states.
+
+        Raises:
+            ValueError: the annotation is invalid; the message says how.
+        """
 
 
 @dataclass(frozen=True)
 class ClassificationSet(_Shards):
-    """Pictures of one class each.
+    """Images of one class each.
 
     Attributes:
-        class_names: names, indexed by class number.
-        templates: prompt templates, each with `{c}`.
+        class_names: names of the classes, indexed by class number.
+        templates: prompt templates, with `{c}` in place of the class name.
     """
 
     class_names: tuple[str, ...]
@@ -115,7 +120,7 @@ class ClassificationSet(_Shards):
 
 @dataclass(frozen=True)
 class RetrievalSet(_Shards):
-    """Pictures with one or more captions each."""
+    """Images with one or more captions each."""
 
     annotation = "txt"
     meaning = "captions"
@@ -131,21 +136,21 @@ EvaluationSet = ClassificationSet | RetrievalSet
 
 
 def load_evaluation_set(location: Path | str, split: str = SPLIT, name: str | None = None) -> EvaluationSet:
-    """Opens a set and looks through all of a local one but the pictures' contents, so that nothing is amiss later.
+    """Opens a set and checks all of a local one except the image contents, so that errors surface early.
 
-    Of the pictures the first is decoded, since a set in a format that nothing here reads would show only when used.
-    Samples of a remote set are checked when they are read.
+    Only the first image is decoded: without that, images in an unsupported format would be noticed only in use.
+    Samples of a remote set are checked as they are read.
 
-    Every local shard's headers are read; in a run of many ranks let one do it (`distributed.on_main`).
+    Reads the headers of every local shard; with many ranks, call it on one of them (`distributed.on_main`).
 
     Args:
-        location: see `Source`.
-        split: folder of the set with the shards.
-        name: the set's name in reports; that of `set_name` if None.
+        location: folder, URL or command; see `Source`.
+        split: subfolder of the set that holds the shards.
+        name: name of the set in reports; if None, `set_name` derives it from the location.
 
     Raises:
-        InputError: a file is missing, unreadable, empty or not UTF-8, a template has no `{c}`, a sample has no picture,
-            no caption or no valid class, or the first picture cannot be decoded.
+        InputError: a file is missing, unreadable, empty or not UTF-8, a template has no `{c}`, a sample has no image,
+            no caption or no valid class, or the first image cannot be decoded.
     """
     source = Source(str(location))
     if not source.is_remote and not Path(location).is_dir():
@@ -156,8 +161,8 @@ def load_evaluation_set(location: Path | str, split: str = SPLIT, name: str | No
     shards = _shards(source, split)
     dataset: EvaluationSet
     if kind == "classification":
-        class_names = _lines(source, CLASS_NAMES, "one class name a line")
-        templates = _lines(source, TEMPLATES, "one prompt a line, with {c} for the class")
+        class_names = _lines(source, CLASS_NAMES, "one class name per line")
+        templates = _lines(source, TEMPLATES, "one prompt per line, with {c} for the class")
         for template in templates:
             if "{c}" not in template:
                 raise InputError(
@@ -187,20 +192,20 @@ def load_evaluation_set(location: Path | str, split: str = SPLIT, name: str | No
 
 
 def place(sample: RawSample) -> str:
-    """Where a sample is, for messages."""
+    """The location of a sample, for messages."""
     return f"{sample['__url__']}: sample {sample['__key__']}"
 
 
 def picture_extension(sample: RawSample) -> str:
-    """Of the member that is the sample's picture."""
+    """The extension of the sample's image member."""
     return next(extension for extension in PICTURES if extension in sample)
 
 
 def _lines(source: Source, path: str, meaning: str) -> tuple[str, ...]:
-    """The file's lines, stripped; blank ones are allowed at the end only, since a line's number may have a meaning."""
+    """The file's lines, stripped. Blank lines may only be at the end, since line numbers may be class numbers."""
     text, file = source.read(path), source.address(path)
     if text is None:
-        raise InputError(f"{file}: no such file; the set needs it, {meaning}")
+        raise InputError(f"{file}: no such file; the set needs it, with {meaning}")
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if not lines:
         raise InputError(f"{file}: the file is empty; it must hold {meaning}")
@@ -215,7 +220,7 @@ def _shards(source: Source, split: str) -> tuple[str, ...]:
     text = (content or "").strip()
     if not text.isdecimal() or int(text) == 0:
         problem = "no such file" if content is None else f"{text!r} is not a number of shards"
-        raise InputError(f"{file}: {problem}; it must say how many tar files, 0.tar and so on, lie beside it")
+        raise InputError(f"{file}: {problem}; it must state the number of tar files beside it, 0.tar and so on")
     shards = tuple(source.address(f"{split}/{number}.tar") for number in range(int(text)))
     for shard in () if source.is_remote else shards:
         if not Path(shard).exists():
@@ -224,7 +229,11 @@ def _shards(source: Source, split: str) -> tuple[str, ...]:
 
 
 def _check_shard(dataset: EvaluationSet, shard: str, digest: hashlib.blake2b) -> int:
-    """Checks every sample of a local tar, seeking over the pictures, and adds it to the digest; returns how many."""
+    """Checks every sample of a local tar without reading the images, and adds it to the digest.
+
+    Returns:
+        The number of samples.
+    """
     count = 0
     for tar, sample in local_headers(shard, dataset.wants):
         dataset.check(sample)
@@ -242,13 +251,13 @@ def _check_first_picture(dataset: EvaluationSet) -> None:
     else:
         sample = next(local_share(dataset.shards, dataset.counts, dataset.wants, 0, 1))
     if sample is None:
-        raise InputError(f"{dataset.shards[0]}: no samples of evaluation set {dataset.name}; correct its location")
+        raise InputError(f"{dataset.shards[0]}: no samples of evaluation set {dataset.name}; check its location")
     dataset.check(sample)
     extension = picture_extension(sample)
     try:
         decode_picture(sample[extension], TRIAL_SIZE)
     except BrokenSample as error:
         raise InputError(
-            f"evaluation set {dataset.name}: its first picture, {sample['__key__']}.{extension} in "
+            f"evaluation set {dataset.name}: its first image, {sample['__key__']}.{extension} in "
             f"{sample['__url__']}, cannot be decoded ({error}); replace it or make the set again"
         ) from error

@@ -1,4 +1,4 @@
-"""The encoder interface of evaluation: encodes a batch with every candidate at once."""
+"""The encoder interface of evaluation, which encodes a batch with every candidate at once."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from growclip_ds.model.packed import PackedTokens
 
 
 class CandidateEncoder(Protocol):
-    """Encodes pictures and captions as each of several candidates; one model is the case of one candidate.
+    """Encodes images and captions with each of several candidates; a single model is the case of one candidate.
 
-    Both calls return one tensor a candidate, (n, e), fp32, L2-normalised, in the order of the candidates.
-    Candidates that share a result hold the very same tensor object, the same candidates in every batch; what follows
-    from such a tensor is computed once. Every rank makes the same calls, since the model may be sharded over them;
-    n may be 0.
+    Both methods return one tensor per candidate, (n, e), fp32, L2-normalised, in the order of the candidates.
+    Candidates that share a result return the very same tensor object, so that whatever depends on it is computed once;
+    which candidates share is the same for every batch. All ranks make the same calls, since the model may be sharded
+    over them; n may be 0.
     """
 
     def images(self, pixels: Tensor) -> list[Tensor]:
-        """Pictures, uint8 (n, 3, S, S), on the CPU."""
+        """Features of images, given as uint8 (n, 3, S, S) on the CPU."""
         ...
 
     def texts(self, tokens: PackedTokens) -> list[Tensor]:
-        """n captions, on the CPU."""
+        """Features of n captions, given on the CPU."""
         ...
 
 
@@ -35,9 +35,9 @@ class ModelEncoder:
     """One model as the only candidate.
 
     Args:
-        model: has `encode_image` and `encode_text`; is put into evaluation mode.
-        device: where the model is.
-        dtype: what the model takes pictures in.
+        model: the model, with methods `encode_image` and `encode_text`; it is put into evaluation mode.
+        device: device of the model.
+        dtype: dtype of the images that the model takes.
     """
 
     def __init__(
@@ -59,6 +59,6 @@ class ModelEncoder:
 
 
 def first_sharers(entries: Sequence[Tensor]) -> list[int]:
-    """For each entry, the place of the first one that is the same tensor object."""
+    """For each entry, the index of the first entry that is the same tensor object."""
     places: dict[int, int] = {}
     return [places.setdefault(id(entry), place) for place, entry in enumerate(entries)]

@@ -1,4 +1,4 @@
-"""A list of evaluation sets in a file, such as `configs/eval/paper.yaml`."""
+"""Lists of evaluation sets in YAML files, such as `configs/eval/paper.yaml`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from growclip_ds.config.errors import explain
+from growclip_ds.config.errors import COMMAND_LINE, explain
 from growclip_ds.config.sections import EvaluationSets, Section, SetSection
 from growclip_ds.data.remote import is_remote
 from growclip_ds.errors import InputError
@@ -15,21 +15,21 @@ from growclip_ds.yaml_files import read_yaml
 
 
 class EvaluationList(Section):
-    """Sets that are evaluated together."""
+    """Evaluation sets that are evaluated together."""
 
     root: str = Field(
         default=".",
         min_length=1,
-        description="where the sets are: a folder, an address, or pipe:command with {} for the path",
+        description="location of the sets: a folder, a URL, or pipe:command with {} for the path",
     )
     sets: EvaluationSets = Field(
         min_length=1,
-        description="the sets; a relative path is under root",
+        description="the sets; relative paths are under root",
         json_schema_extra={"expected": "a list with at least one set, each with a name and a path"},
     )
 
     def location(self, one: SetSection) -> str:
-        """Of a set, for `load_evaluation_set`."""
+        """The location of a set, for `load_evaluation_set`."""
         if is_remote(one.path) or Path(one.path).is_absolute():
             return one.path
         if self.root.startswith("pipe:"):
@@ -42,11 +42,11 @@ def read_list(path: str | Path, root: str | None = None, names: Sequence[str] = 
 
     Args:
         path: the YAML file.
-        root: in place of the file's.
+        root: replaces the file's `root`, unless it is None.
         names: names of the sets to use; all if empty.
 
     Raises:
-        InputError: the file cannot be read, a key or value is not right, or it has no set of that name.
+        InputError: the file cannot be read, a key or value is invalid, or it has no set of one of the names.
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
@@ -56,7 +56,8 @@ def read_list(path: str | Path, root: str | None = None, names: Sequence[str] = 
     try:
         listed = EvaluationList.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error, EvaluationList, values, str(path), [] if root is None else ["root"])) from None
+        origins = [] if root is None else [("root", COMMAND_LINE)]
+        raise InputError(explain(error, EvaluationList, values, str(path), origins)) from None
     known = {one.name: one for one in listed.sets}
     for name in names:
         if name not in known:

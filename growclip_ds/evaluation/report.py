@@ -1,4 +1,4 @@
-"""An evaluation as a table, as JSON and in TensorBoard."""
+"""Evaluation results as tables, as JSON and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ FIGURES = ("top1", "top5", "mean_per_class")
 
 
 def print_results(results: Sequence[Result], stream: TextIO | None = None) -> None:
-    """Prints a table of the classification sets with their mean, and one of the retrieval sets."""
+    """Prints a table of the classification sets, with their mean, and a table of the retrieval sets."""
     print_plainly(_tables(results), stream)
 
 
 def mean(results: Sequence[Result]) -> dict[str, float] | None:
-    """Mean of the classification sets' figures, each set counting as one; None if there are none."""
+    """Mean of each metric over the classification sets, equally weighted; None if there are none."""
     rows = _classification(results)
     return {name: sum(getattr(row, name) for row in rows) / len(rows) for name in FIGURES} if rows else None
 
 
 def results_json(results: Sequence[Result]) -> dict[str, Any]:
-    """The results and the mean, for a JSON file."""
+    """The results and their mean, for a JSON file."""
     return {"results": [result.to_json() for result in results], "mean": mean(results)}
 
 
 def write_tensorboard(folder: Path, results: Sequence[Result], step: int) -> None:
-    """Adds the figures to a TensorBoard folder at a growth step; those of Eq. 7 under the names that training uses."""
+    """Adds the metrics to a TensorBoard folder at a growth step; accuracies for Eq. 7 under the tags of training."""
     averages = mean(results)
     with SummaryWriter(str(folder)) as writer:
         for result in results:
@@ -44,11 +44,11 @@ def write_tensorboard(folder: Path, results: Sequence[Result], step: int) -> Non
 
 
 def one_line(result: Result) -> str:
-    """A result's main figures."""
+    """The main metric of a result, on one line."""
     if isinstance(result, ClassificationResult):
-        return f"{result.top1:.1f} % of {result.samples:,} pictures"
+        return f"{result.top1:.1f} % of {result.samples:,} images"
     recalls = f"{result.image_to_text[1]:.1f} % image to text, {result.text_to_image[1]:.1f} % text to image"
-    return f"R@1 {recalls}, {result.pictures:,} pictures"
+    return f"R@1 {recalls}, {result.pictures:,} images"
 
 
 def _figures(result: Result) -> dict[str, float]:
@@ -72,7 +72,7 @@ def _tables(results: Sequence[Result]) -> Iterator[Table]:
 def _classification_table(results: Sequence[ClassificationResult]) -> Table:
     table = plain_table("Zero-shot classification (%)")
     table.add_column("set")
-    for name in ("pictures", "top-1", "top-5", "mean per class"):
+    for name in ("images", "top-1", "top-5", "mean per class"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         figures = (f"{getattr(result, name):.1f}" for name in FIGURES)
@@ -85,17 +85,17 @@ def _classification_table(results: Sequence[ClassificationResult]) -> Table:
 
 
 def _retrieval_table(results: Sequence[RetrievalResult]) -> Table:
-    table = plain_table("Zero-shot retrieval: i→t, captions of a picture; t→i, pictures of a caption (%)")
+    table = plain_table("Zero-shot retrieval: i→t, image to text; t→i, text to image (%)")
     table.add_column("set")
-    for name in ("pictures", "captions"):
+    for name in ("images", "captions"):
         table.add_column(name, justify="right", no_wrap=True)
     for direction in ("i→t", "t→i"):
         for place, k in enumerate(results[0].image_to_text):
             table.add_column(f"R@{k}" if place else f"{direction} R@{k}", justify="right", no_wrap=True)
     for result in results:
         recalls = (*result.image_to_text.values(), *result.text_to_image.values())
-        pictures = _count(result.pictures, result.unreadable)
-        table.add_row(result.dataset, pictures, f"{result.captions:,}", *(f"{recall:.1f}" for recall in recalls))
+        images = _count(result.pictures, result.unreadable)
+        table.add_row(result.dataset, images, f"{result.captions:,}", *(f"{recall:.1f}" for recall in recalls))
     return table
 
 

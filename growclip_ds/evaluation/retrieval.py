@@ -1,9 +1,9 @@
-"""Zero-shot retrieval both ways, for many candidates in one pass over the pairs.
+"""Zero-shot retrieval in both directions, for many candidates in one pass over the pairs.
 
-What counts as right: a set may hold the same caption, or the same picture, twice, and nothing tells such twins apart.
-So equal captions (by their tokens) are one answer, and right for every picture that has one of them; equal pictures
-(by their pixels) likewise. Every picture and every caption is a query all the same. Between answers that differ, a tie
-goes against the model: one whose features are all alike, or not numbers, finds nothing.
+A set may hold the same caption or the same image several times, and duplicates cannot be told apart. Equal captions (by
+their tokens) are therefore one answer, correct for every image that has one of them; likewise equal images (by their
+pixels). Every image and every caption still is a query of its own. A tie between different answers counts against the
+model: one whose features are all equal, or NaN, retrieves nothing.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from growclip_ds.model.packed import PackedTokens, pack
 from growclip_ds.results import RetrievalResult
 
 RECALL_AT = (1, 5, 10)
-BLOCK = 2**24  # similarities that exist at a time, at most, 64 MiB of them
+BLOCK = 2**24  # most similarities in memory at a time: 64 MiB in fp32
 
 Tokenize = Callable[[list[str]], PackedTokens]
-# Pixels (n, 3, S, S), m captions, the picture of each (m,), and how many pictures were left out as unreadable.
+# Pixels (n, 3, S, S), m captions, the index of each caption's image (m,), and the number of unreadable images skipped.
 PairBatch = tuple[Tensor, PackedTokens, Tensor, int]
 
 
 def retrieve(
     encoder: CandidateEncoder, dataset: RetrievalSet, tokenize: Tokenize, image_size: int, batch_size: int
 ) -> list[RetrievalResult]:
-    """R@1, 5 and 10 in both directions on a set whose pictures may have several captions.
+    """R@1, R@5 and R@10 in both directions on a set with one or more captions per image. Collective.
 
-    All ranks call it together and share the pictures, the captions and the queries.
+    The ranks share the images, the captions and the queries.
 
     Args:
-        encoder: the candidates.
-        dataset: from `load_evaluation_set`.
-        tokenize: a `data.tokens.Tokenizer`.
-        image_size: side of the pictures in pixels.
-        batch_size: pictures, with all their captions, that a rank encodes at a time.
+        encoder: encodes with every candidate.
+        dataset: the set, from `load_evaluation_set`.
+        tokenize: packs texts as tokens, such as a `data.tokens.Tokenizer`.
+        image_size: side of the images in pixels.
+        batch_size: number of images, with all their captions, that a rank encodes at a time.
 
     Returns:
-        A result a candidate, the same on every rank.
+        One result per candidate, the same on every rank.
 
     Raises:
-        InputError: on every rank, if the set cannot be read, or not one of its pictures can be decoded.
+        InputError: on every rank, if the set cannot be read or none of its images can be decoded.
     """
 
     def pairs() -> Iterator[PairBatch]:
         for pixels, captions, unreadable in batches(dataset, image_size, batch_size):
-            owners = [picture for picture, texts in enumerate(captions) for _ in texts]
+            owners = [image for image, texts in enumerate(captions) for _ in texts]
             tokens = tokenize([text for texts in captions for text in texts])
             yield pixels, tokens, torch.tensor(owners, dtype=torch.int64), unreadable
 
@@ -67,10 +67,15 @@ def retrieve(
 def retrieve_pairs(
     encoder: CandidateEncoder, pairs: Iterable[Batch], image_size: int, name: str = "held-out pairs"
 ) -> list[RetrievalResult]:
-    """The same on pairs that were held out of the training data, one caption a picture.
+    """As `retrieve`, on pairs held out of the training data, with one caption per image. Collective.
 
-    `accuracy` of a result is what selects where there is no labelled set: top-1 retrieval in percent. All ranks call
-    it together; the numbers of their batches, and of the pairs in them, may differ.
+    The `accuracy` of a result, top-1 retrieval in percent, selects among candidates where there is no labelled set.
+
+    Args:
+        encoder: encodes with every candidate.
+        pairs: this rank's batches; their number and sizes may differ between ranks.
+        image_size: side of the images in pixels.
+        name: name of the set in the results.
 
     Raises:
         InputError: no rank has a pair.
@@ -84,7 +89,7 @@ def retrieve_pairs(
 
 
 def _retrieve(encoder: CandidateEncoder, pairs: Iterable[PairBatch], name: str) -> tuple[list[RetrievalResult], int]:
-    """A result a candidate, none if there is not one picture; and how many were left out."""
+    """One result per candidate, or none if there are no images, and the number of unreadable images skipped."""
     image_sharers: list[int] = []
     text_sharers: list[int] = []
     image_parts: dict[int, list[Tensor]] = {}
@@ -106,7 +111,7 @@ def _retrieve(encoder: CandidateEncoder, pairs: Iterable[PairBatch], name: str) 
         picture_parts.append(pictures)
         caption_parts.append(_digests(tokens.ids.split(tokens.cu_seqlens.diff().tolist())))
         owner_parts.append(pictures[owners])
-    if not image_sharers:  # on no rank
+    if not image_sharers:  # no rank has a batch
         return [], 0
 
     device = image_parts[0][0].device
@@ -132,18 +137,18 @@ def _retrieve(encoder: CandidateEncoder, pairs: Iterable[PairBatch], name: str) 
 
 
 def _digests(items: Iterable[Tensor]) -> Tensor:
-    """A number for each tensor that equal ones share, (n,) int64."""
+    """A 64-bit digest of each tensor, (n,) int64; equal tensors have equal digests."""
     digests = [hashlib.blake2b(item.numpy().tobytes(), digest_size=8).digest() for item in items]
     return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.int64)
 
 
 class _Answers:
-    """Which captions are right for which pictures, over all ranks.
+    """Which captions are correct for which images, over all ranks.
 
     Args:
-        pictures: digests of this rank's pictures, (n,).
+        pictures: digests of this rank's images, (n,).
         captions: digests of this rank's captions, (m,).
-        owners: digest of each caption's picture, (m,).
+        owners: digest of each caption's image, (m,).
     """
 
     def __init__(self, pictures: Tensor, captions: Tensor, owners: Tensor) -> None:
@@ -157,21 +162,23 @@ class _Answers:
         self._right = torch.stack([owner_numbers, self._caption_numbers], dim=1).unique(dim=0)  # (R, 2), sorted
 
     def caption_hits(self, images: Tensor, texts: Tensor) -> Tensor:
-        """For how many of this rank's pictures (n, e) a right caption is among the first k, (len(RECALL_AT),).
+        """Number of this rank's images with a correct caption among the first k, (len(RECALL_AT),). Collective.
 
-        `texts`, (m, e), are this rank's captions; all ranks' are searched.
+        Args:
+            images: features of this rank's images, (n, e).
+            texts: features of this rank's captions, (m, e); the captions of all ranks are searched.
         """
         return _hits(images, self._local_pictures, _one_each(texts, self._caption_numbers), self._right)
 
     def picture_hits(self, texts: Tensor, images: Tensor) -> Tensor:
-        """The same in the other direction."""
+        """As `caption_hits`, from captions to images."""
         right = self._right.flip(1)
         right = right[right[:, 0].argsort(stable=True)]
         return _hits(texts, self._local_captions, _one_each(images, self._picture_numbers), right)
 
 
 def _one_each(features: Tensor, numbers: Tensor) -> Tensor:
-    """All ranks' features gathered, one row for each number that twins share."""
+    """Features gathered from all ranks, one row per distinct number; duplicates share a number."""
     gathered = ragged_all_gather(features)  # (N, e)
     first = numbers.new_full((int(numbers.max()) + 1,), numbers.numel())
     first.scatter_reduce_(0, numbers, torch.arange(numbers.numel(), device=numbers.device), "amin")
@@ -179,17 +186,17 @@ def _one_each(features: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _hits(queries: Tensor, query_numbers: Tensor, answers: Tensor, right: Tensor) -> Tensor:
-    """How many queries have a right answer among their first k, (len(RECALL_AT),), a block of queries at a time.
+    """Number of queries with a correct answer among the first k, (len(RECALL_AT),), computed in blocks of queries.
 
     Args:
-        queries: (q, e).
-        query_numbers: (q,), what `right` calls them.
-        answers: (a, e).
-        right: (R, 2) of query and answer numbers, sorted by the former.
+        queries: features of the queries, (q, e).
+        query_numbers: number of each query in `right`, (q,).
+        answers: features of the answers, (a, e), indexed by answer number.
+        right: pairs of a query number and a correct answer's number, (R, 2), sorted by query number.
     """
     hits = torch.zeros(len(RECALL_AT), dtype=torch.int64, device=queries.device)
     limits = torch.tensor(RECALL_AT, device=queries.device)
-    counts = right[:, 0].bincount()  # right answers a query
+    counts = right[:, 0].bincount()  # correct answers per query number
     starts = counts.cumsum(0) - counts
     rows = max(1, BLOCK // answers.shape[0])
     for block, numbers in zip(queries.split(rows), query_numbers.split(rows), strict=True):
@@ -200,7 +207,7 @@ def _hits(queries: Tensor, query_numbers: Tensor, answers: Tensor, right: Tensor
         right_similarities = similarities[row, right[starts[numbers][row] + within, 1]]
         best = similarities.new_full((len(numbers),), -torch.inf)
         best.scatter_reduce_(0, row, right_similarities, "amax")
-        # Not below the best right one, and not right itself: ties count, and so does what is not a number.
+        # Wrong answers that are not below the best correct one: ties count, and so do NaNs.
         ahead = (~(similarities < best[:, None])).sum(1)
         ahead -= torch.zeros_like(ahead).index_add_(0, row, (~(right_similarities < best[row])).long())
         ahead[best.isnan()] = max(RECALL_AT)

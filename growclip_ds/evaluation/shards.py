@@ -1,7 +1,7 @@
-"""Samples of an evaluation set's tars, undecoded, and which rank reads which.
+"""Undecoded samples of an evaluation set's tars, and which rank reads which.
 
-A sample is what webdataset makes one of: members of the same name up to the first dot that lie one after the other.
-Of a local tar, headers are read and what is not wanted is seeked over; a remote one is streamed once, by one rank.
+Samples are grouped as in webdataset: consecutive members with the same name up to the first dot. A local tar is read by
+its headers, seeking over unwanted members; a remote tar is streamed once, by one rank.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from webdataset.tariterators import group_by_keys
 from growclip_ds.data.remote_stream import reopening, whole_tar
 from growclip_ds.errors import InputError
 
-Wanted = Callable[[str], bool]  # of a member's name
-RawSample = dict[str, Any]  # contents by extension, with webdataset's `__key__` and `__url__`
+Wanted = Callable[[str], bool]  # whether to read a member, by its name
+RawSample = dict[str, Any]  # contents by extension, plus webdataset's `__key__` and `__url__`
 
 
 def local_headers(shard: str, wanted: Wanted) -> Iterator[tuple[tarfile.TarFile, RawSample]]:
-    """The samples of a local tar, each with its members' headers in place of their contents, and the open tar.
+    """Yields the samples of a local tar with headers in place of contents, each with the open tar.
 
     Raises:
         InputError: the tar cannot be read.
@@ -39,10 +39,10 @@ def local_headers(shard: str, wanted: Wanted) -> Iterator[tuple[tarfile.TarFile,
 
 
 def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """A member's content.
+    """The content of a member.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the member cannot be read.
     """
     with _reading(str(tar.name)):
         return tar.extractfile(member).read()  # type: ignore[union-attr]  (it is a regular file)
@@ -61,15 +61,16 @@ def _reading(shard: str) -> Iterator[None]:
 def local_share(
     shards: Sequence[str], counts: Sequence[int], wanted: Wanted, rank: int, world_size: int
 ) -> Iterator[RawSample]:
-    """A rank's samples of local tars: as many as any other's, or one less, that lie one after the other.
+    """Yields a rank's samples of local tars: a contiguous range, whose length differs by at most one between ranks.
 
     Args:
-        shards: the tars.
-        counts: samples of each.
+        shards: paths of the tars.
+        counts: number of samples in each tar.
         wanted: whether to read a member, by its name.
+        rank, world_size: the rank and the number of ranks.
 
     Raises:
-        InputError: a tar cannot be read, or has fewer samples than it had.
+        InputError: a tar cannot be read, or has fewer samples than `counts` says.
     """
     total = sum(counts)
     first, last = (total * r // world_size for r in (rank, rank + 1))
@@ -84,11 +85,11 @@ def local_share(
             found += 1
             yield {key: content(tar, v) if isinstance(v, tarfile.TarInfo) else v for key, v in sample.items()}
         if found < stop - skip:
-            raise InputError(f"{shard}: {skip + found} samples where there were {count}; it has changed, start again")
+            raise InputError(f"{shard}: {skip + found} samples instead of {count}; the file has changed, start again")
 
 
 def stream(shard: str, wanted: Wanted) -> Iterator[RawSample]:
-    """The samples of a remote tar.
+    """Yields the samples of a remote tar.
 
     Raises:
         InputError: it cannot be streamed to its end.
@@ -100,7 +101,7 @@ def stream(shard: str, wanted: Wanted) -> Iterator[RawSample]:
 
 
 def remote_share(shards: Sequence[str], wanted: Wanted, rank: int, world_size: int) -> Iterator[RawSample]:
-    """A rank's samples of remote tars: tar i is rank i mod W's.
+    """Yields a rank's samples of remote tars: rank i mod W reads tar i.
 
     Raises:
         InputError: a tar cannot be streamed to its end.

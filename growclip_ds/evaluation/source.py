@@ -1,4 +1,4 @@
-"""Where an evaluation set's files are: a folder, or addresses that are read through webdataset."""
+"""Location of an evaluation set's files: a folder, or URLs and commands that are read through webdataset."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from growclip_ds.data.addresses import open_address
 from growclip_ds.data.remote import is_remote
 from growclip_ds.errors import InputError
 
-_RETRIES_OF_OPTIONAL = 3  # of a command, for a file that a set may do without
-_NOT_FOUND = 127  # a shell's exit code, where there is no such program
+_RETRIES_OF_OPTIONAL = 3  # of a command, for a file that the set does not require
+_NOT_FOUND = 127  # a shell's exit code for a program that it does not find
 _HUB = r"https://(?:[^/@]+@)?huggingface\.co/datasets/[^/]+/[^/]+"
-_HUB_FILES = "/resolve/main"  # under the address of a data set on the Hugging Face hub
+_HUB_FILES = "/resolve/main"  # appended to the URL of a data set on the Hugging Face hub
 
 
 @dataclass(frozen=True)
 class Source:
-    """A set's files.
+    """Access to a set's files.
 
     Attributes:
-        location: a folder; an address (`https://…`, `gs://…`), to which a file's path is appended; or a command
-            (`pipe:aws s3 cp s3://sets/food/{} -`), in which it takes the place of `{}`. The address of a data set's
-            page on the Hugging Face hub stands for its files.
+        location: a folder; a URL (`https://…`, `gs://…`), to which a file's path is appended; or a command
+            (`pipe:aws s3 cp s3://sets/food/{} -`), in which the path replaces `{}`. The URL of a data set's page on the
+            Hugging Face hub stands for its files.
     """
 
     location: str
@@ -41,7 +41,7 @@ class Source:
         return is_remote(self.location)
 
     def address(self, path: str) -> str:
-        """Of one of the set's files, by its path in the set."""
+        """The local path, URL or command that reads one of the set's files, given its path within the set."""
         if not self.is_remote:
             return str(Path(self.location) / path)
         if self.location.startswith("pipe:"):
@@ -52,12 +52,12 @@ class Source:
         return f"{folder.replace('/tree/', '/resolve/', 1)}/{path}"
 
     def read(self, path: str, is_required: bool = True) -> str | None:
-        """A text file's content; None if there is no such file.
+        """The content of a text file; None if there is no such file.
 
         Args:
             path: the file's path within the set.
-            is_required: whether a set needs it. What a command does not give, again and again, is an error then, and
-                else taken for missing: why a command fails is not known.
+            is_required: whether the set needs the file. Why a command fails is unknown: if it keeps failing, a required
+                file is an error and an optional one is taken to be missing.
 
         Raises:
             InputError: the file cannot be read, or is not UTF-8.
@@ -82,11 +82,11 @@ def _content_of(path: str) -> bytes | None:
 
 
 def _fetch(address: str, is_required: bool) -> bytes | None:
-    """For the meaning of `is_required` and None see `Source.read`.
+    """The content of a remote file; for `is_required` and None see `Source.read`.
 
     Raises:
-        InputError: the program that fetches such addresses is not installed.
-        OSError: the file cannot be had.
+        InputError: the program that fetches such URLs is not installed.
+        OSError: the file cannot be fetched.
     """
     is_http = address.startswith("http")
     retries = remote_stream.RETRIES if is_http or is_required else _RETRIES_OF_OPTIONAL
@@ -100,14 +100,14 @@ def _fetch(address: str, is_required: bool) -> bytes | None:
                 return None
             if attempt == retries or remote_stream.is_refusal(error):
                 raise OSError(f"HTTP {error.code} {error.reason}") from None
-        except FileNotFoundError as error:  # of a command
+        except FileNotFoundError as error:  # the program that a URL's scheme needs
             raise InputError(
                 f"{address}: {error.filename}, which fetches it, is not installed; install it, or copy the set"
             ) from None
         except ValueError as error:
-            raise OSError(str(error)) from None  # no address
+            raise OSError(str(error)) from None  # not a URL
         except OSError as error:
-            status = getattr(stream, "status", None)  # of a command
+            status = getattr(stream, "status", None)  # a command's exit code
             if status == _NOT_FOUND:
                 raise OSError("a program of its command was not found") from None
             if attempt == retries:

@@ -15,20 +15,20 @@ from growclip_ds.evaluation.datasets import EvaluationSet
 from growclip_ds.files import write_json
 from growclip_ds.results import Result, result_from_json
 
-VERSION = 1  # of what the figures mean; results of another one are not taken
+VERSION = 1  # of the metrics' definitions; results of another version are ignored
 
 
 def folder_beside(weights: Path) -> Path:
-    """Where the results of weights in a folder are kept, unless another place is named."""
+    """The default folder for the results of a model, given the folder of its weights."""
     return weights.parent / "evaluation"
 
 
 def results_beside(weights: Path, digest: str) -> dict[str, Result]:
-    """What was kept beside a folder of weights, by set: in fp32, of sets called alike the latest.
+    """The results in fp32 that are stored beside a folder of weights, by set; of sets of the same name the latest.
 
     Args:
-        weights: the folder.
-        digest: of the weights; results of others that the folder has held are not taken.
+        weights: the folder of the weights.
+        digest: digest of the weights; results of other weights that the folder has held are ignored.
     """
     found: dict[str, Result] = {}
     for file in sorted(folder_beside(weights).glob("*.json"), key=_age):
@@ -38,7 +38,7 @@ def results_beside(weights: Path, digest: str) -> dict[str, Result]:
             if (of["version"], of["weights"], of["precision"]) == (VERSION, digest, "fp32"):
                 found[result.dataset] = result
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # no result, or a damaged one, which evaluation would compute again
+            continue  # not a result, or a damaged one, which an evaluation would recompute
     return found
 
 
@@ -48,13 +48,13 @@ def _age(file: Path) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class ResultStore:
-    """Results of one model.
+    """The stored results of one model.
 
     Attributes:
-        folder: where they are; may be shared by several models.
-        weights: digest of the model's weights,
-        tokenizer: and of its tokenizer.
-        precision: precision in which the model ran.
+        folder: folder of the results, which several models may share.
+        weights: digest of the model's weights.
+        tokenizer: digest of its tokenizer.
+        precision: precision in which the model is run.
     """
 
     folder: Path
@@ -63,13 +63,13 @@ class ResultStore:
     precision: str
 
     def file(self, dataset: EvaluationSet) -> Path:
-        """Where the result on a set is, or will be."""
+        """The file of the result on a set, whether or not it exists."""
         digest = hashlib.blake2b(json.dumps(self._key(dataset)).encode(), digest_size=6).hexdigest()
         name = re.sub(r"[^\w.-]", "_", dataset.name)
         return self.folder / f"{name}-{digest}.json"
 
     def load(self, dataset: EvaluationSet) -> Result | None:
-        """The result on a set; None if there is none of these weights and this very set, or its file is damaged."""
+        """The result on a set; None if there is none for this model and this very set, or its file is damaged."""
         try:
             stored = json.loads(self.file(dataset).read_text(encoding="utf-8"))
             return result_from_json(stored["result"]) if stored["of"] == self._key(dataset) else None
@@ -77,10 +77,10 @@ class ResultStore:
             return None
 
     def save(self, dataset: EvaluationSet, result: Result) -> None:
-        """Keeps the result on a set.
+        """Stores the result on a set.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the result cannot be written.
         """
         try:
             write_json(self.file(dataset), {"of": self._key(dataset), "result": result.to_json()})
@@ -88,10 +88,10 @@ class ResultStore:
             raise self._unwritable(error) from error
 
     def require_writable(self) -> None:
-        """Finds out before an evaluation whether its result can be kept.
+        """Checks, before an evaluation, that its results can be written.
 
         Raises:
-            InputError: it could not.
+            InputError: they cannot.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

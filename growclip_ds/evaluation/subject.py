@@ -1,4 +1,4 @@
-"""What is evaluated: a checkpoint, or a run's newest model, with its tokenizer."""
+"""The model to evaluate, a checkpoint or the latest model of a run, with its tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
 
-_SHARD = "*.safetensors"  # of a checkpoint in Hugging Face format
+_SHARD = "*.safetensors"  # weights of a checkpoint in Hugging Face format
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Subject:
     """A checkpoint to evaluate.
 
     Attributes:
-        folder: the folder with its weights.
-        run: the run that it belongs to, if any.
-        growth_step: the growth step that wrote it, if it says so.
-        architecture: the model's architecture; None if it is a CLIP in Hugging Face format.
+        folder: folder of the weights.
+        run: the run that the checkpoint belongs to; None if it belongs to none.
+        growth_step: number of the growth step that wrote the checkpoint; None if it does not say.
+        architecture: the model's architecture; None for a CLIP in Hugging Face format.
         digest: digest of the weights.
     """
 
@@ -42,14 +42,14 @@ class Subject:
 
     @property
     def _is_checkpoint(self) -> bool:
-        """Whether it is in this program's format."""
+        """Whether it is in the format of training checkpoints."""
         return (self.folder / INDEX).exists()
 
     def load(self) -> nn.Module:
         """The model, in fp32 on the CPU.
 
         Raises:
-            InputError: its weights are damaged, or it is a CLIP for pictures that are normalised otherwise.
+            InputError: its weights are damaged, or it is a CLIP whose images are normalised differently.
         """
         if self._is_checkpoint:
             return load_model(self.folder)
@@ -62,23 +62,24 @@ class Subject:
         return load_clip(self.folder)
 
     def tokenizer(self, named: str | None, sizes: ModelSizes, end_of_text: int) -> Tokenizer:
-        """The tokenizer of the model's captions.
+        """Loads the tokenizer for the model's captions.
 
         Args:
-            named: its folder or name; if None it is looked for beside the weights and in the run's folder.
-            sizes: of the model,
-            end_of_text: and its token for the end of text.
+            named: folder or name of the tokenizer; if None, it is searched for beside the weights and in the run's
+                folder.
+            sizes: sizes of the model.
+            end_of_text: id of the model's end-of-text token.
 
         Raises:
-            InputError: there is none, or it is another model's.
+            InputError: there is no tokenizer, or it belongs to another model.
         """
         name = named or self._own_tokenizer()
         tokenizer = load_tokenizer(name, sizes.context_length)
         if tokenizer.vocab_size > sizes.vocab_size or tokenizer.end_of_text != end_of_text:
             raise InputError(
-                f"tokenizer {name} has {tokenizer.vocab_size} tokens, the end of text being {tokenizer.end_of_text}; "
-                f"the model of {self.folder} has {sizes.vocab_size}, and {end_of_text}: name the tokenizer that it was "
-                "trained with (--tokenizer)"
+                f"tokenizer {name} has {tokenizer.vocab_size} tokens and end-of-text token {tokenizer.end_of_text}, "
+                f"but the model in {self.folder} has {sizes.vocab_size} and {end_of_text}; "
+                "name the tokenizer that it was trained with (--tokenizer)"
             )
         return tokenizer
 
@@ -96,14 +97,15 @@ class Subject:
 
 
 def find_subject(path: Path | str, step: int | None = None) -> Subject:
-    """The checkpoint in a folder, or that of a run's growth step.
+    """Finds the checkpoint in a folder, or the one of a run's growth step.
 
     Args:
-        path: of a checkpoint, a phase of a run, a run, or a model in Hugging Face format, CLIP or exported.
-        step: the run's growth step; its newest trained one if None.
+        path: folder of a checkpoint, of a phase of a run, of a run, or of a model in Hugging Face format, which may be
+            a CLIP or an exported model.
+        step: growth step of the run; the latest trained one if None.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is no checkpoint, or it is damaged.
     """
     path = Path(path)
     if (path / INDEX).exists() or (path / "weights" / INDEX).exists():
@@ -125,18 +127,18 @@ def find_subject(path: Path | str, step: int | None = None) -> Subject:
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder holds a model as `transformers` saves one, of whatever type."""
+    """Whether a folder holds a model of any type, as saved by `transformers`."""
     return (folder / "config.json").exists() and any(folder.glob(_SHARD))
 
 
 def nothing_there(path: Path) -> str:
-    """What is wrong with a path that leads to no model, and what to give instead."""
+    """What is wrong with a path that holds no model, and what to give instead, for messages."""
     if trained := [folder for folder in (path / phase for phase in Phase) if (folder / "weights" / INDEX).exists()]:
         return f"is a growth step of a run; give the run, or one of its phases, such as {trained[-1]}"
     if (path / "config.json").exists():
         return "has a config.json, but no *.safetensors; copy the folder again, or save the model as safetensors"
     problem = "holds no checkpoint and no run" if path.is_dir() else "is not a folder"
-    return f"{problem}; give a folder with {INDEX}, a run's, or a model's in Hugging Face format"
+    return f"{problem}; give a folder with {INDEX}, the folder of a run, or a model in Hugging Face format"
 
 
 def _of_checkpoint(folder: Path) -> Subject:
@@ -149,16 +151,16 @@ def _of_checkpoint(folder: Path) -> Subject:
 
 
 def digest_of_weights(checkpoint: Checkpoint) -> str:
-    """Of the model's weights in a checkpoint, by which results are known to be theirs.
+    """Digest of the model's weights in a checkpoint, which identifies their results.
 
     Raises:
-        InputError: it is of no model.
+        InputError: the checkpoint holds no model.
     """
     return checkpoint.digest(sorted(checkpoint.spec.shapes))
 
 
 def _trained_step(run: RunFolder, step: int | None) -> Path:
-    """The weights of a growth step's model."""
+    """The folder of the weights of a growth step's model; see `find_subject` for `step`."""
     names = (folder.name.removeprefix("step_") for folder in run.path.glob("step_*"))
     numbers = sorted(int(name) for name in names if name.isdecimal())
     trained = [number for number in numbers if (run.weights(number, Phase.TRAIN) / INDEX).exists()]
@@ -166,8 +168,8 @@ def _trained_step(run: RunFolder, step: int | None) -> Path:
     wanted = step or max([*trained, *finished], default=0)
     if wanted in finished and wanted not in trained:
         raise InputError(
-            f"{run.path}: growth step {wanted} is finished, but its weights are not there "
-            f"({run.weights(wanted, Phase.TRAIN) / INDEX}); copy them from where the run was made"
+            f"{run.path}: growth step {wanted} is finished, but its weights are missing "
+            f"({run.weights(wanted, Phase.TRAIN) / INDEX}); copy them from where the run was trained"
             + (f", or use another step (--step {', '.join(map(str, trained))})" if trained else "")
         )
     if not trained:
@@ -178,7 +180,7 @@ def _trained_step(run: RunFolder, step: int | None) -> Path:
 
 
 def _digest_of_files(folder: Path) -> str:
-    """Of the weights and configuration of a checkpoint in Hugging Face format."""
+    """Digest of the weights and the configuration of a checkpoint in Hugging Face format."""
     digest = hashlib.blake2b(digest_size=16)
     for file in [folder / "config.json", *sorted(folder.glob(_SHARD))]:
         with file.open("rb") as stream:
@@ -187,7 +189,7 @@ def _digest_of_files(folder: Path) -> str:
 
 
 def digest_of_tokenizer(tokenizer: Tokenizer) -> str:
-    """Of all that decides which ids a text becomes."""
+    """Digest of everything that determines the ids of a text."""
     state = json.dumps(tokenizer.__getstate__(), sort_keys=True)
     return hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
 
@@ -196,8 +198,8 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     """The device to evaluate on.
 
     Args:
-        name: `cpu`, `cuda`, or `auto`: a GPU where there is one.
-        local_rank: rank of this process on its machine, the index of the GPU that it uses.
+        name: `cpu`, `cuda`, or `auto`, which takes a GPU if there is one.
+        local_rank: rank of this process on its machine, which is the index of its GPU.
 
     Raises:
         InputError: there is no such GPU.

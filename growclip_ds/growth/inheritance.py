@@ -1,6 +1,6 @@
 """Parameter inheriting with momentum (PIM, Section 3.3): the weights a grown model starts from.
 
-Works on one tensor at a time: read the old tensor, blend, hand it on. A model is never held twice.
+Tensors are processed one at a time (read the old one, blend, hand it on), so a model is never in memory twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.initial import initial_tensor, is_vector
 from growclip_ds.model.layers import leading_slice
 
-CHUNK = 1 << 18  # elements that are blended at a time
+CHUNK = 1 << 18  # elements blended at a time
 
 STACKS = {
     "image.stem.layers": "conv_layers",
@@ -45,13 +45,13 @@ class PIM:
     blend_vectors: bool = False
 
     def blend(self, old: Tensor, drawn: Tensor, vector: bool) -> Tensor:
-        """ω = β · ω_old + γ · ω_rand (Eq. 5 and 8); a norm, a bias or the temperature stays ω_old."""
+        """ω = β · ω_old + γ · ω_rand (Eq. 5 and 8); a vector stays ω_old, unless `blend_vectors` is set."""
         if vector and not self.blend_vectors:
             return old
         return self.beta * old + self.gamma * drawn
 
     def left_out(self) -> PIM:
-        """Without the momentum: nothing shrinks, nothing is added (Table 5)."""
+        """The ablation of momentum: old weights are neither scaled nor perturbed (Table 5)."""
         return replace(self, beta=1.0, gamma=0.0)
 
 
@@ -67,13 +67,13 @@ def inherited_tensor(
     """One tensor of the grown model, in fp32 on the CPU.
 
     Args:
-        name: the tensor's name in the new model.
-        shape: its shape there.
+        name: name of the tensor in the new model.
+        shape: its shape in the new model.
         old: the architecture to grow from.
         new: the architecture to grow to.
-        read: gives a tensor of the old model by name; larger ones (a supernet's) are cut to the new shape.
-        pim: how old and new are blended.
-        seed: seed of the random draw, together with the name.
+        read: returns a tensor of the old model by name; larger ones (a supernet's) are cut to the new shape.
+        pim: how old and random weights are blended.
+        seed: seed of the random weights, combined with the name.
     """
     vector = is_vector(name)
     fresh = 1.0 if vector else pim.fresh
@@ -84,7 +84,7 @@ def inherited_tensor(
     inherited = read(source)
     common = tuple(map(min, inherited.shape, shape))
     grown[common[0] :].mul_(fresh)
-    # Rows at a time: a tensor is then in memory twice, old and new, and not four times.
+    # In blocks of rows, so that a tensor is in memory twice, old and new, and not four times.
     rows = max(1, CHUNK * shape[0] // math.prod(shape))
     old_rows = leading_slice(inherited, common).split(rows)
     for drawn, source_rows in zip(grown[: common[0]].split(rows), old_rows, strict=True):
@@ -103,7 +103,7 @@ def inherited_tensors(
     pim: PIM,
     seed: int | str,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the grown model with its name, one at a time, in the order of `parameter_shapes`."""
+    """Yields every tensor of the grown model with its name, one at a time, in the order of `parameter_shapes`."""
     for name, shape in new.parameter_shapes(sizes).items():
         yield name, inherited_tensor(name, shape, old, new, read, pim, seed)
 
@@ -111,16 +111,18 @@ def inherited_tensors(
 def inherit(
     old_model: GrowCLIP, architecture: Architecture, beta: float = 0.3, gamma: float = 0.001, seed: int = 0
 ) -> GrowCLIP:
-    """A model of a larger or equal architecture, initialised from the old one (Eq. 5 and 8), of its type and device.
+    """A model of a larger or equal architecture, initialised from the old one (Eq. 5 and 8), with its dtype and device.
 
-    Added layers copy the last ones; rows of new heads and channels are drawn anew, at full scale; norms, biases and
-    the temperature stay as they are.
+    Added layers copy the last ones; rows of new heads and channels are random, at full scale; norms, biases and the
+    temperature are copied.
 
     Raises:
         ValueError: the architecture is smaller than the old model's in some dimension.
     """
     if not architecture.covers(old_model.architecture):
-        raise ValueError(f"a model grows: {architecture} is smaller than {old_model.architecture} in some dimension")
+        raise ValueError(
+            f"a model can only grow, but {architecture} is smaller than {old_model.architecture} in some dimension"
+        )
     weights = dict(old_model.named_parameters())
     model = old_model.empty_like(architecture).to(old_model.logit_scale)
     with torch.no_grad():
@@ -132,10 +134,10 @@ def inherit(
 
 
 def _source_name(name: str, old: Architecture, new: Architecture) -> str | None:
-    """The old model's tensor that this one inherits from, or None if there is none.
+    """The name of the old model's tensor that a tensor inherits from; None if there is none.
 
-    Of k added layers, each inherits from the layer k before it: they copy the last k in order. A stack with fewer
-    than k is repeated.
+    Of k added layers, each inherits from the layer k before it: they copy the last k in order. A stack of fewer than k
+    layers is repeated.
     """
     for stack, dimension in STACKS.items():
         if name.startswith(stack + "."):

@@ -8,16 +8,16 @@ from growclip_ds.config.config import Config
 
 
 class Phase(StrEnum):
-    """A part of a growth step that is trained on its own; here in the order in which a step runs them."""
+    """A separately trained part of a growth step; members are in the order in which a step runs them."""
 
-    FINETUNE = "finetune"  # phase 1 of Section 3.4: the supernet as a whole
-    SELECTION = "selection"  # phase 2: the supernet by sampled subnets, then a candidate is chosen
-    SEARCH = "search"  # the same from scratch, of NAS
-    TRAIN = "train"  # phase 3: the model of the growth step
+    FINETUNE = "finetune"  # phase 1 of Section 3.4: trains the supernet as a whole
+    SELECTION = "selection"  # phase 2: trains the supernet by sampled subnets, then selects a candidate
+    SEARCH = "search"  # the same from scratch, for NAS
+    TRAIN = "train"  # phase 3: trains the model of the growth step
 
 
 def phase_epochs(config: Config, step: int) -> dict[Phase, int]:
-    """The phases of a growth step in order, each with its passes over the step's data."""
+    """The phases of a growth step in order, each with its number of epochs over the step's data."""
     epochs = config.epochs
     grown = {Phase.FINETUNE: epochs.supernet, Phase.SELECTION: epochs.selection, Phase.TRAIN: epochs.selected}
     total = epochs.first if step == 1 else sum(grown.values())

@@ -15,9 +15,9 @@ class Candidate:
 
     Attributes:
         architecture: its architecture.
-        parameters: P(ψ), without the temperature.
+        parameters: P(ψ), number of parameters without the temperature.
         accuracy: A(ψ) in percent.
-        metric: Eq. 7.
+        metric: value of Eq. 7.
     """
 
     architecture: Architecture
@@ -45,10 +45,10 @@ def composite_metric(
 
     Args:
         accuracy: A(ψ), zero-shot top-1 in percent.
-        parameters: P(ψ), of the candidate.
-        supernet_parameters: P(Ψ).
-        previous_samples: N^{t-1}, samples of the growth step before.
-        samples: N^t, samples of this growth step.
+        parameters: P(ψ), number of parameters of the candidate.
+        supernet_parameters: P(Ψ), number of parameters of the supernet.
+        previous_samples: N^{t-1}, number of samples of the previous growth step.
+        samples: N^t, number of samples of this growth step.
         alpha: weight of the second term, which prefers small models, less so the more the data has grown.
     """
     return accuracy + alpha * previous_samples / samples * supernet_parameters / parameters
@@ -62,12 +62,12 @@ def rank_candidates(
     samples: int,
     alpha: float,
 ) -> list[Candidate]:
-    """Every candidate with its value by Eq. 7, best first.
+    """Every candidate with its value of Eq. 7, best first.
 
     Args:
         accuracies: A(ψ) of every candidate, in percent.
-        count: parameters of an architecture.
-        supernet: Ψ.
+        count: returns an architecture's number of parameters.
+        supernet: Ψ, the supernet's architecture.
         previous_samples, samples, alpha: see `composite_metric`.
     """
     whole = count(supernet)
@@ -80,5 +80,5 @@ def rank_candidates(
 
 
 def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates by their value of Eq. 7; of equals the one with fewer parameters first."""
+    """The candidates in descending order of Eq. 7; of equal ones, the one with fewer parameters comes first."""
     return sorted(candidates, key=lambda candidate: (-candidate.metric, candidate.parameters, candidate.architecture))

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class GrowthSpace:
-    """The architectures that a model may grow into, smallest first in the order of their six integers.
+    """The architectures that a model may grow into, in the lexicographic order of their six integers.
 
     Attributes:
         base: the architecture to grow from.
-        candidates: what it may become.
+        candidates: the architectures that it may grow into, itself included.
         supernet: Ψ, the smallest architecture that covers every candidate.
 
     Args:
@@ -68,10 +68,10 @@ class GrowthSpace:
         return len(self.candidates)
 
     def within(self, max_parameters: int, count: Callable[[Architecture], int]) -> GrowthSpace:
-        """The space without the candidates that `count` finds to have more than `max_parameters`.
+        """The space restricted to candidates of at most `max_parameters`, as counted by `count`.
 
         Raises:
-            ValueError: the base itself is beyond the limit.
+            ValueError: the base itself exceeds the limit.
         """
         if count(self.base) > max_parameters:
             raise ValueError(
@@ -83,7 +83,7 @@ class GrowthSpace:
         return space
 
     def sample(self, generator: torch.Generator | None = None) -> Architecture:
-        """One candidate, each equally likely (Eq. 6 by Monte Carlo)."""
+        """A uniformly random candidate (Eq. 6 by Monte Carlo)."""
         return self.candidates[int(torch.randint(len(self.candidates), (), generator=generator))]
 
 
@@ -92,11 +92,11 @@ def growth_space(config: Config, base: Architecture, count: Callable[[Architectu
 
     Args:
         config: the run's configuration.
-        base: that model's architecture.
-        count: parameters of an architecture, which `growth.max_parameters` limits.
+        base: the architecture to grow from.
+        count: returns an architecture's number of parameters, which `growth.max_parameters` limits.
 
     Raises:
-        ValueError: the base itself is beyond the limit.
+        ValueError: the base itself exceeds the limit.
     """
     space = unlimited_growth_space(config, base)
     limit = config.growth.max_parameters
@@ -110,9 +110,9 @@ def require_base_within_limit(
 
     Args:
         config: the run's configuration.
-        base: the architecture that it grows from.
-        count: parameters of an architecture.
-        name: what has that architecture, for the message.
+        base: the architecture to grow from.
+        count: returns an architecture's number of parameters.
+        name: what has the base architecture, for the message.
 
     Raises:
         InputError: `base` exceeds `growth.max_parameters`.
@@ -125,7 +125,7 @@ def require_base_within_limit(
 
 
 def unlimited_growth_space(config: Config, base: Architecture) -> GrowthSpace:
-    """As `growth_space`, with the candidates that are beyond `growth.max_parameters`."""
+    """As `growth_space`, including the candidates that exceed `growth.max_parameters`."""
     growth, only = config.growth, config.ablation.grow_only
     frozen = growth.frozen if only is None else {name for name, _ in base.items()} - {only}
     return GrowthSpace(base, growth.conv_step, growth.block_step, growth.head_step, frozen)

@@ -1,6 +1,6 @@
 """Every candidate's features from the supernet's weights, for growth architecture selection (Section 3.4).
 
-Candidates with the same leading layers share the computation: all 64 cost a few passes over the images, not 64.
+Candidates with the same leading layers share their computation: all 64 cost a few passes over the images, not 64.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from growclip_kernels.packed_attention import Sequences
 
 
 class SupernetEncoder:
-    """Encodes pictures and captions as every candidate does, with the supernet's weights and shared prefixes.
+    """Encodes images and captions with every candidate, from the supernet's weights and with shared prefixes.
 
-    A candidate encoder for `growclip_ds.evaluation`. Features that several candidates have in common are one tensor
-    in the lists returned.
+    A `CandidateEncoder` for `growclip_ds.evaluation`. Features that several candidates have in common are one tensor
+    object in the lists returned.
 
     Args:
-        model: the supernet, or a model that is its own only candidate; may be sharded by ZeRO 3, so all ranks make the
-            same calls.
-        candidates: what to evaluate, each covered by the model.
+        model: the supernet, or a model that is its own only candidate. It may be sharded by ZeRO 3, so all ranks make
+            the same calls.
+        candidates: the architectures to evaluate, each covered by the model.
     """
 
     def __init__(self, model: GrowCLIP, candidates: Sequence[Architecture]) -> None:
@@ -81,7 +81,7 @@ def _through_shared_block(modality: str, sequences: Sequences) -> Layer:
 
 
 def _group(candidates: Iterable[Architecture], dimension: str) -> list[tuple[int, list[Architecture]]]:
-    """The candidates by their value in one dimension, smallest first."""
+    """Groups the candidates by their value in one dimension, smallest first."""
     groups: dict[int, list[Architecture]] = {}
     for candidate in sorted(candidates, key=attrgetter(dimension)):
         groups.setdefault(getattr(candidate, dimension), []).append(candidate)
@@ -91,7 +91,7 @@ def _group(candidates: Iterable[Architecture], dimension: str) -> list[tuple[int
 def _exits(
     layers: nn.ModuleList, x: Tensor, candidates: Iterable[Architecture], dimension: str, run: Layer
 ) -> Iterator[tuple[list[Architecture], Tensor]]:
-    """Runs the layers once, and stops on the way where candidates end: yields them and the stream there."""
+    """Runs the layers once, and yields, at each depth where candidates end, these candidates and the stream."""
     done = 0
     for depth, leaving in _group(candidates, dimension):
         for layer in layers[done:depth]:
@@ -108,7 +108,7 @@ def _finish(
     pick: Callable[[Tensor], Tensor],
     head: Head,
 ) -> dict[Architecture, Tensor]:
-    """From the end of a tower, (T, d), to the features (n, e) of all candidates that share it."""
+    """The features (n, e) of candidates that share the output of a tower, `stream`, (T, d)."""
     features: dict[Architecture, Tensor] = {}
     alone = [candidate for candidate in candidates if not candidate.shared_blocks]
     if alone:
@@ -122,4 +122,4 @@ def _finish(
 
 
 def _features(head: Head, x: Tensor) -> Tensor:
-    return F.normalize(head(x).float(), dim=-1)  # again: in low precision the head rounds what it has normalised
+    return F.normalize(head(x).float(), dim=-1)  # again: in low precision the head rounds its normalised output

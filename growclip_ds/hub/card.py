@@ -18,11 +18,11 @@ def model_card(name: str, provenance: Provenance, licence: str, parameters: int,
     """The text of README.md.
 
     Args:
-        name: the model's name, that of the folder.
-        provenance: what is known of its training.
+        name: name of the model, which is the folder's.
+        provenance: what is known of the model's training.
         licence: licence of the weights, as the hub's identifier.
         parameters: number of parameters, without the temperature.
-        is_growclip: whether it is a GrowCLIP, and not a CLIP of fixed size.
+        is_growclip: whether the model is a GrowCLIP rather than a CLIP of fixed size.
     """
     sections = [
         f"---\n{_header(name, provenance, licence, is_growclip)}\n---",
@@ -106,7 +106,7 @@ def _evaluation(provenance: Provenance) -> Iterator[str]:
         yield "Zero-shot classification, percent:"
         yield _classification(classification)
     if retrieval:
-        yield "Zero-shot retrieval, percent (i→t: captions of a picture, t→i: pictures of a caption):"
+        yield "Zero-shot retrieval, percent (i→t: image to text, t→i: text to image):"
         yield _retrieval(retrieval)
 
 
@@ -118,7 +118,7 @@ def _classification(results: Sequence[ClassificationResult]) -> str:
     averages = mean(results)
     if averages is not None and len(results) > 1:
         rows.append((f"mean of {len(results)}", "", *(f"{averages[figure]:.1f}" for figure in FIGURES)))
-    return _table(("set", "pictures", "top-1", "top-5", "mean per class"), rows)
+    return _table(("set", "images", "top-1", "top-5", "mean per class"), rows)
 
 
 def _retrieval(results: Sequence[RetrievalResult]) -> str:
@@ -128,7 +128,7 @@ def _retrieval(results: Sequence[RetrievalResult]) -> str:
         recalls = (*result.image_to_text.values(), *result.text_to_image.values())
         counts = (f"{result.pictures:,}", f"{result.captions:,}")
         rows.append((result.dataset, *counts, *(f"{recall:.1f}" for recall in recalls)))
-    return _table(("set", "pictures", "captions", *heads), rows)
+    return _table(("set", "images", "captions", *heads), rows)
 
 
 def _use(name: str, is_growclip: bool) -> str:
@@ -151,8 +151,8 @@ or `pipeline("zero-shot-image-classification", model=folder{trust})`."""
     if not is_growclip:
         return code
     return (
-        f"With transformers 5:\n\n{code} With `import growclip_ds` before, `trust_remote_code` can be left out. "
-        "`get_image_features` and `get_text_features` give `pooler_output`, L2-normalised."
+        f"With transformers 5:\n\n{code} After `import growclip_ds`, `trust_remote_code` can be omitted. "
+        "`get_image_features` and `get_text_features` return the features as `pooler_output`, L2-normalised."
     )
 
 
@@ -162,7 +162,7 @@ def _licence(licence: str, is_growclip: bool) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table, the first column aligned to the left."""
+    """A Markdown table whose first column is left-aligned, and the others right-aligned."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
 

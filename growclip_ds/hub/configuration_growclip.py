@@ -8,22 +8,21 @@ from transformers import PretrainedConfig
 
 
 class GrowCLIPConfig(PretrainedConfig):
-    """What it takes to build a `GrowCLIPModel`.
+    """Configuration of a `GrowCLIPModel`.
 
     Args:
         conv_layers: l^I, convolutional layers of the image stem beyond its first.
         image_blocks: b^I, transformer blocks of the image encoder.
-        image_heads: h^I, attention heads of the image encoder; its width is 64 a head.
+        image_heads: h^I, attention heads of the image encoder; its width is 64 per head.
         text_blocks: b^T, transformer blocks of the text encoder.
-        text_heads: h^T, attention heads of the text encoder.
+        text_heads: h^T, attention heads of the text encoder; its width is 64 per head.
         shared_blocks: b^S, transformer blocks that both modalities pass through.
-        vocab_size: tokens of the tokenizer.
-        context_length: most tokens of a caption, start and end of text included.
-        image_size: side of the square pictures in pixels, a multiple of 16.
-        embed_dim: width of the space in which pictures and captions are compared.
-        end_of_text: id of the token whose feature stands for the caption; the largest of the vocabulary if None.
-        growth: the growth steps that the model has been through, each with its number, architecture, parameters and
-            samples; empty where that is not known.
+        vocab_size: number of tokens in the vocabulary.
+        context_length: maximum number of tokens per caption, start and end of text included.
+        image_size: side of the square images in pixels, a multiple of 16.
+        embed_dim: width of the embedding space in which images and captions are compared.
+        end_of_text: id of the token whose feature represents the caption; the largest id of the vocabulary if None.
+        growth: the model's growth steps, each with its number, architecture, parameters and samples; empty if unknown.
     """
 
     model_type = "growclip"

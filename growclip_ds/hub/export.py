@@ -28,7 +28,7 @@ from growclip_ds.hub.image_processing_growclip import GrowCLIPImageProcessor
 from growclip_ds.hub.provenance import Provenance
 from growclip_ds.model.growclip import GrowCLIP
 
-MAX_SHARD_BYTES = 5_000_000_000  # of a weights file, the hub's advice
+MAX_SHARD_BYTES = 5_000_000_000  # per weights file, as the hub recommends
 
 _CODE = (configuration_growclip, modeling_growclip, image_processing_growclip)
 _CODE_FILES = {Path(str(module.__file__)).name: Path(str(module.__file__)) for module in _CODE}
@@ -57,22 +57,22 @@ def export(
     """Writes a model as a folder that `transformers` loads.
 
     Args:
-        model: a GrowCLIP, or a FixedCLIP, of which a folder of `transformers`' own `CLIPModel` is made; in fp32.
-        tokenizer: the tokenizer of its captions.
-        output: the new folder.
-        provenance: for the model card; nothing is known if None.
+        model: the model in fp32: a GrowCLIP, or a FixedCLIP, which is exported as `transformers`' own `CLIPModel`.
+        tokenizer: the tokenizer of the model's captions.
+        output: the folder to create.
+        provenance: what is known of the model's training, for the model card; None if nothing is.
         licence: licence of the weights, as the hub's identifier.
         replace: whether to replace an earlier export.
-        max_shard_bytes: maximum size of a weights file; larger models get several and an index.
+        max_shard_bytes: maximum size of a weights file; larger models are split into several, with an index.
 
     Raises:
-        InputError: the folder is there, with `replace` as something else than an export, or cannot be written.
+        InputError: the folder exists (with `replace`: and is not an export), or cannot be written.
     """
     output = output.absolute()
     check_output(output, replace)
     partial = output.with_name(f".{output.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of an export that was interrupted
+        shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted export
         partial.mkdir(parents=True)
         _write_all(partial, output.name, model, tokenizer, provenance or Provenance(), licence, max_shard_bytes)
         _appear(partial, output)
@@ -83,15 +83,15 @@ def export(
 
 
 def check_output(output: Path, replace: bool) -> None:
-    """Checks that an export may be written to a place.
+    """Checks that an export may be written to a folder.
 
     Raises:
-        InputError: something is there that is not to be replaced.
+        InputError: something exists there that must not be replaced.
     """
     try:
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return
-    except OSError as error:  # a name that is too long
+    except OSError as error:  # such as a name that is too long
         raise InputError(f"{output} cannot be written ({error.strerror}); name another folder") from error
     if not replace:
         raise InputError(f"{output} exists already; name another folder, or replace it (--force)")
@@ -117,8 +117,8 @@ def _write_all(
     if isinstance(model, GrowCLIP):
         _write_config(folder, _growclip_config(model, provenance))
         image_processor = GrowCLIPImageProcessor(size={"shortest_edge": size}, image_mean=MEAN, image_std=STD).to_dict()
-        # Which class it is, config.json says: were it said here, `pipeline` would look for one of videos beside it, and
-        # ask whether to trust that.
+        # config.json names the class. If it were named here too, `pipeline` would also look for a video processor, and
+        # ask whether to trust its code.
         del image_processor["image_processor_type"]
         write_json(folder / "preprocessor_config.json", image_processor)
         for file in _CODE_FILES.values():
@@ -171,7 +171,7 @@ def _clip_image_processor(size: int) -> dict[str, Any]:
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes the tokenizer so that `transformers` makes of a caption what training did."""
+    """Writes the tokenizer so that `transformers` tokenizes captions exactly as in training."""
     tokenizer.save(folder)
     config_file, file = folder / "tokenizer_config.json", folder / "tokenizer.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -208,7 +208,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes:
 
 
 def _shards(tensors: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:
-    """Tensors in their order, files of at most so many bytes; a larger tensor has a file of its own."""
+    """Splits tensors, in order, into files of at most `most` bytes; a larger tensor gets a file of its own."""
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors.items():
@@ -221,7 +221,7 @@ def _shards(tensors: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tens
 
 
 def _appear(partial: Path, output: Path) -> None:
-    """Puts the finished folder into its place; what is there stays until then, and comes back if that fails."""
+    """Moves the finished folder into place; an earlier one stays until then, and is restored if the move fails."""
     if not output.exists():
         partial.replace(output)
         return

@@ -1,4 +1,4 @@
-"""Pictures to a GrowCLIP's input: the pixels that evaluation has, by Pillow and NumPy alone."""
+"""GrowCLIP's image processor: the same pixels as in evaluation, using only Pillow and NumPy."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 
-_ORIENTATION = 0x0112  # EXIF's tag
-_FORMATS = {3: "H", 4: "I"}  # TIFF's types SHORT and LONG
+_ORIENTATION = 0x0112  # EXIF tag
+_FORMATS = {3: "H", 4: "I"}  # `struct` formats of the TIFF types SHORT and LONG
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -23,17 +23,17 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LONGEST = 4  # beyond so many times its short side, only the part of a picture that is kept is resized
+_LONGEST = 4  # beyond this aspect ratio, only the part of an image that is kept is resized
 
 
 class GrowCLIPImageProcessor(BaseImageProcessor):
-    """CLIP's preprocessing: short side to the model's size (bicubic, antialiased), centre crop, mean and deviation.
+    """CLIP's preprocessing: resize the short side to the model's size (bicubic, antialiased), centre crop, normalise.
 
-    Sizes and positions are rounded as in torchvision. EXIF orientation is applied; what is transparent becomes white.
+    Sizes and positions are rounded as in torchvision. EXIF orientation is applied; transparent areas become white.
 
     Args:
-        size: `{"shortest_edge": side of the square}`.
-        image_mean, image_std: a channel, of pictures in [0, 1].
+        size: `{"shortest_edge": side of the square in pixels}`.
+        image_mean, image_std: mean and standard deviation per channel, of pixels in [0, 1].
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class GrowCLIPImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
 
     def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
-        """One picture or several -> `pixel_values`, (n, 3, S, S) float32.
+        """One or several images -> `pixel_values`, (n, 3, S, S) float32.
 
         Args:
-            images: Pillow's pictures, or uint8 arrays or tensors, (h, w), (h, w, 3) or (3, h, w), or addresses of
-                files, of which `transformers` ignores transparency.
+            images: Pillow images; uint8 arrays or tensors, (h, w), (h, w, 3) or (3, h, w); or paths or URLs of files,
+                whose transparency `transformers` ignores.
             return_tensors: "pt" or "np"; a list of arrays if None.
 
         Raises:
-            ValueError: an array is none of a picture.
+            ValueError: an array does not have the type or the shape of an image.
         """
         size = self.size["shortest_edge"]
         squares = [_square(_picture(image), size) for image in make_flat_list_of_images(self.fetch_images(images))]
@@ -68,7 +68,7 @@ class GrowCLIPImageProcessor(BaseImageProcessor):
 
 
 def _picture(image: Any) -> Image.Image:
-    """An upright RGB picture."""
+    """Converts an input to an upright RGB image."""
     if isinstance(image, Image.Image):
         return _rgb(image)
     array = image.cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
@@ -94,7 +94,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(exif: bytes) -> int:
-    """What EXIF alone states, as in training; Pillow's `getexif` also looks in XMP, and raises on damaged EXIF."""
+    """The orientation in EXIF alone, as in training; Pillow's `getexif` also reads XMP, and raises on damaged EXIF."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
@@ -107,12 +107,12 @@ def _orientation(exif: bytes) -> int:
             if tag == _ORIENTATION and kind in _FORMATS:
                 return struct.unpack_from(order + _FORMATS[kind], tiff, place + 8)[0]
     except struct.error:
-        pass  # cut off
+        pass  # truncated EXIF
     return 1
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:
-    """The centre of the picture, (size, size, 3) uint8."""
+    """The resized centre crop of an image, (size, size, 3) uint8."""
     width, height = image.size
     wide, left = _resized(width, min(width, height), size)
     high, top = _resized(height, min(width, height), size)
@@ -125,6 +125,6 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _resized(side: int, short: int, size: int) -> tuple[int, int]:
-    """A side's length after the resize, and where the crop begins on it."""
+    """The length of a side after resizing, and the crop's offset along it."""
     length = size if side == short else int(size * side / short)
     return length, round((length - size) / 2)

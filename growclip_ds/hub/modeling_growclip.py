@@ -1,7 +1,7 @@
-"""GrowCLIP as a `transformers` model: one architecture, padded captions, CLIP's calls and outputs.
+"""GrowCLIP as a `transformers` model: one architecture, padded captions, CLIP's interface and outputs.
 
-Tensors have the names and shapes that they have in a training checkpoint, and the features are the same. There is no
-dropout, so training and evaluation mode are one.
+Tensors have the same names and shapes as in a training checkpoint, and the features are the same. There is no dropout,
+so training and evaluation mode do not differ.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ HEAD_WIDTH = 64
 MLP_RATIO = 4
 STEM_CHANNELS = 64
 NORM_GROUPS = 8
-PATCH_SIZE = 8  # of the patch embedding, behind a stride-2 convolution
+PATCH_SIZE = 8  # of the patch embedding, after a stride-2 convolution
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 
 class GrowCLIPConvNorm(nn.Module):
-    """GELU(norm(3 × 3 convolution)), no bias in the convolution."""
+    """GELU(norm(3 × 3 convolution)); the convolution has no bias."""
 
     def __init__(self, channels_in: int, stride: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class GrowCLIPConvNorm(nn.Module):
 
 
 class GrowCLIPStem(nn.Module):
-    """A stride-2 convolution, `conv_layers` residual ones, and the patch embedding."""
+    """A stride-2 convolution, `conv_layers` residual convolutions, and the patch embedding."""
 
     def __init__(self, conv_layers: int, width: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class GrowCLIPStem(nn.Module):
 
 
 class GrowCLIPImageEmbedding(nn.Module):
-    """Puts the class token before the patches and adds positions."""
+    """Prepends the class token to the patches and adds position embeddings."""
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class GrowCLIPImageEmbedding(nn.Module):
 
 
 class GrowCLIPTextEmbedding(nn.Module):
-    """Token embeddings plus positions."""
+    """Token embeddings plus position embeddings."""
 
     def __init__(self, vocab_size: int, context_length: int, width: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class GrowCLIPBlock(nn.Module):
 
 
 class GrowCLIPSharedBlock(nn.Module):
-    """A block whose every weight is shared between the modalities, except the norms. Captions stay causal in it."""
+    """A block whose weights are shared between the modalities, except the norms. Captions keep causal attention."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class GrowCLIPTextEncoder(nn.Module):
 
 
 class GrowCLIPSharedEncoder(nn.Module):
-    """The encoder of both modalities; a stream narrower than it enters with its missing channels zero."""
+    """The encoder of both modalities; the narrower stream is zero-padded to its width."""
 
     def __init__(self, config: GrowCLIPConfig) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class GrowCLIPSharedEncoder(nn.Module):
         self.blocks = _blocks(GrowCLIPSharedBlock, self.width, config.shared_blocks)
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
-        """(n, length, d) of a tower -> (n, length, shared width); the same as it came where there are no blocks."""
+        """(n, length, d) of a tower -> (n, length, shared width); unchanged if there are no blocks."""
         if self.blocks:
             x = F.pad(x, (0, self.width - x.shape[-1]))
         for block in self.blocks:
@@ -196,7 +196,7 @@ class GrowCLIPSharedEncoder(nn.Module):
 
 
 class GrowCLIPHead(nn.Module):
-    """Final norm and projection of the tokens that stand for their sequences."""
+    """Final norm and projection of the tokens that represent their sequences."""
 
     def __init__(self, width: int, embed_dim: int) -> None:
         super().__init__()
@@ -210,9 +210,9 @@ class GrowCLIPHead(nn.Module):
 
 
 class GrowCLIPModel(PreTrainedModel):
-    """Two towers, an encoder that they share, and a learnable temperature.
+    """A CLIP-like model: image, text and shared encoders, and a learnable temperature.
 
-    The calls are those of `CLIPModel`, but features come L2-normalised, as they are compared.
+    The interface is that of `CLIPModel`, but features are returned L2-normalised, as they are compared.
     """
 
     config_class = GrowCLIPConfig
@@ -220,7 +220,7 @@ class GrowCLIPModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = [  # whose forward uses parameters of several modules
+    _no_split_modules: ClassVar[list[str]] = [  # their forward uses parameters of several modules
         "GrowCLIPImageEmbedding",
         "GrowCLIPTextEmbedding",
         "GrowCLIPBlock",
@@ -241,23 +241,21 @@ class GrowCLIPModel(PreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
-        """Features of pictures.
+        """Features of images.
 
         Args:
-            pixel_values: (n, 3, S, S), as the model's image processor makes them.
+            pixel_values: images from the model's image processor, (n, 3, S, S).
 
         Returns:
             `pooler_output`: the features (n, e), L2-normalised; `last_hidden_state`: the encoder's tokens.
 
         Raises:
-            ValueError: the pictures are of another size than the model's.
+            ValueError: the images do not have the model's image size.
         """
         size = self.config.image_size
         if pixel_values.shape[-2:] != (size, size):
             height, width = pixel_values.shape[-2:]
-            raise ValueError(
-                f"pictures are {height} × {width}, but the model takes {size} × {size}: process them first"
-            )
+            raise ValueError(f"images are {height} × {width}, but the model takes {size} × {size}: process them first")
         tokens = self.shared(self.image(pixel_values.to(self.dtype)), "image")
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.image_head(tokens[:, 0]))
 
@@ -266,20 +264,20 @@ class GrowCLIPModel(PreTrainedModel):
         """Features of captions.
 
         Args:
-            input_ids: (n, length) as the model's tokenizer makes them. A caption ends at its first end-of-text token;
-                what follows is padding. One that is longer than the model's context loses its last tokens, but not the
-                end-of-text token.
-            attention_mask: (n, length), 0 where a token is none of the caption's. Only needed for padding on the left.
+            input_ids: captions from the model's tokenizer, (n, length). A caption ends at its first end-of-text token;
+                what follows is padding. One longer than the model's context is truncated, but keeps its end-of-text
+                token.
+            attention_mask: (n, length), 0 at padding tokens. Only needed for padding on the left.
 
         Returns:
             `pooler_output`: the features (n, e), L2-normalised; `last_hidden_state`: the encoder's tokens, up to the
-            longest caption's end.
+            end of the longest caption.
 
         Raises:
-            ValueError: a caption without an end-of-text token.
+            ValueError: a caption has no end-of-text token.
         """
         input_ids, ends = self._captions(input_ids, attention_mask)
-        # What follows a caption's end is not masked: attention is causal, so no token before it sees it.
+        # Padding needs no mask: attention is causal, so no token of the caption sees what follows its end.
         tokens = self.shared(self.text(input_ids), "text")
         last = tokens[torch.arange(len(ends), device=ends.device), ends]
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.text_head(last))
@@ -292,13 +290,13 @@ class GrowCLIPModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         return_loss: bool | None = None,
     ) -> CLIPOutput:
-        """Similarities of pictures and captions, as `CLIPModel` returns them; those and the loss are in fp32.
+        """Similarities of images and captions, as `CLIPModel` returns them; logits and loss are in fp32.
 
         Args:
-            input_ids: (m, length), see `get_text_features`.
-            pixel_values: (n, 3, S, S), see `get_image_features`.
-            attention_mask: (m, length), see `get_text_features`.
-            return_loss: whether to return the contrastive loss too, of pairs: n = m.
+            input_ids: captions, (m, length); see `get_text_features`.
+            pixel_values: images, (n, 3, S, S); see `get_image_features`.
+            attention_mask: 0 at padding tokens, (m, length); see `get_text_features`.
+            return_loss: whether to return the contrastive loss too, for pairs: n = m.
         """
         images = self.get_image_features(pixel_values, return_dict=True)
         texts = self.get_text_features(input_ids, attention_mask, return_dict=True)
@@ -315,7 +313,11 @@ class GrowCLIPModel(PreTrainedModel):
         )
 
     def _captions(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Captions from position 0 on, (n, length'), and where their ends are, (n,)."""
+        """Captions that start at position 0, (n, length'), and the positions of their ends, (n,).
+
+        Raises:
+            ValueError: a caption has no end-of-text token.
+        """
         end_of_text, context_length = self.config.end_of_text, self.config.context_length
         is_end = input_ids == end_of_text
         if attention_mask is not None:
@@ -340,7 +342,7 @@ class GrowCLIPModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initial values of a new model: CLIP's, as training draws them."""
+        """Initialises a new model's weights as training does, with CLIP's standard deviations."""
         init = nn.init
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             init.ones_(module.weight)
@@ -360,13 +362,13 @@ class GrowCLIPModel(PreTrainedModel):
 
 
 def _contrastive_loss(logits: Tensor) -> Tensor:
-    """Mean of the cross-entropies of both directions, of pairs: (n, n) -> ()."""
+    """Mean of the cross-entropies in both directions, for n pairs: (n, n) -> ()."""
     labels = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
 def _drawn(layer: nn.Module, deviation: float) -> nn.Module:
-    """The layer, knowing the standard deviation of its initial weights."""
+    """Attaches the standard deviation of its initial weights to a layer, and returns the layer."""
     layer.initial_deviation = deviation
     return layer
 

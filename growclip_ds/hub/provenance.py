@@ -21,13 +21,13 @@ from growclip_ds.run.records import record_so_far
 
 @dataclass(frozen=True)
 class GrowthStep:
-    """A growth step that the model has been through.
+    """A growth step in the model's history.
 
     Attributes:
-        step: counted from 1.
-        architecture: the architecture that it grew to.
-        parameters: number of parameters, without the temperature.
-        samples: image-text pairs that had arrived.
+        step: number of the step, from 1.
+        architecture: the architecture that the model grew to.
+        parameters: number of its parameters, without the temperature.
+        samples: number of image-text pairs that had arrived.
     """
 
     step: int
@@ -45,8 +45,9 @@ class Provenance:
 
     Attributes:
         steps: the growth steps, the last of which trained the model; empty if it belongs to no run.
-        subsets: name and usable pairs of the data subsets that had arrived.
-        results: of its evaluations by set: in the precision that the run trained in, or later ones in fp32.
+        subsets: name and number of usable pairs of each data subset that had arrived.
+        results: evaluation results, one per set: from the run, in its training precision, or from a later evaluation
+            in fp32.
     """
 
     steps: Sequence[GrowthStep] = ()
@@ -55,10 +56,10 @@ class Provenance:
 
 
 def read_provenance(subject: Subject) -> Provenance:
-    """What the run of a checkpoint, or an export that it is, and the evaluations beside it say of it.
+    """Collects a model's provenance from its run or export, and from the evaluation results beside it.
 
     Raises:
-        InputError: some of it is damaged, or the weights are of no growth step's model, but of a supernet.
+        InputError: some of these are damaged, or the weights are a supernet's and not a growth step's model's.
     """
     results: dict[str, Result] = {}
     steps: list[GrowthStep] = []
@@ -72,8 +73,8 @@ def read_provenance(subject: Subject) -> Provenance:
         if description.get("phase", Phase.TRAIN) != Phase.TRAIN:
             trained = subject.run.weights(subject.growth_step, Phase.TRAIN).parent
             raise InputError(
-                f"{subject.folder} holds the supernet of the {description['phase']} phase, from which a growth step's "
-                f"model is yet to come; give the run, or {trained}"
+                f"{subject.folder} holds the supernet of the {description['phase']} phase, not the model of a growth "
+                f"step; give the run, or {trained}"
             )
         (run,) = read_runs([subject.run.path])
         steps = [

@@ -1,9 +1,9 @@
-"""`transformers`' Auto classes know GrowCLIP once `growclip_ds` is imported, whichever of the two is imported first.
+"""Registers GrowCLIP with `transformers`' Auto classes, whichever of `growclip_ds` and `transformers` comes first.
 
 `transformers` and torch take seconds to import, so nothing here imports them. The configuration is registered when
-`AutoConfig` is imported, or now if it has been; model and image processor when the first configuration is made, which
-the other Auto classes ask for before anything else. On import they could not be: `transformers`' models import the Auto
-classes, and would be found half imported.
+`AutoConfig` is imported, or at once if it already is; the model and the image processor when the first configuration is
+created, which the other Auto classes need before anything else. They cannot be registered on import: `transformers`'
+models import the Auto classes, and would be only partially imported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def register() -> None:
 def _register_config() -> None:
     from growclip_ds.hub.configuration_growclip import GrowCLIPConfig
 
-    GrowCLIPConfig.register_for_auto_class()  # what is saved brings its code along
+    GrowCLIPConfig.register_for_auto_class()  # saved models include their code
     sys.modules[_AUTO_CONFIG].AutoConfig.register(GrowCLIPConfig.model_type, GrowCLIPConfig)
     make = GrowCLIPConfig.__init__
 
@@ -59,11 +59,11 @@ def _register_classes() -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Has something done once, after a module was imported.
+    """An import hook that calls a function once, after a module is imported.
 
     Args:
-        name: the module's name.
-        act: what to do.
+        name: name of the module.
+        act: the function to call.
     """
 
     def __init__(self, name: str, act: Callable[[], None]) -> None:
@@ -72,7 +72,7 @@ class _AfterImport(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that Python's own finder has, with a loader that acts after it has loaded."""
+        """The spec from Python's own finder, with a loader that calls the function after it has loaded."""
         if fullname != self._name:
             return None
         sys.meta_path.remove(self)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from shlex import quote
 from typing import TextIO
 
 from rich import box
@@ -74,7 +75,7 @@ def _summary(summaries: Sequence[StepSummary], run: Path) -> Iterator[Renderable
         "Zero-shot accuracy in percent, before and after the step: top-1; for retrieval, mean R@1.",
     )
     yield Padding("\n".join(notes), (0, 1, 1, 1))
-    yield Text(f" Curves: tensorboard --logdir {run}", no_wrap=True, overflow="ignore")
+    yield Text(f" Curves: tensorboard --logdir {quote(str(run))}", no_wrap=True, overflow="ignore")
 
 
 def plain_table(title: str) -> Table:

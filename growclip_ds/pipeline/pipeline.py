@@ -21,7 +21,7 @@ from growclip_ds.pipeline.context import RunContext
 from growclip_ds.pipeline.prepare import list_left_out, prepare
 from growclip_ds.pipeline.recipes import RECIPES
 from growclip_ds.pipeline.start import adopt
-from growclip_ds.run.folder import open_run
+from growclip_ds.run.folder import RunFolder, open_run
 from growclip_ds.run.lock import RunLock
 from growclip_ds.signals import StopRequest
 from growclip_ds.training.memory_errors import memory_explained
@@ -58,6 +58,15 @@ def prepare_growth(
         steps = range(growth_step, growth_step + 1)
     lock = RunLock(output_dir)  # before anything in the folder is looked at
     folder = open_run(output_dir, config)
+    with folder.errors_explained():
+        run, steps = _open_inputs(config, deepspeed, folder, steps, stop or StopRequest(), watch or Watchdog())
+    return GrowthPipeline(run, steps, lock)
+
+
+def _open_inputs(
+    config: Config, deepspeed: ResolvedDeepSpeed, folder: RunFolder, steps: range, stop: StopRequest, watch: Watchdog
+) -> tuple[RunContext, range]:
+    """What the growth steps work with, and those of them that did not come with `model.start`."""
     if config.model.start is None:
         folder.require_step_before(steps.start)
     inputs = prepare(config, folder, last_step=steps[-1])
@@ -82,8 +91,7 @@ def prepare_growth(
         monitor.note(f"the index of {elsewhere:,} shards is in the user's cache, as their folders cannot be written")
     if changes := folder.keep_numerics(deepspeed.numerics):
         monitor.note(f"the DeepSpeed file has changed; the run continues with it: {'; '.join(changes)}")
-    run = RunContext(config, deepspeed, folder, inputs, monitor, stop or StopRequest(), watch or Watchdog())
-    return GrowthPipeline(run, steps, lock)
+    return RunContext(config, deepspeed, folder, inputs, monitor, stop, watch), steps
 
 
 class GrowthPipeline:
@@ -113,13 +121,10 @@ class GrowthPipeline:
         Raises:
             Stopped: on every rank, if some rank was asked to stop; started again, the run goes on.
         """
-        try:
-            with contextlib.closing(self._lock), contextlib.closing(self.monitor):
-                self._run_phases()
-                self.monitor.finish()
-        except OSError as error:  # perhaps of the curves, which other threads write
-            self.folder.explain(error)
-            raise
+        # Around the monitor too: what threads could not write of the curves comes up when it is closed, at the latest.
+        with self.folder.errors_explained(), contextlib.closing(self._lock), contextlib.closing(self.monitor):
+            self._run_phases()
+            self.monitor.finish()
 
     def _run_phases(self) -> None:
         while (place := self.folder.first_unfinished(self.phases)) is not None:

@@ -22,6 +22,7 @@ already, only the evaluation is repeated; one that has a checkpoint resumes from
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -29,6 +30,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from growclip_ds.architecture import Architecture
@@ -105,14 +107,19 @@ class RunFolder:
         """
         on_main(self._require_there)
 
-    def explain(self, error: OSError) -> None:
-        """Makes an error in writing to the folder, on this rank alone, one that a user can mend. Not collective.
+    @contextlib.contextmanager
+    def errors_explained(self) -> Iterator[None]:
+        """A context in which errors in writing to the folder become errors that the user can fix. Not collective.
 
         Raises:
-            InputError: the folder is gone, or its disk is full.
+            InputError: instead of an OSError, if the folder is gone or its disk is full.
         """
-        self._require_there()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            yield
+        except OSError as error:
+            self._require_there()
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise InputError(f"{self.path} cannot be written: {error}; make room, then start the run again") from error
 
     def _require_there(self) -> None:
@@ -294,13 +301,8 @@ def _require_same_run(folder: RunFolder, config: Config) -> None:
     if not isinstance(there, dict):
         raise InputError(f"{folder.config_file} is damaged; use another --output-dir")
     if changes := forbidden_changes(there, config):
-        lines = [f"  {key}: {before} there, {now} now" for key, before, now in changes]
+        differing = "; ".join(f"{key}: {before} there, {now} now" for key, before, now in changes)
         raise InputError(
-            "\n".join(
-                [
-                    f"{folder.path} holds a run with another configuration:",
-                    *lines,
-                    f"use another --output-dir, or continue the run as it began (--config {folder.config_file})",
-                ]
-            )
+            f"{folder.path} holds a run with another configuration ({differing}); use another --output-dir, or "
+            f"continue the run as it began (--config {quote(str(folder.config_file))})"
         )

@@ -62,7 +62,10 @@ class RunLock:
                     )
                 time.sleep(PERIOD)
         except OSError as error:
-            raise InputError(f"the output folder {self._path.parent} cannot be written: {error.strerror}") from None
+            raise InputError(
+                f"the output folder {self._path.parent} cannot be written: {error.strerror}; see that you may write "
+                "there, or take another --output-dir"
+            ) from None
         self._file = file
         with contextlib.suppress(OSError):  # a disk that is full: it is only told
             file.truncate(0)

@@ -29,7 +29,7 @@ def memory_explained(doing: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
+        if isinstance(error, distributed.OtherRankError) or not ran_out_of_memory(error):
             raise
         said = str(error).partition("\n")[0].strip(" .") or type(error).__name__
         raise InputError(f"{doing}: rank {distributed.rank()} ran out of memory ({said}); {remedy}") from error

@@ -78,6 +78,7 @@ class Trainer:
         lap = _Lap()
         loss, most = math.nan, 0
         stream = self.stream
+        self.watch.reached(f"iteration {stream.start_iteration + 1}")  # waiting for its batch is watched too
         for iteration, batches in enumerate(lap.waiting_for(iter(stream)), start=stream.start_iteration):
             size = stream.order.batch_size(iteration)
             self.watch.reached(f"iteration {iteration + 1}")
@@ -101,6 +102,7 @@ class Trainer:
                         self.evaluate(done)
                     except Stopped:
                         stopping = True
+                self.watch.reached(f"iteration {done}")
             if done < stream.iterations and (stopping or due or self.keeper.is_due(done)):
                 self.keeper.write(done, now=stopping)
                 if stopping:

@@ -45,6 +45,7 @@ DEVICES = {
     (8, 0): Limits(163 << 10, 164 << 10, 64),
     (8, 9): Limits(99 << 10, 100 << 10, 48),
     (9, 0): Limits(227 << 10, 228 << 10, 64),
+    (10, 0): Limits(227 << 10, 228 << 10, 64),
     (12, 0): Limits(99 << 10, 100 << 10, 48),
 }
 
@@ -102,8 +103,9 @@ def compile_for(configuration: Configuration, capability: tuple[int, int]) -> Re
         target=GPUTarget("cuda", capability[0] * 10 + capability[1], 32),
         options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
     )
-    registers, spilled = _assemble(compiled.asm["ptx"], capability)
-    instructions = [name for name in ("wgmma", "mma.sync") if f"\t{name}" in compiled.asm["ptx"]]
+    ptx = compiled.asm["ptx"]
+    registers, spilled = _assemble(ptx, capability)
+    instructions = [name for name in ("tcgen05.mma", "wgmma", "mma.sync") if re.search(rf"\b{re.escape(name)}", ptx)]
     return Resources(
         registers=registers,
         spilled=spilled,
@@ -155,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=list(DEVICES),
         choices=list(DEVICES),
         metavar="N.N",
-        help="compute capabilities to compile for (default: 8.0 8.9 9.0 12.0)",
+        help="compute capabilities to compile for (default: all of 8.0 8.9 9.0 10.0 12.0)",
     )
     parser.add_argument("--jobs", type=int, default=2, help="compilations at a time")
     options = parser.parse_args(arguments)

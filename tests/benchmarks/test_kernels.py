@@ -46,6 +46,26 @@ def test_the_shared_encoders_batch_is_attended_by_all_that_can() -> None:
     }  # fmt: skip
 
 
+def test_no_backend_has_to_copy_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the output of two lies (B, L, H, 64), whatever their queries do, and so has its gradient to."""
+    timed: list[tuple[Any, Any]] = []
+    grad, sdpa = torch.autograd.grad, torch.nn.functional.scaled_dot_product_attention
+
+    def spy(outputs: Any, inputs: Any, gradients: Any, retain_graph: bool = False) -> Any:
+        if retain_graph:
+            timed.extend((o.stride(), g.stride()) for o, g in zip(outputs, gradients, strict=True))
+        return grad(outputs, inputs, gradients, retain_graph=retain_graph)
+
+    def as_on_a_gpu(*inputs: Any, **options: Any) -> torch.Tensor:
+        return sdpa(*inputs, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", as_on_a_gpu)
+    attention.measure(SMALL, 2, CPU)
+    assert len(timed) > 3
+    assert all(output == gradient for output, gradient in timed)
+
+
 def test_the_shapes_are_of_200_000_tokens() -> None:
     shapes = attention.shapes()
     assert [shape.name for shape in shapes] == ["197", "77 causal", "captions", "197 + captions"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import resource
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture, ModelSizes
+from growclip_ds.checkpoint import checkpoint as checkpoint_module
 from growclip_ds.checkpoint.checkpoint import (
     Checkpoint,
     DamagedError,
@@ -124,6 +126,36 @@ def test_a_tensor_read_is_the_callers_own(tmp_path: Path) -> None:
     checkpoint.read("a").zero_()
     assert torch.equal(checkpoint.read("a"), some_tensors()["a"])
     assert torch.equal(Checkpoint(tmp_path / "state").read("a"), some_tensors()["a"])
+
+
+def open_files(folder: Path) -> int:
+    return sum(str(folder) in str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+
+
+def test_few_files_of_many_ranks_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "MOST_OPEN", 2)
+    index: dict[str, Any] = {"files": {}, "tensors": {}}
+    for name, tensor in some_tensors().items():  # each by a rank of its own
+        part = tmp_path / name.replace("/", "_")
+        write(part, {name: tensor})
+        written = json.loads((part / "weights.json").read_text())
+        ((file, size),) = written["files"].items()
+        moved = f"{part.name}-{file}"
+        (part / file).rename(tmp_path / moved)
+        index["files"][moved] = size
+        index["tensors"][name] = written["tensors"][name] | {"file": moved}
+    index = written | index
+    (tmp_path / "weights.json").write_text(json.dumps(index | {"crc32": index_checksum(index)}))
+    checkpoint = Checkpoint(tmp_path)
+    for _ in range(2):
+        for name, tensor in some_tensors().items():
+            assert torch.equal(checkpoint.read(name), tensor)
+            assert 1 <= open_files(tmp_path) <= 2
+    checkpoint.close()
+    assert open_files(tmp_path) == 0
+    checkpoint.read("a")
+    del checkpoint
+    assert open_files(tmp_path) == 0
 
 
 def test_owners_balance_bytes_alike_everywhere() -> None:
@@ -332,6 +364,15 @@ def test_a_failure_to_read_is_no_damage(tmp_path: Path, method: str, monkeypatch
     with pytest.raises(InputError, match="cannot be read: Stale file handle") as caught:
         Checkpoint(tmp_path / "state").verify()
     assert not isinstance(caught.value, DamagedError)
+
+
+def test_a_file_that_is_cut_while_it_is_read_ends_in_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "state", {"a": torch.ones(2), "b": torch.ones(10_000)})
+    checkpoint = Checkpoint(tmp_path / "state")
+    checkpoint.read("a")
+    os.truncate(tmp_path / "state" / "weights-00000-of-00001.safetensors", 4096)
+    with pytest.raises(DamagedError, match=r"b cannot be read \(the file ends at byte 4096\)"):
+        checkpoint.read("b")
 
 
 def test_a_bf16_model_is_kept_in_fp32(tmp_path: Path) -> None:

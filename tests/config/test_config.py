@@ -279,6 +279,24 @@ def test_override_problems(problem, override: str, message: str):
     assert message in problem(DATA, override)
 
 
+def test_a_list_in_a_file_is_named_where_it_is_at_fault(problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "list.yaml").write_text("- {name: one, shards: a}\n- {name: two}\n")
+    text = f"data: {{subsets: {tmp_path}/list.yaml, tokenizer: {{vocab_size: 300}}}}"
+    missing = "data.subsets.1.shards is missing; expected a non-empty string"
+    assert problem(text) == f"{tmp_path}/list.yaml: {missing}"
+    assert problem(DATA, f"data.subsets={tmp_path}/list.yaml") == f"{tmp_path}/list.yaml: {missing}"
+    assert problem(text, "data.subsets.1={name: two}") == f"the command line: {missing}"
+    monkeypatch.chdir(tmp_path)
+    assert (
+        problem(DATA, "data.subsets=lists/mine.yaml") == f"data.subsets: there is no file lists/mine.yaml in {tmp_path}"
+    )
+
+
+def test_settings_that_contradict_each_other_may_be_from_either_place(problem):
+    assert problem(DATA, "growth.steps=9").startswith("FILE and the command line: growth.steps is 9, but data.subsets")
+    assert problem(DATA + "growth: {steps: 9}").startswith("FILE: growth.steps is 9")
+
+
 def test_an_override_of_an_item_of_an_empty_list(problem):
     text = DATA + "evaluation: {datasets: []}"
     for key in ("evaluation.datasets.0", "evaluation.datasets.0.name"):
@@ -292,8 +310,8 @@ def test_unreadable_files(tmp_path: Path, problem):
     with pytest.raises(InputError, match="cannot be read"):
         load_config(tmp_path)
     assert "FILE, line 2, column 1 is not valid YAML: the key 'seed' is given twice" in problem("seed: 1\nseed: 2")
-    assert "FILE, line 2, column 8 is not valid YAML: a key has to be plain text" in problem("seed: 1\ndata: {{x}}")
-    assert "FILE, line 1, column 2 is not valid YAML: a key has to be plain text" in problem("{[1, 2]: 3}")
+    assert "FILE, line 2, column 8 is not valid YAML: a key must be plain text" in problem("seed: 1\ndata: {{x}}")
+    assert "FILE, line 1, column 2 is not valid YAML: a key must be plain text" in problem("{[1, 2]: 3}")
     assert "FILE, line 1, column 7 is not valid YAML: 'x' is not an integer" in problem("seed: !!int x")
     assert "FILE must hold sections of settings" in problem("- 1")
     assert "could not determine a constructor" in problem("seed: !!python/object/apply:os.getcwd []")
@@ -302,6 +320,19 @@ def test_unreadable_files(tmp_path: Path, problem):
 def test_held_out_pairs_only_without_a_labelled_set(load):
     assert load(DATA).held_out_pairs == 1000
     assert load(DATA, "selection.dataset=eval/set").held_out_pairs == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "needs"),
+    [
+        ("health.spike_action=stop", "health.spike_factor=3"),
+        ("evaluation.every_epochs=1", "evaluation.datasets=[eval/a]"),
+    ],
+)
+def test_warns_of_a_setting_that_has_no_effect_without_another(load, setting: str, needs: str):
+    (warning,) = load(DATA, setting).warnings()
+    assert warning.startswith(f"{setting.partition('=')[0]} has no effect without {needs.partition('=')[0]}")
+    assert load(DATA, setting, needs).warnings() == []
 
 
 def test_warns_of_choosing_by_what_is_reported(load):

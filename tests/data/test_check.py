@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from growclip_ds.cli.program import main
-from growclip_ds.data.check import bins, check_data, summary
+from growclip_ds.data.check import BrokenPlace, DataReport, bins, check_data, summary
 from growclip_ds.data.faults import Cause
 from growclip_ds.data.shards import open_shards
 from growclip_ds.data.subsets import Subset, write_subsets
@@ -69,6 +70,16 @@ def test_a_shard_that_is_gone_is_in_the_report(tmp_path: Path) -> None:
     (tmp_path / "0.tar").symlink_to(tmp_path / "gone.tar")
     report = check_data(open_shards([tmp_path / "0.tar"]))
     assert (report.size, report.samples, report.broken) == (0, 1, Counter({Cause.DAMAGED_SHARD: 1}))
+
+
+def test_reports_of_many_shards_are_added_in_time_linear_in_them() -> None:
+    whole, part = DataReport("words"), DataReport("words", shards=1, samples=1000)
+    part.broken_samples = [BrokenPlace("key", Cause.BROKEN_PICTURE, "0.tar")] * 100
+    start = time.process_time()
+    for _ in range(10_000):
+        whole.add(part)
+    assert time.process_time() - start < 3  # copying what there was each time took 20 or more
+    assert (whole.shards, whole.samples, len(whole.broken_samples)) == (10_000, 10_000_000, 1_000_000)
 
 
 def test_numbers_in_short() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from braceexpand import braceexpand
 
 from growclip_ds.cli.program import main
 from growclip_ds.config.config import load_config
@@ -63,6 +64,7 @@ def test_duplicates_are_refused_and_the_list_stays(base: Path) -> None:
     shutil.copy(base / "a" / "00002.tar", base / "copy.tar")
     for name, shards, message in [
         ("first", "b", "has a data subset 'first' already; .* give --extend"),
+        ("", "b", "a data subset of .* has to have a name; give one"),
         ("again", "a/*.tar", r"00000\.tar is in data subset 'first' and again in 'again'"),
         ("linked", "link.tar", r"link\.tar is in data subset 'first' and again in 'linked'"),
         ("copied", "copy.tar", r"copy\.tar of data subset 'copied' is a copy of .*00002\.tar of 'first'"),
@@ -88,12 +90,21 @@ def test_a_subset_that_has_changed_is_noticed(base: Path) -> None:
         (["/x/08.tar", "/x/09.tar", "/x/10.tar"], "/x/{08..10}.tar"),
         (["/x/1.tar", "/x/3.tar"], "{/x/1.tar,/x/3.tar}"),
         (["/x/1.tar", "/y/2.tar"], "{/x/1.tar,/y/2.tar}"),
+        (
+            [f"/x/{n:05d}.tar" for n in range(9000) if n not in (7, 9)],
+            "{/x/{00000..00006}.tar,/x/00008.tar,/x/{00010..08999}.tar}",
+        ),
+        (["/x/98.tar", "/x/99.tar", "/x/100.tar"], "/x/{98..100}.tar"),
+        (["/x/08.tar", *(f"/x/{n:02d}.tar" for n in range(9, 102))], "{/x/{08..99}.tar,/x/{100..101}.tar}"),
+        (["/x/a.tar", "/x/b.tar", "/x/b/1"], "{/x/a.tar,/x/b.tar,/x/b/1}"),
         (["https://h/00.tar", "https://h/01.tar"], "https://h/{00..01}.tar"),
         (["pipe:cat {a,b}.tar"], "pipe:cat {a,b}.tar"),
     ],
 )
 def test_joining_patterns(patterns: list[str], expected: str) -> None:
     assert one_pattern(patterns) == expected
+    if len(patterns) > 1:
+        assert list(braceexpand(expected)) == patterns
 
 
 @pytest.mark.parametrize("patterns", [["https://h/a.tar", "https://h/b.tar"], ["/x/{0..1}.tar", "/y/2.tar"]])

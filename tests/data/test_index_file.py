@@ -10,8 +10,9 @@ import pytest
 
 from growclip_ds.data import index_file, shards
 from growclip_ds.data.faults import Cause, Fault
-from growclip_ds.data.index_file import build_index, is_beside, read_index
+from growclip_ds.data.index_file import build_index, is_beside, is_here, read_index
 from growclip_ds.data.shards import index_shards, open_shards
+from growclip_ds.errors import InputError
 from tests.data.corpus import pair, write_shard, write_shards
 
 
@@ -101,9 +102,24 @@ def test_where_the_folder_cannot_be_written_the_users_cache_is_used(
     assert len(index_shards([tar])) == 5
 
 
+def test_another_machine_may_have_another_tar_of_the_same_path(tar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As copies on local disks are, of which one is older than the others."""
+    theirs = build_index(str(tar))
+    assert is_here(theirs)
+    CHANGES["other content"](tar)
+    build_index(str(tar))
+    assert not is_here(theirs)
+    other = write_shard(tar.with_name("00001.tar"), [pair(9)])
+    monkeypatch.setattr(shards, "rank", lambda: 0)
+    monkeypatch.setattr(shards, "world_size", lambda: 2)
+    monkeypatch.setattr(shards, "all_gather_object", lambda mine: [mine, [theirs] if isinstance(mine, list) else mine])
+    with pytest.raises(InputError, match=r"00000\.tar is not the same on all machines; copy it again"):
+        open_shards([other, tar])
+
+
 def test_many_tars_are_scanned_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_FEW", 2)
-    monkeypatch.setattr(shards, "_processors", lambda: 2)
+    monkeypatch.setattr(shards, "processors", lambda: 2)
     folder = write_shards(tmp_path, samples=12, per_shard=3)
     seen = []
     monkeypatch.setattr(

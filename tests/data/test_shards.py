@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import shutil
+import subprocess
 import tarfile
 from collections import Counter
 from io import BytesIO
@@ -122,7 +123,7 @@ def test_the_index_is_shared_memory_and_its_first_part_no_copy(tmp_path: Path) -
 
 
 def test_many_shards_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("growclip_ds.data.samples._OPEN_SHARDS", 2)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (8, 8))
     index = index_shards(sorted(write_shards(tmp_path, samples=12, per_shard=2).glob("*.tar")))
     before = len(list(Path("/proc/self/fd").iterdir()))
     reader = ShardReader(index)
@@ -134,6 +135,29 @@ def test_many_shards_with_few_open_files(tmp_path: Path, monkeypatch: pytest.Mon
 def test_captions_leave_out_the_broken_ones(tmp_path: Path) -> None:
     samples = [pair(0), pair(1) | {"txt": b"\xff\xfe"}, pair(2) | {"txt": b" \n"}, pair(3) | {"txt": b" x\n"}]
     assert list(captions(index_shards([write_shard(tmp_path / "0.tar", samples)]))) == [caption(0), "x"]
+
+
+def test_captions_are_read_without_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = picture(width=400, height=300)
+    paths = [write_shard(tmp_path / f"{n}.tar", [pair(n) | {"jpg": large}, pair(n + 9)]) for n in range(3)]
+    index, read, sizes = index_shards(paths), os.pread, []
+    monkeypatch.setattr(os, "pread", lambda file, size, start: sizes.append(size) or read(file, size, start))
+    assert list(captions(index)) == [caption(number) for number in (0, 9, 1, 10, 2, 11)]
+    assert sum(sizes) < len(large)
+
+
+@pytest.mark.parametrize("tar_format", ["gnu", "pax"])
+def test_of_members_without_their_zeros_only_they_are_missing(tmp_path: Path, tar_format: str) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+        (tmp_path / f"{number}.txt").write_text(caption(number))
+    os.truncate(tmp_path / "1.jpg", 10_000_000)
+    names = [f"{number}.{extension}" for number in range(3) for extension in ("jpg", "txt")]
+    options = ["--sparse", f"--format={tar_format}", "-C", str(tmp_path)]
+    subprocess.run(["tar", "-cf", str(tmp_path / "0.tar"), *options, *names], check=True)
+    index = index_shards([tmp_path / "0.tar"])
+    assert [key for key, _, _ in read_all(index)] == ["0", "2"]
+    assert index.left_out == Counter({Cause.NO_PICTURE: 1})
 
 
 def cut(path: Path, size: int) -> None:

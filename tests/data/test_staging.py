@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,16 @@ def test_what_is_there_stays_and_what_has_changed_is_copied_anew(data: Path, tmp
     assert stage_shards(shards, tmp_path / "disk") > 0
     assert copy.stat().st_mtime_ns == Path(shards[0]).stat().st_mtime_ns
     assert not list((tmp_path / "disk").rglob("*.partial"))
+
+
+def test_several_shards_are_copied_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, copy = threading.Barrier(2, timeout=20), shutil.copy2
+    monkeypatch.setattr(shutil, "copy2", lambda *of: (both.wait(), copy(*of)))
+    shards, told = find_shards(str(write_shards(tmp_path / "data", samples=20))), []
+    stage_shards(shards, tmp_path / "disk", lambda *done: told.append(done))
+    assert told == [(1, 2), (2, 2)]
+    for shard in shards:
+        assert staged_path(shard, tmp_path / "disk").read_bytes() == Path(shard).read_bytes()
 
 
 def test_a_disk_that_is_too_small_is_said_before_copying(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -134,6 +135,20 @@ def test_saved_and_loaded(trained: Tokenizer, tmp_path: Path) -> None:
         assert getattr(loaded, attribute) == getattr(trained, attribute)
     assert rows(loaded(CAPTIONS)) == rows(trained(CAPTIONS))
     assert load_tokenizer(folder, context_length=5)(CAPTIONS).max_seqlen == 5
+
+
+def test_a_full_disk_leaves_no_part_of_a_tokenizer(
+    trained: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the library raises then is no OSError."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        trained.save(tmp_path / "tokenizer")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_saving_among_other_files_leaves_them(trained: Tokenizer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -41,8 +42,11 @@ def test_a_flag_is_seen_by_processes(context: WorkerContext) -> None:
 
 
 def wait_for_a_shard(end: Flag, pipe: multiprocessing.connection.Connection) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most // 2, most))
     _prepare_worker(end, 0)
     pipe.send("waiting")
+    pipe.send((resource.getrlimit(resource.RLIMIT_NOFILE)[0], most))
     time.sleep(300)
 
 
@@ -53,6 +57,8 @@ def test_a_worker_that_waits_for_a_shard_ends_when_its_trainer_does(context: Wor
         process = context.Process(target=wait_for_a_shard, args=(context.end, theirs), daemon=True)
         process.start()
     assert ours.recv() == "waiting"
+    allowed, most = ours.recv()
+    assert allowed == min(most, max(most // 2, 2**16))  # files: it reads all shards
     context.Event().set()
     process.join(20)
     code = process.exitcode

@@ -25,7 +25,7 @@ def outcome(collective: str, failing: int, error: type[Exception]) -> str:
 @pytest.mark.parametrize("collective", ["on_main", "on_every_rank"])
 def test_what_fails_on_one_rank_ends_all(group: Groups, collective: str) -> None:
     assert group(2).run(outcome, collective, 0, InputError) == ["InputError: no such thing"] * 2
-    others = "RuntimeError: rank 0: OSError: no such thing"
+    others = "OtherRankError: rank 0: OSError: no such thing"
     assert group(2).run(outcome, collective, 0, OSError) == ["OSError: no such thing", others]
     assert group(2).run(outcome, collective, 5, OSError) == ["well", "well"]
 

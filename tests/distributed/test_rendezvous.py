@@ -44,3 +44,25 @@ def test_one_of_many_has_to_know_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"SLURM_NTASKS": "8"})
     rendezvous.init_distributed()
     assert [environment["WORLD_SIZE"] for environment in joined] == ["1"]
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
+@pytest.mark.parametrize("local_rank", ["0", "3"])
+def test_a_machine_with_fewer_gpus_than_ranks(variable: str, local_rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said alike by all of its ranks, of which the first one prints it."""
+    place = {"RANK": local_rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": "8", variable: "4"}
+    monkeypatch.setattr(os, "environ", place)
+    gpus = mock.Mock(**{"device_name.return_value": "cuda", "device_count.return_value": 2})
+    monkeypatch.setattr(rendezvous, "get_accelerator", lambda: gpus)
+    with pytest.raises(InputError, match=r"has 4 ranks, but torch 2\.\S+ sees 2 GPUs there: start a rank for each GPU"):
+        rendezvous.init_distributed()
+    assert not gpus.set_device.called
+
+
+def test_the_deepspeed_launchers_ranks_share_their_machine_as_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them took itself for the only one there, and all processors for its own."""
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "4"}
+    monkeypatch.setattr(os, "environ", place)
+    monkeypatch.setattr(rendezvous.deepspeed, "init_distributed", lambda **_: None)
+    rendezvous.init_distributed()
+    assert place["LOCAL_WORLD_SIZE"] == "4"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 import time
 from unittest import mock
 
 import pytest
 import torch.distributed as dist
 
-from growclip_ds.distributed import watchdog
+from growclip_ds.distributed import OtherRankError, watchdog
 from growclip_ds.distributed.watchdog import StoreWatchdog
 from growclip_ds.errors import InputError
 from tests.script_ranks import start_ranks
@@ -42,10 +43,31 @@ def test_a_failure_ends_with_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not ended.called
 
 
+@pytest.mark.parametrize("speaks", [True, False])
+def test_what_another_rank_has_raised_is_its_own_to_say(
+    speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both know of it at the same moment, but that rank alone has the traceback, and the right exit code."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    monkeypatch.setattr(watchdog, "LINGER", 0.2)
+    with mock.patch.object(watchdog, "_exit", side_effect=Ended) as ended:
+        watch = StoreWatchdog(60.0)
+        if speaks:
+            threading.Timer(0.05, watch._claim, [{"rank": 3, "code": 2}]).start()
+        with pytest.raises(Ended):
+            watch.fail(OtherRankError("rank 3: OSError: [Errno 28] No space left on device"))
+        watch.close()
+        assert ended.call_args == mock.call(2 if speaks else 1)
+    assert ("No space left on device" in capsys.readouterr().err) == (not speaks)
+
+
 RANK = """
 import os, sys, time
 import torch.distributed as dist
-from growclip_ds.distributed import watchdog
+from growclip_ds.distributed import OtherRankError, watchdog
 
 watchdog.PERIOD, watchdog.SILENCE, watchdog.LINGER = 0.2, 1.0, 0.4
 dist.init_process_group("gloo")

@@ -86,7 +86,7 @@ def test_unreadable_pictures_are_left_out_and_counted(tmp_path: Path, caplog: py
     with caplog.at_level(logging.WARNING):
         result = retrieve(sets.KnownEncoder(), load_evaluation_set(folder), sets.tokenize, sets.SIZE, 2)[0]
     assert (result.pictures, result.captions, result.unreadable) == (1, 1, 2)
-    assert [record.message for record in caplog.records if "0.tar: s0001.png left out" in record.message]
+    assert [record.message for record in caplog.records if "0.tar: s0001.png skipped" in record.message]
 
     folder = make_set(tmp_path / "things")
     sets.write_tar(folder / "test" / "1.tar", [("x.png", b"no picture"), ("x.cls", b"3")])
@@ -100,9 +100,7 @@ def test_a_set_of_unreadable_pictures_is_an_error(tmp_path: Path, evaluate: Call
     annotation = ("x.cls", b"3") if evaluate is classify else ("x.txt", b"text")
     for shard in (folder / "test").glob("*.tar"):
         sets.write_tar(shard, [("x.png", b"no picture"), annotation])
-    with pytest.raises(
-        InputError, match=r"evaluation set it: its first picture, x\.png in .*0\.tar, cannot be decoded"
-    ):
+    with pytest.raises(InputError, match=r"evaluation set it: its first image, x\.png in .*0\.tar, cannot be decoded"):
         load_evaluation_set(folder)
     # Nor is one whose pictures are spoilt after it was loaded.
     dataset = load_evaluation_set((make_set if evaluate is classify else make_retrieval_set)(tmp_path / "later" / "it"))
@@ -111,7 +109,7 @@ def test_a_set_of_unreadable_pictures_is_an_error(tmp_path: Path, evaluate: Call
             (f"{n}.{annotation[0][2:]}", annotation[1]) for n in range(count)
         ]
         sets.write_tar(Path(shard), sorted(samples))
-    with pytest.raises(InputError, match=f"evaluation set it: not one of its {dataset.samples} pictures"):
+    with pytest.raises(InputError, match=f"evaluation set it: none of its {dataset.samples} images"):
         evaluate(sets.KnownEncoder(), dataset, sets.tokenize, sets.SIZE, 2)
 
 
@@ -139,7 +137,7 @@ def truncate(folder: Path) -> None:
 
 PICTURE = ("s2.png", sets.encoded(sets.picture(2)))
 BAD_SETS = {
-    "class names missing": (remove("classnames.txt"), r"classnames\.txt: no such file.*one class name a line"),
+    "class names missing": (remove("classnames.txt"), r"classnames\.txt: no such file.*one class name per line"),
     "class names empty": (replace("classnames.txt", " \n"), r"classnames\.txt: the file is empty"),
     "class name blank": (replace("classnames.txt", "a\n\nb"), r"classnames\.txt: line 2 is blank"),
     "templates missing": (remove("zeroshot_classification_templates.txt"), r"templates\.txt: no such file.*\{c\}"),
@@ -149,7 +147,7 @@ BAD_SETS = {
         r"templates\.txt: the template 'a \{\}' has no \{c\}; put \{c\} where",
     ),
     "type unknown": (replace("dataset_type.txt", "multilabel"), r"dataset_type\.txt: 'multilabel' is not a known type"),
-    "number of shards missing": (remove("test/nshards.txt"), r"nshards\.txt: no such file; it must say"),
+    "number of shards missing": (remove("test/nshards.txt"), r"nshards\.txt: no such file; it must state"),
     "number of shards wrong": (replace("test/nshards.txt", "two"), r"nshards\.txt: 'two' is not a number"),
     "shard missing": (replace("test/nshards.txt", "3"), r"2\.tar: no such file, though .*nshards\.txt says 3"),
     "shard no tar file": (replace("test/1.tar", "junk"), r"1\.tar: not a readable tar file .*copy or make it again"),
@@ -159,7 +157,7 @@ BAD_SETS = {
     "label negative": (put(PICTURE, ("s2.cls", b"-1")), r"1\.tar: sample s2: its class '-1' is not a number"),
     "label no number": (put(PICTURE, ("s2.cls", b"cat")), r"1\.tar: sample s2: its class 'cat' is not a number"),
     "label missing": (put(PICTURE), r"1\.tar: sample s2: no class; every sample needs a member s2\.cls"),
-    "picture missing": (put(("s2.cls", b"1")), r"1\.tar: sample s2: no picture; .*jpg, jpeg, png, webp"),
+    "picture missing": (put(("s2.cls", b"1")), r"1\.tar: sample s2: no image; .*jpg, jpeg, png, webp"),
 }
 
 

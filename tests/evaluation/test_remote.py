@@ -103,8 +103,8 @@ def spoil(folder: Path, file: str, change: Callable[[Path], object]) -> Path:
 
 BAD_SAMPLE = [("s9.png", sets.encoded(sets.picture(2))), ("s9.cls", b"7")]
 SPOILT = {
-    "class names missing": ("classnames.txt", Path.unlink, r"http.*classnames\.txt: no such file.*one class name a"),
-    "number of shards missing": ("test/nshards.txt", Path.unlink, r"nshards\.txt: no such file; it must say"),
+    "class names missing": ("classnames.txt", Path.unlink, r"http.*classnames\.txt: no such file.*one class name per"),
+    "number of shards missing": ("test/nshards.txt", Path.unlink, r"nshards\.txt: no such file; it must state"),
     "first shard missing": ("test/0.tar", Path.unlink, r"http.*0\.tar: .*check that it can be fetched"),
     "other shard missing": ("test/2.tar", Path.unlink, r"http.*2\.tar: .*check that it can be fetched"),
     "other shard cut off": ("test/2.tar", lambda file: file.write_bytes(file.read_bytes()[:2100]), r"http.*2\.tar: "),

@@ -110,7 +110,7 @@ def test_without_momentum_nothing_changes_and_nothing_shrinks(models):
     old.load_tensors(weights)
     same = inherit(old, OLD, beta=1.0, gamma=0.0)
     assert all(torch.equal(parameter, weights[name]) for name, parameter in same.named_parameters())
-    with pytest.raises(ValueError, match="a model grows"):
+    with pytest.raises(ValueError, match="a model can only grow"):
         inherit(old, Architecture(0, 3, 1, 2, 2, 0))
 
 

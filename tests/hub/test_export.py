@@ -288,14 +288,14 @@ def test_a_supernet_is_not_passed_off_as_the_steps_model(run: Path, capsys: pyte
     folder = run / "step_2" / "finetune" / "weights"
     save_model(load_model(run / "step_2" / "train" / "weights"), folder, growth_step=2, phase="finetune")
     error = error_of(capsys, folder.parent, run.parent / "out")
-    assert "holds the supernet of the finetune phase, from which a growth step's model is yet to come" in error
+    assert "holds the supernet of the finetune phase, not the model of a growth step" in error
     assert f"give the run, or {run / 'step_2' / 'train'}" in error
 
 
 def test_a_finished_step_without_weights_is_not_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(run / "step_2" / "train" / "weights")
     error = error_of(capsys, run, run.parent / "out")
-    assert "growth step 2 is finished, but its weights are not there" in error
+    assert "growth step 2 is finished, but its weights are missing" in error
     assert "or use another step (--step 1)" in error
     assert main(["export", str(run), str(run.parent / "out"), "--step", "1"]) == 0
 

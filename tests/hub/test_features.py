@@ -52,7 +52,7 @@ def test_pictures_of_any_size_that_the_model_is_made_for(size: int) -> None:
     model = growclip(ARCHITECTURES[1], size)
     other = hub_model(model)
     assert_same(other.get_image_features(pictures(2, size)).pooler_output, model.encode_image(pictures(2, size)))
-    with pytest.raises(ValueError, match=f"pictures are 32 × 32, but the model takes {size} × {size}"):
+    with pytest.raises(ValueError, match=f"images are 32 × 32, but the model takes {size} × {size}"):
         other.get_image_features(pictures(2, 32))
 
 

@@ -185,7 +185,9 @@ def test_a_step_is_submitted_once(data: Path, run: RunFolder, submit: Path, caps
     command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(run.path), "--growth", "2"]
     extra = ["--", "DEVICE=cpu", "data.workers=0", "--time=10"]
     assert main([*command, "--dry-run", *extra]) == 0
-    assert "growth step 2 is due: 96 samples" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "growth step 2 is due: 96 samples" in said
+    assert f"would run: '{submit.parent}/grow run.sh' ONE_AT_A_TIME=1 " in said  # as a shell takes it
     assert not submit.exists()
     for _ in range(2):
         assert main([*command, "--once", *extra]) == 0
@@ -281,3 +283,13 @@ def test_numbers_that_make_no_sense_are_refused(
     arguments = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(tmp_path / "run"), "--dry-run"]
     assert main([*arguments, *option]) == 2
     assert option[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["CONFIG=other.yaml", "RUN_DIR=other"])
+def test_another_run_behind_the_dashes_is_refused(
+    word: str, data: Path, tmp_path: Path, submit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["watch", "--config", str(data / "config.yaml"), "--output-dir", str(tmp_path / "run"), "--once"]
+    assert main([*command, "--", "DEVICE=cpu", word]) == 2
+    assert f"{word} contradicts --config and --output-dir" in capsys.readouterr().err
+    assert not submit.exists()

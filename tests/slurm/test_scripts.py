@@ -153,12 +153,13 @@ def test_any_number_of_nodes_and_gpus_and_who_pays(cluster: Cluster, tmp_path: P
 
 
 def test_site_settings_reach_every_rank(cluster: Cluster, tmp_path: Path, config: Path) -> None:
-    """A project of its own, where slurm/site.sh names a container."""
+    """A project of its own, where slurm/site.sh names a container; told of by a relative path."""
     home = tmp_path / "a home"
     (home / "slurm").mkdir(parents=True)
     for name in ("train.py", "growclip_ds", "ds_configs", *(f"slurm/{script.name}" for script in SCRIPTS)):
         (home / name).symlink_to(ROOT / name)
-    (home / "slurm/site.sh").write_text(f"CONTAINER=(env INSIDE=1)\nPYTHON={sys.executable}\nexport NCCL_DEBUG=INFO\n")
+    (home / ".venv").symlink_to(sys.prefix)
+    (home / "slurm/site.sh").write_text("CONTAINER=(env INSIDE=1)\nexport NCCL_DEBUG=INFO\n")
     job = cluster.sbatch(
         "--gpus-per-node=1",
         "--export=ALL",
@@ -166,11 +167,12 @@ def test_site_settings_reach_every_rank(cluster: Cluster, tmp_path: Path, config
         f"CONFIG={config}",
         f"RUN_DIR={tmp_path}/run",
         "DRY_RUN=1",
-        GROWCLIP_HOME=str(home),
+        GROWCLIP_HOME=os.path.relpath(home, ROOT),
     )
     assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
     (log,) = (tmp_path / "run/slurm").glob("*.log")
-    assert log.read_text().count(f"command: env INSIDE=1 {sys.executable} train.py") == 2
+    python = str(home / ".venv/bin/python").replace(" ", "\\ ")
+    assert log.read_text().count(f"command: env INSIDE=1 {python} train.py") == 2
 
 
 def test_shards_are_copied_before_the_ranks_begin(cluster: Cluster, tmp_path: Path) -> None:
@@ -224,6 +226,9 @@ def test_what_is_wrong_is_one_line(cluster: Cluster, tmp_path: Path, settings: d
         (RUN, ["PYTHON={bare}", "RUN_DIR={run}"], "has no torch deepspeed growclip_ds: install the project there"),
         (RUN, ["growth.stepz=2", "RUN_DIR={run}"], "growth.stepz"),
         (RUN, ["--partition=none", "RUN_DIR={run}"], "growth step 1 was not submitted"),
+        (RUN, ["--test-only", "RUN_DIR={run}"], "growth step 1 was not submitted, as sbatch gave it no number"),
+        (RUN, ["--job-name=mine"], "a growth step is one job, known by its name: leave out --job-name=mine"),
+        (RUN, ["-a1-2"], "a growth step is one job, known by its name: leave out -a1-2"),
     ],
 )
 def test_what_is_wrong_before_a_job_is_one_line(
@@ -322,6 +327,18 @@ def test_a_run_is_submitted_once(cluster: Cluster, config: Path, tmp_path: Path,
     finish(run, 2)
     finish(run, 3)
     assert cluster.run(RUN, *arguments).stdout == f"all growth steps of {run} are finished\n"
+
+
+def test_a_job_that_the_run_waits_for_does_not_break_its_chain(
+    cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path
+) -> None:
+    arguments = [f"CONFIG={config}", f"PYTHON={stand_in}"]
+    other = submitted(cluster.run(RUN, *arguments, f"RUN_DIR={tmp_path}/other", "--hold").stdout)
+    dependency = f"--dependency=afterok:{other[-1]}"
+    jobs = submitted(cluster.run(RUN, *arguments, f"RUN_DIR={tmp_path}/run", dependency).stdout)
+    waits_for = [cluster.job(job)["Dependency"].partition("(")[0] for job in jobs]
+    assert waits_for == [f"afterok:{job}" for job in (other[-1], *jobs[:-1])]
+    cluster.run("scancel", *map(str, (*other, *jobs)))
 
 
 def test_a_job_that_is_still_ending_is_not_taken_for_one_that_will_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from growclip_ds.distributed import OtherRankError
 from growclip_ds.errors import InputError
 from growclip_ds.training.memory_errors import memory_explained, ran_out_of_memory
 
@@ -22,6 +23,8 @@ def test_what_was_done_what_was_asked_for_and_the_remedy_are_in_the_message() ->
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), memory_explained("step 2", "ask for less"):
         torch.ones(2, 3) @ torch.ones(2, 3)
+    with pytest.raises(OtherRankError), memory_explained("step 2", "ask for less"):  # it was not this rank's memory
+        raise OtherRankError("rank 1: OutOfMemoryError: CUDA out of memory")
 
 
 @pytest.mark.parametrize(

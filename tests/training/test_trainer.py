@@ -109,6 +109,26 @@ def test_a_short_batch_says_nothing_of_the_loss(tmp_path: Path) -> None:
     assert [report.loss for report in reports] == [2.0, 2.0, 2.0]
 
 
+def test_waiting_for_a_batch_is_watched(tmp_path: Path) -> None:
+    """The first one too, and the one after an evaluation, whose own time is not."""
+    places: list[str] = []
+
+    class Noting(TrainingStream):
+        def __iter__(self) -> Iterator[list[Batch]]:
+            for batches in super().__iter__():
+                waited_at.append(places[-1])
+                yield batches
+
+    waited_at: list[str] = []
+    evaluated_at: list[str] = []
+    trainer = trainer_on(Noting, str(write_shards(tmp_path, samples=8)), [])
+    trainer.watch = mock.Mock(reached=places.append)
+    trainer.evaluate, trainer.evaluate_after = lambda _: evaluated_at.append(places[-1]), {2}
+    trainer.run(lambda _: 0.1)
+    assert waited_at == [f"iteration {number}" for number in (1, 1, 2, 3)]
+    assert evaluated_at == [""]
+
+
 def test_the_rank_that_waits_most_counts(tmp_path: Path, group: Groups) -> None:
     folder = str(write_shards(tmp_path, samples=20))
     for reports in group(2).run(train_on, SlowStream, folder):

@@ -90,8 +90,9 @@ def _log1p(x):
 
 @triton.jit
 def _total(tile, rows):
-    """The sum of those rows of a tile."""
-    return tl.sum(tl.where(rows, tl.sum(tile, 1), 0.0), 0)
+    """The sum of those rows of a tile, (1,)."""
+    # Both sums are of a matrix: Triton 3.7 fails to compile that of a vector, where it comes of a product on sm_100.
+    return tl.sum(tl.where(rows[:, None], tl.sum(tile, 1, keep_dims=True), 0.0), 0)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -137,7 +138,7 @@ def gradient_kernel(
         of_column = tl.load(column_lse + tl.minimum(j, columns - 1)) * LOG2_E - GRAIN_BITS
         value = tl.exp2(score * LOG2_E - of_row[:, None]) + tl.exp2(score * LOG2_E - of_column[None, :])
         value = 0.5 * value - tl.where(own, GRAIN, 0.0)
-    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0) + tl.arange(0, 1)  # (1,), as its sums
     # What lies behind the last row and column repeats these, and does not count.
     product = tl.where((j < columns)[None, :], product, 0.0)
     tl.store(sums + program, _total(value * product, i < rows) / GRAIN)

@@ -137,6 +137,7 @@ def _(grad_out: Tensor, qkv: Tensor, *_: object) -> Tensor:
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     qkv, cu_seqlens, flags, groups = inputs
     ctx.save_for_backward(qkv, *output, cu_seqlens, flags)
+    ctx.set_materialize_grads(False)  # no zeros for the gradient that lse never has
     ctx.groups = groups
 
 

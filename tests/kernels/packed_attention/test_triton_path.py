@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from growclip_kernels import attention
@@ -248,6 +249,23 @@ def test_under_compile_and_checkpointing():
     (of_checkpointed,) = torch.autograd.grad(checkpoint(thrice, qkv, use_reentrant=False), qkv)
     torch.testing.assert_close(of_compiled, expected)
     torch.testing.assert_close(of_checkpointed, expected, rtol=0, atol=0)
+
+
+def test_no_gradient_is_made_up_for_the_log_sum_exps():
+    """It would be zeros, written anew in each backward pass."""
+    operators = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+            operators.append(operator.name())
+            return operator(*arguments, **(keywords or {}))
+
+    qkv, cu_seqlens = on_device(*packed([3], 1, torch.bfloat16))
+    out = attention(qkv, cu_seqlens, 3)
+    with Record():
+        torch.autograd.grad(out, qkv, torch.ones_like(out))
+    assert "growclip::attention_backward" in operators
+    assert not {"aten::zeros", "aten::zeros_like", "aten::new_zeros"} & set(operators)
 
 
 def test_operators_are_what_torch_expects():
