@@ -19,7 +19,7 @@ from growclip_ds.errors import InputError
 
 BLOCK_SAMPLES = 256
 WINDOW_BLOCKS = 256
-FEW_SAMPLES = 2 * BLOCK_SAMPLES * WINDOW_BLOCKS  # up to so many samples, an epoch is one full permutation
+FEW_SAMPLES = 2 * BLOCK_SAMPLES * WINDOW_BLOCKS  # up to this size, an epoch is one full permutation
 
 
 def draws(count: int, seed: int, epoch: int, part: int = 0) -> np.ndarray:

@@ -65,9 +65,9 @@ def stream_shard(url: str, patience: Patience | None = None) -> Iterator[Sample 
 
 
 def reopening(open_stream: Callable[[], Iterator[T]], url: str, patience: Patience | None = None) -> Iterator[T]:
-    """Yields the items of a stream. If it breaks off, it is reopened and continues after the last item yielded.
+    """Yields the items of a stream; if it breaks off, reopens it and continues after the last item yielded.
 
-    It is reopened as often as necessary, as long as it makes progress.
+    There is no limit on the number of times, as long as the stream makes progress in between.
 
     Args:
         open_stream: opens the stream at its beginning.
@@ -210,7 +210,14 @@ def captions(shards: RemoteShards) -> Iterator[str]:
 
 
 def count_samples(urls: Sequence[str], progress: Progress | None = None) -> tuple[int, ...]:
-    """Samples of remote shards: as img2dataset's `NNNNN_stats.json` beside them says, or by streaming them once.
+    """Counts the samples of remote shards: from img2dataset's `NNNNN_stats.json` beside one, or by streaming it.
+
+    Args:
+        urls: the URLs of the shards.
+        progress: called with the numbers of shards counted and to count.
+
+    Returns:
+        The number of samples in each shard.
 
     Raises:
         InputError: a shard cannot be streamed.
@@ -228,7 +235,7 @@ def _count(url: str) -> int:
     try:
         return samples_of_stats(_read_stats(url))
     except (OSError, ValueError):
-        pass  # not img2dataset's
+        pass  # not written by img2dataset
     try:
         return sum(1 for _ in stream_shard(url))
     except OSError as error:
@@ -237,7 +244,7 @@ def _count(url: str) -> int:
 
 def _read_stats(url: str) -> bytes:
     if url.startswith("pipe:") or not url.endswith(".tar"):
-        raise ValueError("no address beside it")
+        raise ValueError(f"{url} is not the URL of a .tar")
     with open_address(url.removesuffix(".tar") + "_stats.json") as stream:
         return stream.read()
 

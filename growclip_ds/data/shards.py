@@ -24,7 +24,7 @@ from growclip_ds.errors import InputError
 Progress = Callable[[int, int], None]
 """Called with the number of tars done and their total number."""
 
-_FEW = 16  # up to so many tars are scanned in this process: starting others takes as long
+_FEW = 16  # up to this number of tars, this process scans them: starting others takes as long
 _MOST_PROCESSES = 16  # scanning processes per rank
 READERS = 16  # concurrent file system operations, each in a thread
 

@@ -83,7 +83,7 @@ class OpenSubsets:
             yield from shard.faults()
 
     def indexes_elsewhere(self) -> int:
-        """Number of local shards whose index is in the user's cache, or nowhere on disk."""
+        """Number of local shards whose index is in the user's cache, or could not be stored."""
         return sum(not is_beside(shard) for shard in itertools.chain.from_iterable(self.shards))
 
 
