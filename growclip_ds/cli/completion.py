@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-_FOLDERS = ("DIR", "OUT", "RUN")  # metavars of arguments that are folders; other paths may be files too
+_FOLDERS = ("DIR", "OUT", "RUN")  # metavars of arguments that are folders; other paths may also be files
 _FILES = ("FILE", "LIST", "MODEL", "SHARDS", "DATA", "SET")
 
 
 def add_completion_command(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the description and arguments to the command's parser."""
     parser.description = "Prints a script with which your shell completes growclip's commands, options and files."
     parser.epilog = (
         "For bash with the bash-completion package, and for zsh with the folder in $fpath:\n\n"
@@ -38,7 +38,7 @@ def _completion(options: argparse.Namespace) -> int:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The arguments of a parser and of its subcommands."""
+    """Yields the arguments of a parser and of its subcommands."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_SHOWN = 10  # broken samples to print
-_BAR = 40  # characters of the longest bar of a histogram
+_SHOWN = 10  # maximum broken samples to print
+_BAR = 40  # length of the longest bar of a histogram in characters
 
 
 def add_data_commands(parser: argparse.ArgumentParser) -> None:
-    """Adds `scenes`, `add`, `check` and `stage`."""
+    """Adds the subcommands `add`, `check`, `scenes` and `stage`."""
     parser.description = "Generates, lists, checks and copies training data: webdataset shards of images and captions."
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_data_add(commands)
@@ -119,7 +119,7 @@ def _data_check(options: argparse.Namespace) -> int:
 
 
 def _open(given: Sequence[str], progress: object) -> tuple[list[IndexedShard], list[tuple[str, int]]]:
-    """The local shards, indexed, and the addresses of remote ones with their samples."""
+    """Indexes the local shards, and counts the remote ones: (URL, number of samples) each."""
     from growclip_ds.data.data_list import one_pattern
     from growclip_ds.data.remote import is_remote
     from growclip_ds.data.shards import open_shards
@@ -141,7 +141,7 @@ def _open(given: Sequence[str], progress: object) -> tuple[list[IndexedShard], l
 
 
 def _lines(report: DataReport, found: dict) -> list[str]:
-    """The report as text."""
+    """The report as lines of text."""
     lines = [
         f"shards           {report.shards:,}, {report.size / 1e9:.2f} GB",
         f"samples          {report.samples:,}, of them usable {found['usable']:,}",
@@ -150,7 +150,7 @@ def _lines(report: DataReport, found: dict) -> list[str]:
         if side:
             lines.append(f"{name:<16} {_summary(side)} pixels")
     formats = ", ".join(f"{count:,} {name}" for name, count in found["formats"].items())
-    lines.append(f"pictures         {formats or 'none'}")
+    lines.append(f"images           {formats or 'none'}")
     captions = found["captions"]
     if report.caption_lengths:
         lines.append(f"captions         {_summary(captions)} {report.unit}")
@@ -216,7 +216,7 @@ def _data_scenes(options: argparse.Namespace) -> int:
         return 0
     print(
         f"{options.out}: {options.samples:,} training pairs in {options.subsets} subsets and 3 evaluation sets of "
-        f"{options.eval_samples:,} pictures, {written} shards written in {time.monotonic() - start:.0f} s"
+        f"{options.eval_samples:,} images, {written} shards written in {time.monotonic() - start:.0f} s"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""`growclip evaluate`: zero-shot classification and retrieval with a checkpoint, on one process or many ranks."""
+"""`growclip evaluate`: zero-shot classification and retrieval with a model, in one process or on many ranks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from growclip_ds.evaluation.subject import Subject
     from growclip_ds.results import Result
 
-# One of them is set in each of many ranks.
+# Launchers of several ranks set one of these in each of them.
 _LAUNCHED = ("RANK", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def add_evaluate_command(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the description and arguments to the command's parser."""
     parser.description = (
         "Evaluates a model zero-shot on sets in CLIP-benchmark's webdataset layout: classification with the prompts of "
         "each class averaged (top-1, top-5, mean per class), retrieval in both directions (R@1, 5, 10). Every set's "
@@ -99,7 +99,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _process_group() -> Iterator[None]:
-    """The group of the ranks that a launcher started, if one did; an error, on one of them or all, is said once."""
+    """Joins the process group if a launcher started this process; an error, on one rank or all, is reported once."""
     import torch.distributed as dist
 
     if dist.is_initialized() or not any(variable in os.environ for variable in _LAUNCHED):
@@ -113,7 +113,7 @@ def _process_group() -> Iterator[None]:
     watch = start_watchdog(math.inf, "growclip")
     try:
         yield
-    except BaseException as error:  # perhaps on this rank alone, and the others wait for it
+    except BaseException as error:  # it may be on this rank alone, while the others wait for it
         watch.fail(error)
     watch.close()
     leave_distributed()
@@ -164,7 +164,7 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
 
 
 def _load_sets(options: argparse.Namespace, subject: Subject) -> list[EvaluationSet]:
-    """The sets to evaluate on, opened and checked."""
+    """Opens and checks the sets to evaluate on."""
     from growclip_ds.evaluation import load_evaluation_set
 
     places = _places(options, subject)
@@ -180,7 +180,7 @@ def _load_sets(options: argparse.Namespace, subject: Subject) -> list[Evaluation
 
 
 def _places(options: argparse.Namespace, subject: Subject) -> list[tuple[str, ...]]:
-    """What `load_evaluation_set` takes of each set."""
+    """The arguments of `load_evaluation_set` for each set."""
     from growclip_ds.config.config import load_config
     from growclip_ds.evaluation.lists import read_list
 
@@ -196,7 +196,7 @@ def _places(options: argparse.Namespace, subject: Subject) -> list[tuple[str, ..
 
 
 def _tensorboard_folder(given: Path | None, subject: Subject) -> Path | None:
-    """Where to write event files, if anywhere; an empty path stands for the run's folder."""
+    """The folder for event files; None: write none. An empty path stands for the run's folder."""
     if given != Path():
         return given
     if subject.run is None:

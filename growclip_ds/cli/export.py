@@ -11,7 +11,7 @@ from growclip_ds.errors import InputError
 
 
 def add_export_command(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the description and arguments to the command's parser."""
     parser.description = (
         "Writes a trained model as a Hugging Face model folder: weights, configuration, tokenizer, image processor, "
         "the model's code and a model card. transformers loads it after `import growclip_ds`, or without this package "

@@ -1,4 +1,4 @@
-"""The help formatting that all commands share."""
+"""The argument parser and help formatter of all commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Help(argparse.HelpFormatter):
 
     def add_argument(self, action: argparse.Action) -> None:
         super().add_argument(action)
-        if isinstance(action, argparse._SubParsersAction):  # whose commands are indented once more
+        if isinstance(action, argparse._SubParsersAction):  # its commands are indented one level deeper
             self._action_max_length += self._indent_increment
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -36,13 +36,13 @@ class Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with that help; subcommands' parsers are of this class too. Options are written out in full."""
+    """A parser with `Help` and without abbreviated options; subcommands' parsers are of this class too."""
 
     def __init__(self, *, formatter_class: Any = Help, allow_abbrev: bool = False, **options: Any) -> None:
         super().__init__(formatter_class=formatter_class, allow_abbrev=allow_abbrev, **options)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """As argparse does, which says nothing where it cannot be written."""
+        """Writes the message, raising an error if that fails, which argparse would ignore."""
         (file or sys.stderr).write(message)
 
 

@@ -1,4 +1,4 @@
-"""`growclip init`: create a project folder with the files that a checkout has beside its packages. Imports no torch."""
+"""`growclip init`: create a project folder with a checkout's files outside its packages. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def add_init_command(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the description and arguments to the command's parser."""
     parser.description = (
         "Writes train.py, configs/, ds_configs/ and slurm/ into a folder from which to run everything. A checkout has "
         "them already. Existing files are not changed."
@@ -45,11 +45,11 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _project_files() -> Path:
-    """The folder with the project's files: in the installed package, or the checkout around it."""
+    """The folder of the project's files: in the installed package, or the checkout that contains it."""
     return next(root for root in (_PACKAGE / "project", _PACKAGE.parent) if (root / "train.py").exists())
 
 
 def _files(root: Path) -> list[Path]:
-    """The files to write; of a checkout those that the wheel has."""
+    """The files to write; from a checkout, only those that the wheel contains."""
     there = [path for name in PROJECT for path in (root / name, *(root / name).rglob("*")) if path.is_file()]
     return [path for path in there if path.suffix in (".py", ".yaml", ".json", ".sh") and path.name != "site.sh"]

@@ -1,4 +1,4 @@
-"""`growclip inspect`: what a checkpoint contains, or the state of a run."""
+"""`growclip inspect`: show what a checkpoint contains, or the state of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from growclip_ds.errors import InputError
 
 
 def add_inspect_command(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the description and arguments to the command's parser."""
     parser.description = (
         "Shows what a checkpoint or a model in Hugging Face format contains: a drawing of its architecture, its sizes, "
         "and the parameters of each part. For a run, also the state of each phase, how the model grew from step to "

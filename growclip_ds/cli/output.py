@@ -1,4 +1,4 @@
-"""Where a command's JSON goes: into a file, or, for `-`, to standard output in place of the text."""
+"""Writes a command's JSON to a file or, for `-`, to standard output in place of the text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ STANDARD_OUTPUT = Path("-")
 
 
 def check_place(place: Path | None) -> None:
-    """Refuses a place that cannot be a file, before the work whose result is to go there.
+    """Checks, before the work is done, that its result can be written to a file.
+
+    Args:
+        place: the file; None or `-`: there is nothing to check.
 
     Raises:
-        InputError: it is empty, a folder, or in something that is not a folder.
+        InputError: the path is a folder, lies in something that is not a folder, or is invalid.
     """
     if place is None or place == STANDARD_OUTPUT:
         return
@@ -26,12 +29,12 @@ def check_place(place: Path | None) -> None:
         parent = next(folder for folder in place.parents if folder.exists())
         if not parent.is_dir():
             raise InputError(f"{place} cannot be written ({parent} is not a folder); name another place")
-    except OSError as error:  # a name that is too long
+    except OSError as error:  # for example, a name that is too long
         raise InputError(f"{place} cannot be written ({error.strerror}); name another place") from error
 
 
 def put_json(place: Path, value: Any) -> None:
-    """Writes a value to a file, whole or not at all, or prints it.
+    """Writes a value as JSON to a file, atomically, or prints it if the file is `-`.
 
     Raises:
         InputError: the file cannot be written.

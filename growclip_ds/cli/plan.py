@@ -1,4 +1,4 @@
-"""`growclip plan`: what a run, or the rest of one, will cost."""
+"""`growclip plan`: estimate what a run, or the rest of one, will cost."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from growclip_ds.config.config import Config
     from growclip_ds.costs.begun import BegunRun
 
-_CAPTION_TOKENS = 25  # about what English captions have, including start and end of text
+_CAPTION_TOKENS = 25  # roughly the mean of English captions, including start and end of text
 
 
 def add_plan_command(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the description and arguments to the command's parser."""
     parser.description = (
         "Estimates what a run will cost before it starts: for every growth step the candidates with their parameters "
         "and FLOPs, memory and communication at ZeRO 1, 2 and 3, what fits on a GPU, device hours, wall-clock hours "
@@ -114,7 +114,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _what_to_plan(options: argparse.Namespace) -> tuple[Config, BegunRun | None]:
-    """The configuration, and the run of which the rest is planned, if it has begun."""
+    """The configuration, and the run whose rest to plan; None: plan a new run."""
     from growclip_ds.config.config import load_config
 
     if options.begun is None:

@@ -1,7 +1,7 @@
-"""`growclip`: everything but training, one subcommand per file of this folder.
+"""The `growclip` command: everything but training, with one subcommand per file of this folder.
 
-A subcommand is a function that adds its arguments and one that runs it. The latter imports what it needs when it runs,
-so that `growclip --help` need not wait for torch.
+A subcommand consists of a function that adds its arguments and one that runs it. The latter imports what it needs, so
+that `growclip --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ Exit codes of growclip and of train.py:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns the exit code: 0, 2 where the input is at fault, or as the subcommand says."""
+    """Runs a command line and returns its exit code; the help lists the codes."""
     try:
         try:
             options = make_parser().parse_args(arguments)
             return options.run(options)
-        finally:  # of what is written later, at the end of the process, nobody would hear that it failed
+        finally:  # a failure to write at the exit of the process would go unreported
             sys.stdout.flush()
     except InputError as error:
         print(f"growclip: error: {error}", file=sys.stderr)
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("growclip: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `growclip … | head`: nobody reads on
+    except BrokenPipeError:  # `growclip … | head`: the reader has closed the pipe
         _leave_unwritten()
         return 1
     except OSError as error:
@@ -72,12 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _leave_unwritten() -> None:
-    """Drops what is in standard output's buffer: Python would try once more as it ends."""
+    """Discards standard output's buffer, which Python would try to write again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """The parser of the whole command line."""
     parser = Parser(
         prog="growclip",
         description="Contrastive language-image pre-training with models that grow with their data.",
@@ -86,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=Version, help="show the version and exit")
     parser.add_argument(
         "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # of the deepspeed launcher; LOCAL_RANK says it
+    )  # passed by the deepspeed launcher, which also sets LOCAL_RANK
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_init_command(commands.add_parser("init", help="create a project folder"))
     add_data_commands(commands.add_parser("data", help="generate, list and check data"))

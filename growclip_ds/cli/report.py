@@ -10,7 +10,7 @@ from growclip_ds.cli.output import STANDARD_OUTPUT, check_place, put_json
 
 
 def add_report_command(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the description and arguments to the command's parser."""
     parser.description = (
         "Reports the results and costs of runs in the form of the paper's tables: accuracy of every growth step on "
         "every set, methods side by side (runs that differ only in their seed as mean and standard deviation), "

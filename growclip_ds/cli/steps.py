@@ -1,4 +1,4 @@
-"""`growclip steps`: which growth steps of a run are finished, for scripts that start the rest. Imports no torch."""
+"""`growclip steps`: list which growth steps of a run are finished, for scripts that start others. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from growclip_ds.errors import InputError
 
 
 def add_steps_command(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the description and arguments to the command's parser."""
     parser.description = "Lists the growth steps of a run, one per line: its number, and whether it is finished."
     parser.epilog = (
         "Examples:\n\n"
@@ -46,5 +46,5 @@ def _steps(options: argparse.Namespace) -> int:
 
 
 def is_step_finished(run: Path, step: int) -> bool:
-    """Whether the last phase of a growth step is finished, as `RunFolder.is_finished` has it."""
+    """Whether the last phase of a growth step is finished; must agree with `RunFolder.is_finished`."""
     return (run / f"step_{step}" / "train" / "phase.json").exists()

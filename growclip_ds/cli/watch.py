@@ -1,4 +1,4 @@
-"""`growclip watch`: checks a run's data and curves periodically, and submits the next growth step when it is due."""
+"""`growclip watch`: check a run's data and curves periodically, and submit the next growth step when it is due."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Look(NamedTuple):
 
 
 def add_watch_command(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the description and arguments to the command's parser."""
     parser.description = (
         "Checks periodically whether a run's next growth step is due: its data subset is in the list, and the data has "
         "grown enough, or the loss of the last step has plateaued. Then it submits the step, once. If the step's job "
@@ -64,7 +64,7 @@ def add_watch_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    if not (options.growth >= 1 and 0 < options.every < math.inf):  # a NaN is neither
+    if not (options.growth >= 1 and 0 < options.every < math.inf):  # written so that NaN fails too
         raise InputError("--growth must be at least 1, and --every a number above 0")
     if options.plateau is not None and not 0 <= options.plateau < 1:
         raise InputError(f"--plateau is a share of the loss, such as 0.01, not {options.plateau:g}")
@@ -80,7 +80,7 @@ def _watch(options: argparse.Namespace) -> int:
             except InputError as error:
                 if options.once or options.dry_run:
                     raise
-                now = _Look(f"error: {error}")  # a list that is being edited, a Slurm that does not answer
+                now = _Look(f"error: {error}")  # perhaps temporary: a list being edited, or Slurm not responding
             if now.said != said:
                 print(now.said, flush=True)
                 said = now.said
@@ -90,7 +90,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _look(options: argparse.Namespace, submissions: Submissions) -> _Look:
-    """Checks once, and submits the step if it is due."""
+    """Checks once, and submits the next growth step if it is due."""
     from growclip_ds.config.config import load_config
     from growclip_ds.run.folder import RunFolder
     from growclip_ds.run.watch import GrowthRule, decide
@@ -104,7 +104,7 @@ def _look(options: argparse.Namespace, submissions: Submissions) -> _Look:
     if before := submissions.read().get(decision.step):
         if submissions.has_job(decision.step) is not False:
             return _Look(f"{step} is submitted and not finished: {before}")
-        if is_step_finished(options.output_dir, decision.step):  # since it was decided
+        if is_step_finished(options.output_dir, decision.step):  # it has finished since the decision
             return _look(options, submissions)
         log = submissions.log(decision.step)
         return _Look(f"{step}'s job has ended without finishing it: see {log}; fix it and run {SUBMIT}", code=1)
@@ -124,7 +124,7 @@ def _submit(command: Sequence[str], step: str) -> str:
     """Runs slurm/grow_run.sh; returns what it printed.
 
     Raises:
-        InputError: it cannot be run, or did not submit the step.
+        InputError: the script cannot be run, or did not submit the step.
     """
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -1,7 +1,7 @@
 """The configuration of a run: every setting with its type, default (the paper's, Section 4.1) and meaning.
 
-A YAML file is read, overrides from the command line are applied, and the result is validated once. After that it does
-not change.
+A YAML file is read, overrides from the command line are applied, and the result is validated once. It is immutable from
+then on.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from growclip_ds.yaml_files import parse_yaml, read_yaml, to_yaml
 Dimension = Literal["conv_layers", "image_blocks", "image_heads", "text_blocks", "text_heads", "shared_blocks"]
 Method = Literal["growclip", "tfs", "twp", "sap", "msclip", "nas"]
 
-VIT_B_16 = Architecture(0, 12, 12, 12, 8, 0)  # blocks and heads of the paper's fixed CLIP
-MS_CLIP = Architecture(2, 0, 12, 1, 12, 11)  # about as large: convolutions for images, one block for text alone
+VIT_B_16 = Architecture(0, 12, 12, 12, 8, 0)  # the paper's fixed CLIP
+MS_CLIP = Architecture(2, 0, 12, 1, 12, 11)  # of about the same size: convolutions for images, one block for text alone
 
 
 class ArchitectureSection(Section):
@@ -136,7 +136,8 @@ class BaselinesSection(Section):
     )
     architecture: Annotated[Architecture, _FromSection] | None = Field(
         default=None,
-        description="of the fixed model; null: ViT-B/16's 12, 12 and 12, 8; for msclip (2, 0, 12, 1, 12, 11)",
+        description="architecture of the fixed model; null: ViT-B/16's (0, 12, 12, 12, 8, 0), for msclip "
+        "(2, 0, 12, 1, 12, 11)",
     )
     start: str | None = Field(
         default=None,
@@ -170,7 +171,7 @@ class AblationSection(Section):
 
     @property
     def selects(self) -> bool:
-        """Whether candidates are compared."""
+        """Whether a growth step compares candidates."""
         return self.selection and self.grow_only is None
 
 
@@ -208,21 +209,21 @@ class Config(Section):
         if self.growth.steps is not None and self.growth.steps > len(self.data.subsets):
             raise ValueError(
                 f"growth.steps is {self.growth.steps}, but data.subsets lists {len(self.data.subsets)}: "
-                "growth step t trains on subsets 1 to t, so list more or take fewer steps"
+                "growth step t trains on subsets 1 to t, so list more subsets or reduce the steps"
             )
         return self
 
     @model_validator(mode="after")
     def _what_the_method_has(self) -> Config:
         if self.method != "growclip" and self.ablation != AblationSection():
-            raise ValueError(f"ablation changes growth steps of growclip, and method is {self.method}: leave it out")
+            raise ValueError(f"ablation changes growth steps of growclip, but method is {self.method}; leave it out")
         if self.ablation.grow_only in self.growth.frozen:
             raise ValueError(
                 f"ablation.grow_only is {self.ablation.grow_only}, which growth.frozen keeps from growing: "
                 "leave one of them out"
             )
         if self.method != "growclip" and self.model.start is not None:
-            raise ValueError(f"model.start is a GrowCLIP to grow, and method is {self.method}: leave it out")
+            raise ValueError(f"model.start is a GrowCLIP to grow, but method is {self.method}; leave it out")
         if not self.has_fixed_model:
             return self
         architecture, is_clip = self.fixed_architecture, self.fixed_model_is_clip
@@ -235,7 +236,7 @@ class Config(Section):
             raise ValueError(f"baselines.architecture {architecture} shares nothing; msclip needs shared_blocks")
         if self.baselines.start is not None and not is_clip:
             raise ValueError(
-                "baselines.start is a CLIP's weights, which a GrowCLIP cannot take; leave it out, or take method tfs, "
+                "baselines.start is a CLIP's weights, which a GrowCLIP cannot load; leave it out, or use method tfs, "
                 "twp or sap and baselines.model clip"
             )
         return self
@@ -247,12 +248,12 @@ class Config(Section):
 
     @property
     def fixed_model_is_clip(self) -> bool:
-        """Whether that model is `transformers`' CLIP, and no GrowCLIP."""
+        """Whether the fixed model is `transformers`' CLIP rather than a GrowCLIP."""
         return self.method != "msclip" and self.baselines.model == "clip"
 
     @property
     def fixed_architecture(self) -> Architecture:
-        """The fixed model's architecture, where it does not start from a checkpoint."""
+        """The fixed model's architecture, unless it starts from a pretrained CLIP."""
         return self.baselines.architecture or (MS_CLIP if self.method == "msclip" else VIT_B_16)
 
     @property
@@ -261,11 +262,11 @@ class Config(Section):
 
     @property
     def held_out_pairs(self) -> int:
-        """Pairs of every subset that are kept out of training."""
+        """Number of pairs held out of every subset."""
         return 0 if self.selection.dataset else self.selection.held_out
 
     def warnings(self) -> list[str]:
-        """Settings that are allowed, but that the user should know of, a line each."""
+        """Warnings about settings that are valid but questionable, one line each."""
         found = []
         dataset = self.selection.dataset
         reported = {(Path(other.path).resolve(), other.split) for other in self.evaluation.datasets}
@@ -281,7 +282,7 @@ class Config(Section):
         return found
 
     def to_yaml(self) -> str:
-        """The whole configuration, defaults written out, as `load_config` reads it."""
+        """The full configuration as YAML for `load_config`, including defaults."""
         return to_yaml(self.model_dump(mode="json"))
 
 
@@ -290,12 +291,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: the YAML file.
-        overrides: `section.key=value`, the value as in YAML; items of lists by their place from 0
+        overrides: `section.key=value`, with the value as in YAML; list items are addressed by their index from 0
             (`data.subsets.0.shards=my/shards`).
 
     Raises:
-        InputError: the file cannot be read, or a key or value is not right; one line for each that is not,
-            with where it comes from, what it is and what is expected.
+        InputError: the file cannot be read, or keys or values are invalid; one line per problem, with its source, the
+            value and what is expected.
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
@@ -314,11 +315,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _spell_out(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Puts what a text stands for in its place, where overrides can go into it: the list of data subsets in a file, and
-    the set in a folder.
+    """Expands, in place, strings that stand for sections, so that overrides can address what is in them.
+
+    A path in `data.subsets` becomes the list in that file; a path in place of an evaluation set becomes a section.
 
     Returns:
-        The keys whose values were read from a file, with that file.
+        (key, file) for each key whose value was read from another file.
     """
     origins = []
     data, selection, evaluation = (values.get(name) for name in ("data", "selection", "evaluation"))

@@ -1,4 +1,4 @@
-"""The DeepSpeed file: every key is honoured, or refused with a reason, never ignored."""
+"""Reads and checks the DeepSpeed file: every key is either honoured, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class DeepSpeedFile(NamedTuple):
-    """A DeepSpeed file as it was read.
+    """A DeepSpeed file as read.
 
     Attributes:
-        path: its name, for messages.
-        values: what it holds.
+        path: its path, for messages.
+        values: its contents.
     """
 
     path: str | Path
@@ -31,14 +31,14 @@ class DeepSpeedFile(NamedTuple):
 
 @dataclass(frozen=True)
 class ResolvedDeepSpeed:
-    """A DeepSpeed file with the run's sizes filled in.
+    """A DeepSpeed file with the run's batch sizes filled in.
 
     Attributes:
-        config: for `deepspeed.initialize`, no "auto" left.
+        config: the configuration for `deepspeed.initialize`, without "auto".
         micro_batch_size: pairs per forward pass of a rank.
-        accumulation_steps: micro-batches per rank and iteration.
+        accumulation_steps: gradient accumulation steps: micro-batches per rank and iteration.
         stage: the ZeRO stage.
-        precision: dtype of weights and activations; the masters are always fp32.
+        precision: dtype of weights and activations; master weights are always fp32.
     """
 
     config: dict[str, Any]
@@ -49,7 +49,7 @@ class ResolvedDeepSpeed:
 
     @property
     def numerics(self) -> dict[str, Any]:
-        """What bears on the weights, and not on speed and memory alone."""
+        """The settings that affect the weights, not only speed and memory."""
         scaling = self.config.get("fp16", {}) if self.precision == "fp16" else {}
         return {
             "precision": self.precision,
@@ -62,7 +62,7 @@ def load_deepspeed_config(path: str | Path) -> DeepSpeedFile:
     """Reads a DeepSpeed file.
 
     Raises:
-        InputError: there is no such file, it is not a JSON object, or it gives a key twice.
+        InputError: the file does not exist, cannot be read, is not a JSON object, or gives a key twice.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -86,15 +86,16 @@ def load_deepspeed_config(path: str | Path) -> DeepSpeedFile:
 
 
 def resolve(file: DeepSpeedFile, config: Config, world_size: int) -> ResolvedDeepSpeed:
-    """Checks the DeepSpeed file, and settles with the run's configuration what it leaves to it.
+    """Checks a DeepSpeed file, and fills in what it leaves to the run's configuration.
 
     Args:
-        file: what `load_deepspeed_config` read.
-        config: the run's.
-        world_size: ranks.
+        file: the result of `load_deepspeed_config`.
+        config: the run's configuration.
+        world_size: number of ranks.
 
     Raises:
-        InputError: a key that is not honoured, a value that is not right, or one that contradicts the run; a line each.
+        InputError: keys are not supported, or values are invalid or contradict the run's configuration; one line per
+            problem.
     """
     path, values = file
     if problems := list(_problems(values)):
@@ -107,7 +108,7 @@ def resolve(file: DeepSpeedFile, config: Config, world_size: int) -> ResolvedDee
     resolved["train_batch_size"] = config.training.global_batch_size
     resolved["train_micro_batch_size_per_gpu"] = micro_batch_size
     resolved["gradient_accumulation_steps"] = accumulation_steps
-    resolved["timers"] = {"throughput": {"enabled": False}}  # it waits for the device twice an iteration, for nobody
+    resolved["timers"] = {"throughput": {"enabled": False}}  # unused, but it synchronises twice per iteration
     return ResolvedDeepSpeed(resolved, micro_batch_size, accumulation_steps, _stage(values), _precision(values))
 
 
@@ -123,7 +124,7 @@ def _precision(ds: dict[str, Any]) -> Precision:
 
 
 def _problems(ds: dict[str, Any]) -> Iterator[str]:
-    """Everything about the file that does not depend on the run."""
+    """Yields the problems of a file that do not depend on the run."""
     zero = ds.get("zero_optimization")
     stage: Any = zero.get("stage") if isinstance(zero, dict) else None
     if not STAGE.holds(stage):
@@ -139,7 +140,7 @@ def _problems(ds: dict[str, Any]) -> Iterator[str]:
 
 
 def _key_problems(values: dict[str, Any], path: str, stage: int) -> Iterator[str]:
-    """Keys and values, each by itself."""
+    """Yields the problems of single keys and values."""
     known = SECTIONS[path]
     for name, value in values.items():
         key = f"{path}.{name}" if path else name
@@ -170,7 +171,7 @@ def _nearest(name: str, path: str) -> str:
 
 
 def _contradictions(ds: dict[str, Any], stage: int) -> Iterator[str]:
-    """Values that are right by themselves but not together."""
+    """Yields the contradictions between values that are valid by themselves."""
     zero, fp16 = ds["zero_optimization"], ds.get("fp16", {})
     precision = _precision(ds)
     offloads = zero.get("offload_optimizer", {}).get("device", "none") != "none"
@@ -185,18 +186,22 @@ def _contradictions(ds: dict[str, Any], stage: int) -> Iterator[str]:
         )
     if stage == 1 and precision == "bf16" and accumulation == "fp32" and not offloads:
         yield (
-            "data_types.grad_accum_dtype fp32 with bf16 at ZeRO stage 1 makes DeepSpeed change to an optimizer that "
+            "data_types.grad_accum_dtype fp32 with bf16 at ZeRO stage 1 makes DeepSpeed switch to an optimizer that "
             "ignores bucket sizes and overlap_comm; use stage 2, or leave it out"
         )
     for name, default in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
         if ds.get(name, default) != default and zero.get("reduce_scatter", True):
-            yield f"{name} needs zero_optimization.reduce_scatter false; DeepSpeed's reduce-scatter does not look at it"
+            yield f"{name} needs zero_optimization.reduce_scatter false; DeepSpeed's reduce-scatter ignores it"
     if stage < 3 and offloads and zero.get("contiguous_gradients") is False:
         yield "zero_optimization.contiguous_gradients false has no effect with offload_optimizer; remove it"
 
 
 def _divide_batch(ds: dict[str, Any], config: Config, world_size: int) -> tuple[int, int]:
-    """Micro-batch size and accumulation steps: global batch = ranks · micro-batch · steps."""
+    """Micro-batch size and accumulation steps, where global batch = ranks · micro-batch · steps.
+
+    Raises:
+        InputError: the file contradicts the run, or a size does not divide.
+    """
     stated = {name: value for name, value in ds.items() if value != "auto"}
     batch = config.training.global_batch_size
     if stated.get("train_batch_size", batch) != batch:
@@ -228,7 +233,10 @@ def _divide_batch(ds: dict[str, Any], config: Config, world_size: int) -> tuple[
 
 
 def _micro_batch(stated: dict[str, Any], config: Config, share: int) -> tuple[int, str]:
-    """The micro-batch size and the key that decides it: the run's, the file's, by the file's steps, or all at once."""
+    """The micro-batch size and the key that determines it.
+
+    In order of precedence: the run's, the file's, the one from the file's accumulation steps, the rank's whole share.
+    """
     ours, theirs = config.training.micro_batch_size, stated.get("train_micro_batch_size_per_gpu")
     if None not in (ours, theirs) and ours != theirs:
         raise InputError(
@@ -250,13 +258,13 @@ def _micro_batch(stated: dict[str, Any], config: Config, share: int) -> tuple[in
 
 
 def _multiples(value: int, of: int) -> str:
-    """The multiples next to a value, in words."""
+    """The nearest multiples of `of` below and above a value, in words."""
     below = value // of * of
     return " or ".join(str(multiple) for multiple in (below, below + of) if multiple)
 
 
 def _divisors(value: int, near: int) -> str:
-    """The divisors of a value next to another, in words."""
+    """The divisors of a value nearest to `near`, below and above it, in words."""
     divisors = [divisor for divisor in range(1, value + 1) if value % divisor == 0]
     below = [divisor for divisor in divisors if divisor < near][-1:]
     above = [divisor for divisor in divisors if divisor > near][:1]

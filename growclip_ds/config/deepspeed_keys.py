@@ -1,8 +1,8 @@
-"""Every key of a DeepSpeed 0.19 configuration: its valid values if it is honoured, or the reason why it is not.
+"""Every key of a DeepSpeed 0.19 configuration: its valid values if it is honoured, or the reason why it is refused.
 
-DeepSpeed itself ignores keys that it does not know, and many that it knows but that have no effect with a client
-optimizer, at another ZeRO stage or in another precision. None of that happens silently here. Which keys have an effect
-was read in its source, and tested: two ranks, each stage, each option against the default.
+DeepSpeed silently ignores unknown keys, and known ones that have no effect with a client optimizer, at another ZeRO
+stage or in another precision. Here, all of these are errors. Which keys have an effect is taken from DeepSpeed's
+source, and tested on two ranks: at each stage, each option against the default.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Kind(NamedTuple):
-    """What a value has to be: in words, and whether it is."""
+    """A kind of value: its description, and the check whether a value is of this kind."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -22,8 +22,8 @@ class Key(NamedTuple):
     """A key that is honoured.
 
     Attributes:
-        kind: what it may hold.
-        stages: the ZeRO stages at which DeepSpeed looks at it.
+        kind: the kind of its value.
+        stages: the ZeRO stages at which DeepSpeed uses it.
     """
 
     kind: Kind
@@ -31,11 +31,11 @@ class Key(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A key that is not.
+    """A key that is refused.
 
     Attributes:
-        reason: why, or what to do instead.
-        harmless: values that say what happens anyway, and are therefore let pass.
+        reason: why it is refused, or what to do instead.
+        harmless: values that match what happens anyway, and are accepted.
     """
 
     reason: str
@@ -52,7 +52,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value == value // 1  # 5e8 is how JSON people write 500000000
+    return _is_number(value) and value == value // 1  # 5e8 is commonly written for 500000000
 
 
 def one_of(*values: str) -> Kind:
@@ -70,19 +70,19 @@ STAGE = Kind("1, 2 or 3", lambda value: value in (1, 2, 3) and not isinstance(va
 SECTION = Kind("a section in braces", lambda value: isinstance(value, dict))
 
 _OWN_OPTIMIZER = (
-    "the optimizer has to know layers and the sampled subnet; set training.optimizer, training.learning_rate, "
+    "the optimizer must know the layers and the sampled subnet; set training.optimizer, training.learning_rate, "
     "training.weight_decay, training.betas and training.eps in the run's configuration"
 )
-_CPU_ADAM = "it needs DeepSpeed's own CPU Adam, which knows neither layers nor the sampled subnet"
-_NVME = "weights and moments are carried from engine to engine in memory, a tensor at a time; offload to the cpu"
-_CHECKPOINTS = "runs are saved in one format of their own, independent of ranks and stage; DeepSpeed's is not used"
+_CPU_ADAM = "it needs DeepSpeed's own CPU Adam, which knows neither the layers nor the sampled subnet"
+_NVME = "weights and moments are copied from engine to engine in memory, tensor by tensor; offload to the cpu"
+_CHECKPOINTS = "runs have their own checkpoint format, independent of ranks and stage; DeepSpeed's is not used"
 _OWN_DATA = "the data stream decides which samples make up a batch; see data and training in the run's configuration"
 _REMOVED = "DeepSpeed 0.19 has removed it"
-_UNREAD = "DeepSpeed 0.19 reads it nowhere"
-_SUBNETS = "a sampled subnet runs parts of layers, by slices, which it does not follow"
-_ROUNDS = "it rounds what passes between ranks, so that the result would depend on their number"
-_SURROGATE = "DeepSpeed would log the second pass's surrogate loss; the run folder has a TensorBoard of its own"
-_ONLY_BF16_OPTIMIZER = "only DeepSpeed's BF16_Optimizer looks at it, which is not used"
+_UNREAD = "DeepSpeed 0.19 never reads it"
+_SUBNETS = "it does not support sampled subnets, which run slices of layers"
+_ROUNDS = "it rounds what ranks exchange, so the result would depend on the number of ranks"
+_SURROGATE = "DeepSpeed would log the second pass's surrogate loss; the run folder has its own TensorBoard files"
+_ONLY_BF16_OPTIMIZER = "only DeepSpeed's BF16_Optimizer reads it, and that is not used"
 _OFF = ({"enabled": False}, False)
 
 TOP: dict[str, Key | Refused] = {
@@ -108,11 +108,11 @@ TOP: dict[str, Key | Refused] = {
         "every phase has its own warm-up and cosine; set training.learning_rate and training.warmup_iterations in the "
         "run's configuration"
     ),
-    "managed_gradient_accumulation": Refused("a batch goes through the model in two passes, which the trainer counts"),
-    "gradient_allreduce_op": Refused("the contrastive loss of the global batch counts on the mean", ("mean",)),
+    "managed_gradient_accumulation": Refused("a batch takes two passes through the model, which the trainer counts"),
+    "gradient_allreduce_op": Refused("the contrastive loss of the global batch requires the mean", ("mean",)),
     "activation_checkpointing": Refused("set training.activation_checkpointing in the run's configuration"),
     "steps_per_print": Refused(
-        "progress is the trainer's; set monitoring.log_every in the run's configuration", (None,)
+        "the trainer reports progress; set monitoring.log_every in the run's configuration", (None,)
     ),
     "dump_state": Refused("it prints the engine's attributes once; the run folder has config.yaml", (False,)),
     "timers": Refused("throughput is in TensorBoard, as speed/samples_per_second"),
@@ -120,7 +120,7 @@ TOP: dict[str, Key | Refused] = {
     "wandb": Refused(_SURROGATE, _OFF),
     "csv_monitor": Refused(_SURROGATE, _OFF),
     "comet": Refused(_SURROGATE, _OFF),
-    "flops_profiler": Refused("it knows neither packed attention nor the two passes of a batch", _OFF),
+    "flops_profiler": Refused("it supports neither packed attention nor the two passes of a batch", _OFF),
     "comms_logger": Refused("only a script that calls deepspeed.comm.log_summary() would see its figures", _OFF),
     "torch_autocast": Refused(
         "selection and evaluation run outside the engine, where it has no effect; set bf16", _OFF
@@ -137,16 +137,16 @@ TOP: dict[str, Key | Refused] = {
     "compile": Refused(
         "the sampled subnet changes with every iteration, and with it the graph", ({"deepcompile": False},)
     ),
-    "hybrid_engine": Refused("it generates text", _OFF),
+    "hybrid_engine": Refused("it is for text generation", _OFF),
     "weight_quantization": Refused("it is for inference"),
-    "autotuning": Refused("it starts the script again with other batch sizes, and so other models", _OFF),
+    "autotuning": Refused("it restarts the script with other batch sizes, which train other models", _OFF),
     "tensor_parallel": Refused("layers are not divided between ranks; use ZeRO 3"),
     "expert_parallel": Refused("the model has no experts", _OFF),
     "use_data_before_expert_parallelism": Refused("the model has no experts", (False,)),
     "pipeline": Refused("layers are not divided between ranks; use ZeRO 3"),
-    "sequence_parallel_size": Refused("captions and pictures are too short to divide", (1,)),
+    "sequence_parallel_size": Refused("captions and images are too short to divide", (1,)),
     "data_parallel_size": Refused("every rank is data-parallel", ()),
-    "seq_parallel_communication_data_type": Refused("captions and pictures are too short to divide"),
+    "seq_parallel_communication_data_type": Refused("captions and images are too short to divide"),
     "disable_allgather": Refused(_UNREAD, (False,)),
     "vocabulary_size": Refused("the tokenizer decides; set data.tokenizer in the run's configuration"),
     **dict.fromkeys(
@@ -206,7 +206,7 @@ ZERO: dict[str, Key | Refused] = {
     "stage3_module_granularity_threshold": Refused(_SUBNETS, (0,)),
     "leaf_module": Refused(_SUBNETS),
     "override_module_apply": Refused("models are built by their constructor, in which nothing is applied", (True,)),
-    "zero_hpz_partition_size": Refused("ZeRO++ was not tried with weights that are written into a new engine", (1,)),
+    "zero_hpz_partition_size": Refused("ZeRO++ is untested with weights that are written into a new engine", (1,)),
     "zero_quantized_weights": Refused(_ROUNDS, (False,)),
     "zero_quantized_nontrainable_weights": Refused(_ROUNDS, (False,)),
     "zero_quantized_gradients": Refused(_ROUNDS, (False,)),
@@ -242,8 +242,8 @@ BF16: dict[str, Key | Refused] = {
     "enabled": Key(FLAG),
     "check_grad_overflow": Refused("an update by gradients that are not finite would ruin the weights", (True,)),
     "immediate_grad_update": Refused(_ONLY_BF16_OPTIMIZER, (False,)),
-    "bf16_master_weights_and_grads": Refused("growing carries the fp32 masters over, never rounded ones", (False,)),
-    "bf16_optimizer_states": Refused("growing carries the fp32 masters over, never rounded ones", (False,)),
+    "bf16_master_weights_and_grads": Refused("growing copies fp32 master weights, never rounded ones", (False,)),
+    "bf16_optimizer_states": Refused("growing copies fp32 master weights, never rounded ones", (False,)),
 }
 
 DYNAMIC_LOSS_SCALE = (
@@ -262,8 +262,8 @@ FP16: dict[str, Key | Refused] = {
     "hysteresis": Key(COUNT),
     "consecutive_hysteresis": Key(FLAG),
     "min_loss_scale": Key(COUNT),
-    "auto_cast": Refused("pictures come in the weights' precision already", (False,)),
-    "fp16_master_weights_and_grads": Refused("growing carries the fp32 masters over, never rounded ones", (False,)),
+    "auto_cast": Refused("images already have the weights' precision", (False,)),
+    "fp16_master_weights_and_grads": Refused("growing copies fp32 master weights, never rounded ones", (False,)),
 }
 
 DATA_TYPES: dict[str, Key | Refused] = {

@@ -29,10 +29,10 @@ _BOUNDS = (
 
 
 def override(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `section.key` in nested values; whether there is such a key is for validation to say.
+    """Sets `section.key` in nested values; validation reports unknown keys.
 
     Raises:
-        InputError: the key leads through something that has no keys, or to an item that a list has not.
+        InputError: the key leads through a value that has no keys, or to a list item that does not exist.
     """
     *parents, last = key.split(".")
     place: Any = values
@@ -58,22 +58,23 @@ def _index(items: list[Any], part: str, path: str, key: str) -> int:
 def explain(
     error: ValidationError, root: type[BaseModel], values: dict[str, Any], file: str, origins: Sequence[tuple[str, str]]
 ) -> str:
-    """One line for every problem that validation found.
+    """The message for a failed validation, one line per problem.
 
     Args:
-        root: the model that was validated.
-        values: what was validated.
-        file: the file that the values are from,
-        origins: but for these dotted keys, which are from elsewhere; the last one counts.
+        error: the validation's error.
+        root: the section that the values were validated as.
+        values: the values that were validated.
+        file: the file that the values come from.
+        origins: (dotted key, source) for values that come from elsewhere; of several for a key, the last one counts.
     """
     lines = []
     problems = error.errors()
     for problem in problems:
         loc = problem["loc"]
         if any(len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in problems):
-            continue  # what is wrong inside says it better
+            continue  # the problem inside is more specific
         if problem["type"] == "default_factory_not_called":
-            continue  # what is wrong with the values that the default comes from says it better
+            continue  # the problem with the values that the default depends on is more specific
         key = ".".join(map(str, loc))
         source = _origin(key, file, origins)
         if problem["type"] in ("extra_forbidden", "invalid_key"):
@@ -89,7 +90,7 @@ def explain(
 
 
 def _origin(key: str, file: str, origins: Sequence[tuple[str, str]]) -> str:
-    """Where the value of a key is from; of no key, where those may be from that contradict each other."""
+    """The source of a key's value; for an empty key, the possible sources of values that contradict each other."""
     if not key:
         return f"{file} and {COMMAND_LINE}" if COMMAND_LINE in dict(origins).values() else file
     return next((origin for other, origin in reversed(origins) if _overlap(key, other)), file)
@@ -100,15 +101,15 @@ def _overlap(key: str, other: str) -> bool:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation allows, by itself, in a list or beside null."""
-    annotation = getattr(annotation, "section", annotation)  # of what is read from a section into another type
+    """The section that an annotation allows, by itself, in a list or as an alternative to null."""
+    annotation = getattr(annotation, "section", annotation)  # for another type that is read from a section
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section, get_args(annotation))), None)
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field holds, if it holds one, or a list of them."""
+    """The section that a field holds, itself or in a list; None if it holds none."""
     return next((m.section for m in field.metadata if hasattr(m, "section")), None) or _section(field.annotation)
 
 
@@ -130,7 +131,7 @@ def _field(root: type[BaseModel], loc: tuple[int | str, ...]) -> FieldInfo:
 
 
 def _whole(root: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The location, shortened to its last field: a list of plain values is told of as a whole."""
+    """The location, shortened to its last field: a list of plain values is reported as a whole."""
     depth, _, section = list(_walk(root, loc))[-1]
     return loc if section else loc[: depth + 1]
 
@@ -158,14 +159,14 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 def _lookup(values: Any, loc: tuple[int | str, ...]) -> Any:
     for part in loc:
-        if isinstance(values, str):  # which stands for a section with that in it
+        if isinstance(values, str):  # a string that stands for a section
             return values
         values = values[part]
     return values
 
 
 def expected(field: FieldInfo) -> str:
-    """What a field may hold, in words."""
+    """Describes the valid values of a field."""
     if isinstance(field.json_schema_extra, dict):
         return str(field.json_schema_extra["expected"])
     if section := section_of(field):

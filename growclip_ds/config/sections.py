@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 def as_tuple(value: Any) -> Any:
-    """A list of a YAML file as settings hold it."""
+    """Converts a YAML list to a tuple, which is immutable; other values are returned unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -150,7 +150,7 @@ class SetSection(Section):
     path: str = Field(min_length=1, description="its folder or URL")
     split: str = Field(default=SPLIT, min_length=1, description="the subfolder with its shards")
     name: str = Field(
-        # without a path, which is refused, it makes no difference what the name would be
+        # without a path, which is an error anyway, the name does not matter
         default_factory=lambda values: set_name(values.get("path", "."), values.get("split", SPLIT)),
         min_length=1,
         description="its name in reports; default: the last part of the path, and the split unless that is test",
@@ -163,20 +163,22 @@ class SetSection(Section):
 
     @model_serializer(mode="wrap")
     def _short(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
-        """As older versions, which knew only folders, have it in the configurations of their runs, where that will do:
-        a run that began under one of them is then seen to be the same.
+        """A plain path if split and name are the defaults, otherwise a section.
+
+        Older versions, which only had folders, stored plain paths in their runs' configurations: so a run that began
+        under one of them is still recognised as the same.
         """
         is_plain = (self.split, self.name) == (SPLIT, set_name(self.path))
         values: dict[str, Any] = handler(self)
         return self.path if is_plain else values
 
     def __str__(self) -> str:
-        """Where it is, for messages."""
+        """Its path and any split other than the default, for messages."""
         return self.path if self.split == SPLIT else f"{self.path} ({self.split})"
 
 
 def spelled_out(value: Any) -> Any:
-    """What a text in the place of a set stands for."""
+    """Expands a path in place of a set's section; other values are returned unchanged."""
     return {"path": value} if isinstance(value, str) else value
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from growclip_ds.data.remote import is_remote
 
-SPLIT = "test"  # that of which sets are reported; another one's name says which
+SPLIT = "test"  # the default split; a set's name states any other
 
 
 def set_name(location: str, split: str = SPLIT) -> str:
-    """The last part of a set's folder or address that is its own: not what names a revision of it on a hub.
+    """The last part of a set's path or URL, without a hub's revision, followed by the split unless it is the default.
 
     Args:
-        location: see `growclip_ds.evaluation.source.Source`.
+        location: the set's folder or URL; see `growclip_ds.evaluation.source.Source`.
         split: the set's split.
     """
     name = _last_part(location)

@@ -1,4 +1,4 @@
-"""Opens URLs as webdataset does, except HTTP, where its reads can stall, and S3, which it does not support."""
+"""Opens URLs through webdataset, with own handlers for HTTP, on which its reads can stall, and S3, which it lacks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from urllib.request import Request, urlopen
 
 from webdataset.gopen import Pipe, gopen, gopen_curl, gopen_schemes
 
-TIMEOUT = 60.0  # seconds without a byte from a server, while one waits for it
+TIMEOUT = 60.0  # seconds that a read waits for data from a server
 
 open_address = gopen
 
 
 class _Body(io.RawIOBase):
-    """What a server sends. A connection that ends too early is an error, which http.client takes for the end."""
+    """The body of an HTTP response. A connection that closes early raises; http.client would take it for the end."""
 
     def __init__(self, answer: HTTPResponse) -> None:
         self._answer = answer
@@ -41,17 +41,17 @@ class _Body(io.RawIOBase):
 
 
 def _open_http(url: str, mode: str = "rb", bufsize: int = 8192) -> _Body:
-    """What a server has, through the proxy of the environment if there is one.
+    """Opens an HTTP URL, through the environment's proxy if there is one.
 
-    webdataset's own way, `curl`, waits for ever on a server that sends nothing more, and its limits of speed count the
-    time in which nobody reads. This limit counts while one reads.
+    webdataset uses `curl`, which waits forever for a server that stalls, and whose speed limits also count time in
+    which nobody reads. `TIMEOUT` applies only during reads.
 
     Raises:
         OSError: the server cannot be reached, or answers with an error.
     """
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
-    # Some hosts turn Python's own name away.
+    # Some hosts reject Python's default user agent.
     request = Request(
         quote(parts._replace(netloc=host).geturl(), safe=string.punctuation), headers={"User-Agent": "growclip"}
     )
@@ -69,12 +69,12 @@ def _as_os_error(error: HTTPException) -> OSError:
 
 
 def _open_s3(url: str, mode: str = "rb", bufsize: int = 8192) -> Pipe:
-    """What `aws` fetches; the address is one argument of it, and no shell's."""
-    # 141: it was told with SIGPIPE that no more is wanted.
+    """Opens an S3 URL with `aws`, to which the URL is passed as one argument, without a shell."""
+    # 141: SIGPIPE, as the pipe was closed before its end.
     return Pipe(["aws", "s3", "cp", "--only-show-errors", url, "-"], mode=mode, bufsize=bufsize, ignore_status=[141])
 
 
 gopen_schemes.setdefault("s3", _open_s3)  # webdataset 1.0 has none
 for _scheme in ("http", "https"):
-    if gopen_schemes[_scheme] is gopen_curl:  # not what webdataset's own settings may have put there
+    if gopen_schemes[_scheme] is gopen_curl:  # unless webdataset's own settings have changed it
         gopen_schemes[_scheme] = _open_http

@@ -1,4 +1,4 @@
-"""Assembles batches from samples of an index."""
+"""Assembles batches of decoded images and tokenized captions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from growclip_ds.model.packed import PackedTokens
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pictures and captions that belong together, row by row.
+    """Images and their captions, row by row.
 
     Attributes:
         images: (n, 3, S, S) uint8; n may be 0.
-        text: the n captions, packed.
-        keys: the n samples' keys.
+        text: the n captions, tokenized and packed.
+        keys: the keys of the n samples.
     """
 
     images: Tensor
@@ -41,26 +41,26 @@ class Batch:
         return replace(self, images=images, text=self.text.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Called by torch's data loader, so that copies to a GPU need not be waited for."""
+        """Copies the batch to pinned memory, for asynchronous copies to a GPU; called by torch's data loader."""
         ids, cu_seqlens, max_seqlen = self.text
         text = PackedTokens(ids.pin_memory(), cu_seqlens.pin_memory(), max_seqlen)
         return replace(self, images=self.images.pin_memory(), text=text)
 
 
 class LoadedBatch(NamedTuple):
-    """A batch and the places that were left empty in it."""
+    """A batch and the broken samples that are missing from it."""
 
     batch: Batch
     faults: list[Fault]
 
 
 class BatchDecoder:
-    """Decodes and tokenizes samples to a batch.
+    """Decodes and tokenizes samples into a batch.
 
     Args:
-        tokenizer: of the captions.
-        image_size: side of the square pictures in pixels.
-        exact: whether pictures are Pillow's to the bit; see `decode_picture`.
+        tokenizer: the tokenizer of the captions.
+        image_size: side of the square images in pixels.
+        exact: whether to decode images bit-identically to Pillow; see `decode_picture`.
     """
 
     def __init__(self, tokenizer: Tokenizer, image_size: int, exact: bool = False) -> None:
@@ -69,7 +69,7 @@ class BatchDecoder:
         self.exact = exact
 
     def __call__(self, samples: Iterable[Sample | Fault]) -> LoadedBatch:
-        """The samples in their order, without the broken ones and those that could not be read."""
+        """The batch of the samples, in their order, without those that are broken or could not be read."""
         pictures, captions, keys, faults = [], [], [], []
         for sample in samples:
             if isinstance(sample, Fault):
@@ -90,9 +90,9 @@ class BatchDecoder:
 
 
 class BatchLoader(Dataset[LoadedBatch]):
-    """Reads, decodes and tokenizes samples: `loader[positions]` is the batch of these positions of the index.
+    """Reads, decodes and tokenizes samples: `loader[positions]` is the batch at these positions of the index.
 
-    A dataset of torch's kind: goes to worker processes, which each open the shards on their own.
+    A map-style dataset for torch's data loader; each worker process opens the shards by itself.
     """
 
     def __init__(self, index: ShardIndex, decoder: BatchDecoder) -> None:
@@ -100,7 +100,7 @@ class BatchLoader(Dataset[LoadedBatch]):
         self._reader = ShardReader(index)
 
     def __getitem__(self, positions: Iterable[int]) -> LoadedBatch:
-        """The samples in the order of the positions, without the broken ones."""
+        """The batch of the samples, in the order of the positions, without the broken ones."""
         return self._decode(map(self._read, positions))
 
     def _read(self, position: int) -> Sample | Fault:
@@ -111,9 +111,9 @@ class BatchLoader(Dataset[LoadedBatch]):
 
 
 def batches_in_order(index: ShardIndex, tokenizer: Tokenizer, image_size: int, batch_size: int) -> Iterator[Batch]:
-    """This rank's share of an index, such as the held-out pairs, in its order; each rank has a contiguous share.
+    """Yields batches of this rank's contiguous share of an index, such as the held-out pairs, in the index's order.
 
-    For evaluation: the pictures are exact.
+    For evaluation, so images are decoded exactly.
     """
     rank, world_size = distributed.rank(), distributed.world_size()
     loader = BatchLoader(index, BatchDecoder(tokenizer, image_size, exact=True))

@@ -1,4 +1,4 @@
-"""The square in the centre of a picture whose short side is scaled to a given size: CLIP's preprocessing.
+"""CLIP's resize and centre crop: the short side is scaled to a given size, then the central square is cut out.
 
 Sizes and positions are rounded as in torchvision's Resize and CenterCrop.
 """
@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-# The long side of a picture that Pillow resizes whole is at most this many times its short side.
+# Pillow resizes the whole image if its long side is at most this many times its short side.
 _LONGEST = 4
 
-# How far the kept part may begin from a pixel's edge, in pixels of the coarser picture.
+# Tolerated distance of a rough crop's start from a pixel's edge, in pixels of the coarser image.
 _OFF = 1 / 32
 
 
 def centre_by_pillow(pixels: np.ndarray, size: int) -> Tensor:
     """Resizes with Pillow (bicubic, antialiased), then crops.
 
-    Of a picture more than 4 times as long as it is wide only the part that is kept is resized, so that it costs no more
-    than others; Pillow may then take rows and columns in the other order, which shows where a bicubic overshoot is
-    clipped between the two.
+    Of an image more than 4 times as long as wide, only the part to keep is resized, which bounds the cost. Pillow may
+    then resize rows and columns in the other order, which changes pixels where a bicubic overshoot is clipped in
+    between.
 
     Args:
         pixels: (h, w, 3) uint8.
@@ -50,7 +50,7 @@ def centre(pixels: np.ndarray, extent: tuple[float, float], size: int) -> Tensor
 
     Args:
         pixels: (h, w, 3) uint8.
-        extent: the picture's width and height in these pixels, of which the last ones may reach beyond it.
+        extent: the image's width and height in these pixels; the last row and column may extend beyond it.
 
     Returns:
         (size, size, 3) uint8.
@@ -63,19 +63,19 @@ def centre(pixels: np.ndarray, extent: tuple[float, float], size: int) -> Tensor
 
 
 def _resized(side: float, short: float, size: int) -> tuple[int, int]:
-    """A side's length after the resize, and where the crop begins on it."""
+    """A side's length after the resize, and the crop's start on it."""
     length = size if side == short else int(size * side / short)
     return length, round((length - size) / 2)
 
 
 def _along(side: float, short: float, size: int) -> tuple[slice, float, int]:
-    """What to resize of a side: which pixels, by what factor, and where the crop begins in what comes out."""
+    """What to resize along a side: the range of pixels, the scale factor, and the crop's start in the result."""
     length, start = _resized(side, short, size)
     ratio = side / length
-    reach = math.ceil(2 * max(1.0, 1 / ratio))  # of the filter, in resized pixels
-    # A cut is where edges of pixels coincide before and after the resize, or all would be shifted.
+    reach = math.ceil(2 * max(1.0, 1 / ratio))  # of the bicubic filter, in resized pixels
+    # The rough crop starts where pixel edges coincide before and after the resize, or the image would be shifted.
     tolerance = _OFF * min(1.0, ratio)
     cut = next(p for p in range(max(0, start - reach), -1, -1) if abs(p * ratio - round(p * ratio)) <= tolerance)
     pixels = slice(round(cut * ratio), min(math.ceil((start + size + reach) * ratio), math.ceil(side)))
-    # The 10,000th of a pixel is for torch, which rounds the size down, and could lose a pixel to the factor's rounding.
+    # Torch rounds the output size down: without the extra 1e-4, rounding of the factor could lose a pixel.
     return pixels, (length + 1e-4) / side, start - cut

@@ -1,4 +1,4 @@
-"""Reads every sample once, as training would, and reports what is there and what is broken."""
+"""Reads every sample once, as training would, and reports statistics and broken samples."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from growclip_ds.data.samples import Sample, ShardReader, decode_caption
 from growclip_ds.data.shards import Progress, collect
 from growclip_ds.data.tokens import Tokenizer
 
-_SIDE = 224  # pixels of the pictures that are decoded
-_BINS = 12  # of a histogram, at most
+_SIDE = 224  # side in pixels to decode images to
+_BINS = 12  # maximum bins of a histogram
 
 
 class BrokenPlace(NamedTuple):
-    """A broken sample and the shard that it is in."""
+    """A broken sample and its shard."""
 
     key: str
     cause: Cause
@@ -33,18 +33,18 @@ class BrokenPlace(NamedTuple):
 
 @dataclass
 class DataReport:
-    """What was found.
+    """Statistics of shards that were read.
 
     Attributes:
-        unit: what captions are measured in, `tokens` (start and end of text included) or `words`.
-        shards: number of them.
-        size: bytes of the local tars.
-        samples: all of them, the broken ones included.
-        broken: samples that cannot be used, by cause.
-        broken_samples: which ones; of a damaged shard one entry stands for all that are lost.
-        short_sides, long_sides: pictures by their sides in pixels.
-        formats: pictures by their format.
-        caption_lengths: captions by their length.
+        unit: unit of caption lengths: `tokens`, including start and end of text, or `words`.
+        shards: number of shards.
+        size: total size of the local tars in bytes.
+        samples: number of samples, including broken ones.
+        broken: number of broken samples, by cause.
+        broken_samples: the broken samples; one entry stands for all that are lost from a damaged shard.
+        short_sides, long_sides: number of images by the length of their short and long side in pixels.
+        formats: number of images by format.
+        caption_lengths: number of captions by length.
     """
 
     unit: str
@@ -63,7 +63,7 @@ class DataReport:
         return sum(self.broken.values()) / self.samples if self.samples else 0.0
 
     def add(self, other: DataReport) -> None:
-        """Adds what was found in other shards."""
+        """Adds the report of other shards."""
         self.shards += other.shards
         self.size += other.size
         self.samples += other.samples
@@ -75,7 +75,7 @@ class DataReport:
         self.caption_lengths.update(other.caption_lengths)
 
     def to_json(self) -> dict[str, Any]:
-        """The report, histograms as lists of [from, to, number], both ends included."""
+        """The report for JSON; histograms are lists of [first, last, count], both ends included."""
         return {
             "shards": self.shards,
             "bytes": self.size,
@@ -98,14 +98,14 @@ def check_data(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> DataReport:
-    """Reads shards to their end.
+    """Reads all samples of shards and reports on them.
 
     Args:
-        local: indexed tars.
-        remote: addresses of shards to stream, and their samples.
-        tokenizer: to measure captions with; None: they are measured in words.
-        workers: processes that read and decode; 0 or 1: this one.
-        progress: told how many shards are done.
+        local: the indexed local tars.
+        remote: URLs of shards to stream, each with its number of samples.
+        tokenizer: the tokenizer that measures captions; None: measure them in words.
+        workers: number of processes that read and decode; 0 or 1: only this one.
+        progress: called with the numbers of shards done and to do.
     """
     shards: list[IndexedShard | Piece] = [*local, *(Piece(url, 0, samples) for url, samples in remote)]
     report = DataReport(unit="tokens" if tokenizer else "words")
@@ -127,7 +127,7 @@ def _reports(shards: Sequence[IndexedShard | Piece], tokenizer: Tokenizer | None
 
 
 def check_shard(shard: IndexedShard | Piece, tokenizer: Tokenizer | None = None) -> DataReport:
-    """Reads one shard to its end."""
+    """Reads all samples of one shard and reports on them."""
     report = DataReport(unit="tokens" if tokenizer else "words", shards=1)
     if isinstance(shard, Piece):
         name, samples = shard.url, stream_piece(shard)
@@ -153,10 +153,10 @@ def check_shard(shard: IndexedShard | Piece, tokenizer: Tokenizer | None = None)
 
 
 def _measure(sample: Sample, report: DataReport) -> str:
-    """Adds a picture to the report and returns the caption.
+    """Adds a sample's image to the report and returns its caption.
 
     Raises:
-        BrokenSample: one of them cannot be used.
+        BrokenSample: the image or the caption cannot be used.
     """
     caption = decode_caption(sample.caption)
     decode_picture(sample.picture, _SIDE)
@@ -183,7 +183,7 @@ def _lengths(captions: Sequence[str], tokenizer: Tokenizer | None) -> list[int]:
 
 
 def summary(counts: Counter[int]) -> dict[str, float]:
-    """The least, the mean, the median, the 95th percentile and the largest of numbers, each counted."""
+    """Minimum, mean, median, 95th percentile and maximum of a distribution, from the counts of its values."""
     if not counts:
         return {}
     total = counts.total()
@@ -198,7 +198,7 @@ def summary(counts: Counter[int]) -> dict[str, float]:
 
 
 def bins(counts: Counter[int]) -> list[tuple[int, int, int]]:
-    """A histogram: (first number, last number, how many), of equal widths."""
+    """A histogram with bins of equal width: (first value, last value, count) each."""
     if not counts:
         return []
     first, last = min(counts), max(counts)

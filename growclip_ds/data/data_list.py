@@ -1,4 +1,4 @@
-"""A file that lists data subsets, to which new ones are appended; a run's `data.subsets` can name it."""
+"""Maintains a file that lists data subsets in order of arrival; a run's `data.subsets` can name it."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ from growclip_ds.errors import InputError
 
 
 def add_subset(file: Path, name: str, patterns: Sequence[str], progress: Progress | None = None) -> list[Subset]:
-    """Appends a subset to a list, its samples counted; makes the list if there is none.
+    """Counts the samples of a new subset and appends it to a list, which is created if it does not exist.
 
     Args:
-        file: the list.
-        name: of the subset.
-        patterns: of its shards, as for `Subset.shards`; or the shards, as a shell expands a glob.
-        progress: told how many tars are indexed.
+        file: path of the list.
+        name: name of the new subset.
+        patterns: patterns of its shards, as for `Subset.shards`, or their paths, as a shell expands a glob.
+        progress: called with the number of tars indexed.
 
     Returns:
         The subsets of the list, the new one last.
 
     Raises:
-        InputError: the list or a shard cannot be read, the name is empty or taken, a shard is in the list already,
-            under this or another path, subsets of the list are no longer what they were, or its folder cannot be
+        InputError: the list or a shard cannot be read, the name is empty or taken, a shard is already in the list,
+            under this or another path, the shards of a listed subset have changed, or the list's folder cannot be
             written.
     """
     if not name:
-        raise InputError(f"a data subset of {file} has to have a name; give one")
+        raise InputError(f"a data subset of {file} needs a name; give one")
     new = Subset(name, one_pattern(patterns))
 
     def appended(listed: list[Subset]) -> list[Subset]:
         nonlocal new
         if any(subset.name == name for subset in listed):
             raise InputError(
-                f"{file} has a data subset '{name}' already; take another name, or give --extend to put more shards "
-                "into it"
+                f"{file} already has a data subset '{name}'; choose another name, or give --extend to add shards to it"
             )
         *old, new = count_subsets([*listed, new], progress=progress)
         return [*old, new]
@@ -54,22 +53,22 @@ def add_subset(file: Path, name: str, patterns: Sequence[str], progress: Progres
 
 
 def extend_subset(file: Path, name: str, patterns: Sequence[str], progress: Progress | None = None) -> list[Subset]:
-    """Puts more shards into a subset of a list, behind those that it has.
+    """Appends shards to a subset of a list.
 
-    That is for a subset which no run has used yet: a run goes on with the subsets that it has used as they were.
+    Only for a subset that no run has used yet: a run requires the subsets that it has used to stay as they were.
 
     Args:
-        file: the list.
-        name: of the subset.
-        patterns: of the new shards, as for `add_subset`.
-        progress: told how many tars are indexed.
+        file: path of the list.
+        name: name of the subset to extend.
+        patterns: patterns or paths of the new shards, as for `add_subset`.
+        progress: called with the number of tars indexed.
 
     Returns:
         The subsets of the list.
 
     Raises:
-        InputError: the list has no such subset, the old and the new shards cannot be written as one pattern, or what
-            `add_subset` refuses.
+        InputError: the list has no such subset, the old and the new shards cannot be written as one pattern, or as for
+            `add_subset`.
     """
     addition = Subset(f"{name} (extension)", one_pattern(patterns))
 
@@ -78,8 +77,8 @@ def extend_subset(file: Path, name: str, patterns: Sequence[str], progress: Prog
         place = next((place for place, subset in enumerate(listed) if subset.name == name), None)
         if place is None:
             raise InputError(f"{file} has no data subset '{name}' to extend; leave out --extend to append it")
-        joined = _join(listed[place].shards, addition.shards)  # before what may take hours is counted
-        # Beside all others, so that what one of them has already is refused.
+        joined = _join(listed[place].shards, addition.shards)  # before the counting, which may take hours
+        # Counted together with all subsets, so that a shard that one of them already has is refused.
         *counted, addition = count_subsets([*listed, addition], progress=progress)
         old = counted[place]
         samples = (old.samples or 0) + (addition.samples or 0)
@@ -91,9 +90,10 @@ def extend_subset(file: Path, name: str, patterns: Sequence[str], progress: Prog
 
 
 def _change(file: Path, changed: Callable[[list[Subset]], list[Subset]]) -> list[Subset]:
-    """Writes a list as it is to become, and returns it.
+    """Applies a change to a list, writes it, and returns it.
 
-    Counting may take hours, in which others may change the list: what it is to become is then found out once more.
+    The change may count samples for hours. If another process has written the list meanwhile, the change is applied
+    again.
     """
     while True:
         listed = _listed(file)
@@ -106,7 +106,7 @@ def _change(file: Path, changed: Callable[[list[Subset]], list[Subset]]) -> list
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """For one process at a time, where the file system has locks.
+    """Holds the list's lock; without effect where the file system has no locks.
 
     Raises:
         InputError: the list's folder cannot be written.
@@ -117,11 +117,11 @@ def _locked(file: Path) -> Iterator[None]:
             lock.parent.mkdir(parents=True, exist_ok=True)
             opened = lock.open("a")
         except OSError as error:
-            raise InputError(f"{lock} cannot be written ({error.strerror}); see that you may write there") from None
+            raise InputError(f"{lock} cannot be written ({error.strerror}); make its folder writable") from None
         with opened:
             with contextlib.suppress(OSError):  # no locks
                 fcntl.flock(opened, fcntl.LOCK_EX)
-            if not _is_at(lock, opened):  # the process that had it has removed it
+            if not _is_at(lock, opened):  # the previous holder has removed it
                 continue
             try:
                 yield
@@ -142,10 +142,10 @@ def _listed(file: Path) -> list[Subset]:
 
 
 def _join(first: str, second: str) -> str:
-    """Two patterns as one: the shards of the first, then those of the second.
+    """Joins two patterns into one: the shards of the first, then those of the second.
 
     Raises:
-        InputError: they cannot be written so, or one of them means no shards.
+        InputError: they cannot be joined, or one of them matches no shards.
     """
     shards = find_shards(first) + find_shards(second)
     parts = [*_alternatives(first), *_alternatives(second)]
@@ -164,14 +164,14 @@ def _join(first: str, second: str) -> str:
 
 
 def _common_start(patterns: Sequence[str]) -> str:
-    """The folders, or the beginning of the address, that all patterns have in common; no braces or globs."""
+    """The leading folders, or start of the URL, that all patterns share, up to the first brace or glob."""
     words = zip(*(re.split(r"(?<=[/:])", pattern) for pattern in patterns), strict=False)
     common = itertools.takewhile(lambda same: len(set(same)) == 1 and not re.search(r"[{}*?[]", same[0]), words)
     return "".join(same[0] for same in common)
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """What a pattern that ends in braces, `/data/{a.tar,b/{0..9}.tar}`, stands for; of any other the pattern itself."""
+    """The alternatives of a pattern that ends in braces, `/data/{a.tar,b/{0..9}.tar}`; of any other, itself."""
     head, _, _ = pattern.partition("{")
     depth, commas = 0, []
     for place in range(len(head), len(pattern)):
@@ -187,7 +187,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def one_pattern(patterns: Sequence[str]) -> str:
-    """Several patterns or paths as one; paths become absolute, so that a run may be started anywhere.
+    """Joins patterns or paths into one pattern; paths become absolute, so that a run may be started anywhere.
 
     Raises:
         InputError: they cannot be joined.
@@ -201,7 +201,7 @@ def one_pattern(patterns: Sequence[str]) -> str:
     if len(patterns) == 1:
         return patterns[0]
     if any(re.search(r"[{},]", pattern) for pattern in patterns):
-        raise InputError(f"{few(patterns)} cannot be joined: put several patterns into one pair of braces")
+        raise InputError(f"{few(patterns)} cannot be joined; write several patterns in one pair of braces")
     runs = _runs(patterns)
     return runs[0] if len(runs) == 1 else f"{{{','.join(runs)}}}"
 
@@ -214,7 +214,7 @@ def _absolute(pattern: str) -> str:
 
 
 def _runs(paths: Sequence[str]) -> list[str]:
-    """The paths in their order, those numbered one after the other as one pattern: `a/{00000..00310}.tar`."""
+    """The paths in order, with consecutively numbered ones merged into patterns: `a/{00000..00310}.tar`."""
     runs: list[list[str]] = []
     for path in paths:
         if runs and _follows(path, runs[-1]):
@@ -230,16 +230,16 @@ def _range(first: str, last: str) -> str:
 
 
 def _follows(path: str, run: Sequence[str]) -> bool:
-    """Whether a pattern of a run of numbers would also stand for this path, as its next."""
+    """Whether the path continues a run of consecutively numbered paths, as braces would expand it."""
     start, number, end = _numbered(run[-1])
     if not number or path != f"{start}{str(int(number) + 1).zfill(len(number))}{end}":
         return False
     first = _numbered(run[0])[1]
-    # Where the first one is filled up with zeros, braces fill up all to the length of the longest.
+    # If the first number is zero-padded, braces pad all numbers to the length of the longest.
     return str(int(first)) == first or len(_numbered(path)[1]) == len(first)
 
 
 def _numbered(path: str) -> tuple[str, str, str]:
-    """A tar's path as what is before its number, the number and `.tar`; as itself and nothing if it has none."""
+    """Splits a tar's path into the part before its number, the number and `.tar`; (path, "", "") if it has none."""
     match = re.fullmatch(r"(.*?)([0-9]+)(\.tar)", path, re.DOTALL)
     return (match[1], match[2], match[3]) if match else (path, "", "")

@@ -1,4 +1,4 @@
-"""Why a sample cannot be used; its place in the batch is then left empty, so that nothing shifts."""
+"""Broken samples: why they cannot be used, and the lists of them. Their places in a batch are left empty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Cause(StrEnum):
-    """What is wrong with a sample, in the words shown to the user."""
+    """What is wrong with a sample, as shown to the user."""
 
     NO_PICTURE = "no picture"
     NO_CAPTION = "no caption"
@@ -24,7 +24,7 @@ class Cause(StrEnum):
 
 
 class BrokenSample(Exception):
-    """A sample of the shards that cannot be used, with the cause."""
+    """A sample cannot be used, with the cause."""
 
     def __init__(self, cause: Cause, detail: str = "") -> None:
         super().__init__(cause, detail)
@@ -36,10 +36,10 @@ class BrokenSample(Exception):
 
 
 class Fault(NamedTuple):
-    """A place left empty.
+    """A broken sample, whose place in the batch is left empty.
 
     Attributes:
-        key: the sample's key, or its shard's path where the key itself cannot be read.
+        key: the sample's key, or its shard's path or URL if the key itself cannot be read.
         cause: what is wrong with the sample.
     """
 
@@ -48,13 +48,13 @@ class Fault(NamedTuple):
 
 
 class FaultList:
-    """A list of broken samples on disk, a JSON object a line, to which one process appends.
+    """A list of broken samples on disk, one JSON object per line, to which one process appends.
 
-    What was on the list before stays; a sample is listed once by a process, however often it is met.
+    Existing lines are kept; a process lists each sample once, however often it is met.
 
     Args:
-        file: of this process alone.
-        where: what every entry says besides, such as the phase.
+        file: path of the list, which no other process may write.
+        where: further fields of every entry, such as the phase.
     """
 
     def __init__(self, file: Path, **where: int | str) -> None:
@@ -63,7 +63,7 @@ class FaultList:
         self._listed: set[Fault] = set()
 
     def add(self, faults: Iterable[Fault], **where: int | str) -> None:
-        """Appends the faults that are new, with where they were met. Whole lines: a killed run leaves no half of one.
+        """Appends the faults that are new, with further fields, in one write: a killed run leaves no partial line.
 
         Raises:
             OSError: the file cannot be written.
@@ -83,5 +83,5 @@ class FaultList:
 
 
 def in_words(counts: Mapping[Cause, int]) -> str:
-    """Samples by what is wrong with them, for a message."""
+    """The number of samples with each cause, for a message."""
     return ", ".join(f"{count:,} with {cause}" for cause, count in counts.items())

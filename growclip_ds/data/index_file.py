@@ -1,8 +1,8 @@
-"""The index of a tar on disk: built once, kept beside the tar, built again when the tar has changed. Imports no torch.
+"""The index of a tar on disk: built once, stored beside the tar, rebuilt when the tar has changed. Imports no torch.
 
     .growclip/00012.tar.idx   "GROWCLIP", format, length of the JSON; JSON; (n, 4) little-endian int32; faults as JSON
 
-Where the tar's folder cannot be written, the file is in the user's cache ($XDG_CACHE_HOME or ~/.cache, growclip/index).
+If the tar's folder cannot be written, the file is in the user's cache ($XDG_CACHE_HOME or ~/.cache, growclip/index).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FOLDER = ".growclip"
 FORMAT = 1
 _HEADER = struct.Struct("<8sII")
 _MAGIC = b"GROWCLIP"
-_SPOTS, _SPOT = 8, 4096  # places of a tar that its stamp is made of, and their bytes
-ROW = 16  # bytes of a sample
-# There is none, it is damaged or another format's, or the tar cannot be opened.
+_SPOTS, _SPOT = 8, 4096  # number of spots of a tar that its stamp hashes, and bytes of each
+ROW = 16  # bytes per sample
+# Raised if there is no index, it is damaged or of another format, or the tar cannot be opened.
 _NO_INDEX = (OSError, ValueError, KeyError, TypeError, struct.error)
 
 
@@ -36,13 +36,14 @@ class IndexedShard:
     """A tar and its index.
 
     Attributes:
-        path: of the tar, absolute.
-        identity: its size in bytes, time of change in ns, and a stamp of its content: what must not have changed.
-        samples: usable ones.
-        left_out: the others, by cause.
-        file: the index on disk; None where it could be written nowhere.
-        offset: where the rows begin in it.
-        content: the rows, and the faults after them, where there is no file.
+        path: absolute path of the tar.
+        identity: the tar's size in bytes, modification time in ns, and a stamp of its content; the index is valid only
+            while they are unchanged.
+        samples: number of usable samples.
+        left_out: number of unusable samples, by cause.
+        file: the index file; None if it could not be written anywhere.
+        offset: byte offset of the rows in the file.
+        content: the rows, followed by the faults, if there is no file.
     """
 
     path: str
@@ -55,14 +56,14 @@ class IndexedShard:
 
     @property
     def stamp(self) -> str:
-        """Equal for copies of a tar."""
+        """A hash of spots of the content, equal for copies of a tar."""
         return self.identity[2]
 
     def places(self) -> np.ndarray:
-        """(n, 4) int32, see `Scan`.
+        """The samples' rows, (n, 4) int32; see `Scan`.
 
         Raises:
-            OSError: the file is gone or too short.
+            OSError: the file is missing or too short.
         """
         if self.file is None:
             return np.frombuffer(self.content, dtype="<i4", count=4 * self.samples).reshape(-1, 4)
@@ -73,7 +74,7 @@ class IndexedShard:
         return places.reshape(-1, 4)
 
     def faults(self) -> list[Fault]:
-        """The samples that were left out."""
+        """The unusable samples."""
         if not self.left_out:
             return []
         content = self.content if self.file is None else self.file.read_bytes()
@@ -82,28 +83,28 @@ class IndexedShard:
 
 
 def index_beside(path: str) -> Path:
-    """Where the index of a tar is kept, if its folder can be written."""
+    """Where the index of a tar is stored if the tar's folder can be written."""
     tar = Path(path)
     return tar.parent / FOLDER / f"{tar.name}.idx"
 
 
 def _index_in_cache(path: str) -> Path:
-    """Where it is kept otherwise."""
+    """Where the index of a tar is stored otherwise."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.blake2b(os.path.realpath(path).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return cache / "growclip" / "index" / f"{name}.idx"
 
 
-_PLACES = (index_beside, _index_in_cache)  # the best first
+_PLACES = (index_beside, _index_in_cache)  # in order of preference
 
 
 def is_beside(shard: IndexedShard) -> bool:
-    """Whether the index is where it is looked for first."""
+    """Whether the index is stored beside the tar."""
     return shard.file == index_beside(shard.path)
 
 
 def is_here(shard: IndexedShard) -> bool:
-    """Whether this machine, too, has the index of a tar that another one has found."""
+    """Whether this machine can read the index of a tar that another machine has read or built."""
     if shard.file is None:
         return True
     try:
@@ -113,7 +114,10 @@ def is_here(shard: IndexedShard) -> bool:
 
 
 def read_index(path: str) -> IndexedShard | None:
-    """The index of a tar, if there is one and the tar has not changed since; the tar is read in eight places."""
+    """Reads the index of a tar; None if there is none, or the tar has changed since.
+
+    Hashes eight spots of the tar; its headers are not read.
+    """
     for place in _PLACES:
         try:
             found = _read(path, place(path))
@@ -125,11 +129,11 @@ def read_index(path: str) -> IndexedShard | None:
 
 
 def build_index(path: str) -> IndexedShard:
-    """Scans a tar and keeps its index."""
+    """Scans a tar and stores its index."""
     try:
         identity = identify(path)
     except OSError:
-        identity = (0, 0, "")  # what is not there is found to be so by the scan
+        identity = (0, 0, "")  # the scan reports it as damaged
     scanned = scan(path)
     description = {
         "identity": identity,
@@ -151,10 +155,10 @@ def build_index(path: str) -> IndexedShard:
 
 
 def identify(path: str) -> tuple[int, int, str]:
-    """Size, time of change in ns, and a stamp of the content: the hash of eight spots and the size.
+    """Size in bytes, modification time in ns, and a stamp of the content: a hash of the size and eight spots.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file cannot be opened or read.
     """
     with Path(path).open("rb") as file:
         status = os.fstat(file.fileno())

@@ -1,7 +1,7 @@
-"""JPEG decoded at a fraction of its size.
+"""Decodes JPEG at a fraction of its size.
 
-A JPEG is 8 × 8 blocks of frequencies. Decoding them to 4 × 4, 3 × 3, 2 × 2 or 1 pixel leaves out the frequencies that a
-smaller picture cannot hold, and the work on them.
+A JPEG stores 8 × 8 blocks of DCT coefficients. Decoding a block to 4 × 4, 3 × 3, 2 × 2 or 1 pixel skips the frequencies
+that a smaller image cannot hold.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import math
 import numpy as np
 import simplejpeg
 
-# Those that save time. What libjpeg-turbo has between 1/2 and 1 takes as long as 1.
+# The scales that save time; those of libjpeg-turbo between 1/2 and 1 take as long as 1.
 _SCALES = (1 / 8, 1 / 4, 3 / 8, 1 / 2)
 
-# A decoded picture's short side is at least this many times the size wanted, so that the resize after it, and not the
-# coarse filter of the blocks, decides what is kept.
+# The decoded short side is at least this many times the final size, so that the resize that follows, and not the coarse
+# filter of the blocks, determines the result.
 MARGIN = 1.5
 
 
 def scale_for(short: int, size: int) -> float:
-    """The scale to decode at, of which a picture of `size` is then made; 1 if there is no smaller one.
+    """The smallest scale to decode at for a final short side of `size`; 1 if no smaller scale suffices.
 
     Args:
-        short: the JPEG's shorter side in pixels.
-        size: of the shorter side of the picture wanted.
+        short: the JPEG's short side in pixels.
+        size: the final image's short side in pixels.
     """
     return next((scale for scale in _SCALES if scale * short >= MARGIN * size), 1.0)
 
@@ -33,16 +33,16 @@ def decode_scaled(data: bytes, width: int, height: int, scale: float) -> np.ndar
     """Decodes a greyscale or colour JPEG.
 
     Args:
-        data: the file.
-        width, height: what its header states.
-        scale: from `scale_for`, or 1.
+        data: the encoded file.
+        width, height: size in pixels, from its header.
+        scale: a result of `scale_for`.
 
     Returns:
-        (⌈scale · height⌉, ⌈scale · width⌉, 3) uint8, RGB: where the sides are no multiples of 1 / scale, the last row
-        or column reaches beyond the picture. None if libjpeg-turbo does not take the file or has a warning about it.
+        (⌈scale · height⌉, ⌈scale · width⌉, 3) uint8, RGB: if a side is not a multiple of 1 / scale, the last row or
+        column extends beyond the image. None if libjpeg-turbo rejects the file or warns about it.
     """
     rows, columns = math.ceil(scale * height), math.ceil(scale * width)
-    try:  # the smallest scale that gives so much, from 1/2 down
+    try:  # uses the smallest scale of at least this size, from 1/2 down
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=rows, min_width=columns, min_factor=2, strict=True)
     except ValueError:
         return None

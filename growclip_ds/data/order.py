@@ -1,11 +1,11 @@
-"""The order of training: a sample's place depends on the seed, the epoch and the number of samples alone.
+"""The order of training: a sample's position depends only on the seed, the epoch and the number of samples.
 
-Neither the number of ranks nor that of workers comes in, so a position in the order is all that a resumed run needs.
+It is independent of the numbers of ranks and workers, so a resumed run needs nothing but a position in the order.
 
-Many samples are shuffled in blocks. The epoch's samples, begun at a random one, are cut into blocks of 256 that lie one
-after the other in the shards; the blocks are shuffled and dealt to windows of 256 to 384 blocks; within a window the
-blocks are interleaved at random, each read from its front to its end. So neighbours come from all over the data, while
-what is read at any time are some hundred places that move forward, and no more than a window is held in memory.
+Large data sets are shuffled in blocks. The samples of an epoch, starting from a random one, are cut into blocks of 256
+consecutive samples; the blocks are shuffled and divided into windows of 256 to 384 blocks; within a window, the blocks
+are interleaved at random, each read in order. So the samples of a batch come from all over the data, while only a few
+hundred sequential reads are active at any time, and only one window of the order is in memory.
 """
 
 from __future__ import annotations
@@ -19,58 +19,58 @@ from growclip_ds.errors import InputError
 
 BLOCK_SAMPLES = 256
 WINDOW_BLOCKS = 256
-FEW_SAMPLES = 2 * BLOCK_SAMPLES * WINDOW_BLOCKS  # up to which an epoch is shuffled whole
+FEW_SAMPLES = 2 * BLOCK_SAMPLES * WINDOW_BLOCKS  # up to this size, an epoch is one full permutation
 
 
 def draws(count: int, seed: int, epoch: int, part: int = 0) -> np.ndarray:
-    """Random numbers, (count,) uint64, which the three of at most 64 bits decide.
+    """Random numbers, (count,) uint64, determined by seed, epoch and part, each of at most 64 bits.
 
-    Philox's raw numbers: NumPy keeps those the same from version to version, but not what `Generator` makes of them.
+    Raw Philox output, which NumPy keeps stable across versions, unlike the distributions of `Generator`.
     """
     counter = np.array([0, 0, 0, part], dtype=np.uint64)
     return np.random.Philox(counter=counter, key=np.array([seed, epoch], dtype=np.uint64)).random_raw(count)
 
 
 def permutation(samples: int, seed: int, epoch: int, part: int = 0) -> np.ndarray:
-    """A random order of `samples` things, (samples,) int64; for the other arguments see `draws`."""
+    """A random permutation of `samples` indices, (samples,) int64; for the other arguments see `draws`."""
     return np.argsort(draws(samples, seed, epoch, part), kind="stable")
 
 
 def held_out_mask(samples: int, held_out: int, seed: int, subset_name: str) -> np.ndarray:
     """Which samples of a subset are held out of training, (samples,) bool.
 
-    The seed and the subset alone decide, so that they stay the same when other subsets join.
+    Determined by the seed and the subset alone, so the held-out samples stay the same when further subsets are added.
 
     Raises:
-        InputError: so many held out that none would be left to train on.
+        InputError: no sample would be left to train on.
     """
     if held_out >= samples:
         raise InputError(
-            f"{held_out} pairs are to be held out of data subset '{subset_name}', which has {samples}: lower "
+            f"{held_out} pairs are to be held out of data subset '{subset_name}', which has {samples}; lower "
             "selection.held_out, or set selection.dataset, a labelled set to compare candidates on instead"
         )
     digest = hashlib.sha256(f"{seed} {subset_name}".encode()).digest()
     mask = np.zeros(samples, dtype=bool)
     key = int.from_bytes(digest[:8]), int.from_bytes(digest[8:16])
     part = 0
-    while (missing := held_out - int(mask.sum())) > 0:  # drawn anew for those drawn twice
+    while (missing := held_out - int(mask.sum())) > 0:  # duplicates are drawn again
         mask[draws(missing, *key, part) % np.uint64(samples)] = True
         part += 1
     return mask
 
 
 class EpochOrder:
-    """The order of one epoch, any part of it at the same cost.
+    """The order of one epoch, any part of which can be computed at the same cost.
 
     Args:
-        samples: N.
-        seed, epoch: decide the order, with N.
+        samples: N, number of samples.
+        seed, epoch: with N, determine the order.
     """
 
     def __init__(self, samples: int, seed: int, epoch: int) -> None:
         self.samples, self.seed, self.epoch = samples, seed, epoch
         self.windows = max(1, samples // (BLOCK_SAMPLES * WINDOW_BLOCKS)) if samples > FEW_SAMPLES else 1
-        self._starts = np.array([0, samples])  # of the windows in the epoch, and the epoch's end
+        self._starts = np.array([0, samples])  # where each window of the epoch starts, and the epoch's end
         if self.windows > 1:
             self._first = int(draws(1, seed, epoch, part=1)[0] % np.uint64(samples))
             blocks = -(-samples // BLOCK_SAMPLES)
@@ -82,7 +82,7 @@ class EpochOrder:
         self._window_order = np.empty(0, dtype=np.int64)
 
     def part(self, start: int, stop: int) -> np.ndarray:
-        """The samples at places `start` to `stop` of the epoch, (stop - start,) int64."""
+        """The samples at positions `start` to `stop` of the epoch, (stop - start,) int64."""
         parts = [np.empty(0, dtype=np.int64)]
         while start < stop:
             window = int(np.searchsorted(self._starts, start, side="right")) - 1
@@ -109,25 +109,25 @@ class EpochOrder:
         samples, owners = samples[inside], owners[inside]
         shuffled = owners[permutation(len(samples), self.seed, self.epoch, part=2 + window)]
         order = np.empty_like(samples)
-        order[np.argsort(shuffled, kind="stable")] = samples  # a block's places, in order, get its samples in order
+        order[np.argsort(shuffled, kind="stable")] = samples  # each block's samples fill its positions in order
         return (order + self._first) % self.samples
 
 
 class TrainingOrder:
-    """The samples of a phase in the order of training, cut into global batches.
+    """The global batches of a phase, in the order of training.
 
-    Epochs follow each other without a gap: a batch may hold the end of one and the beginning of the next, and only the
-    last batch of the phase may be short.
+    Epochs follow each other without a gap: a batch may contain the end of one and the beginning of the next, and only
+    the last batch of the phase may be short.
 
     Args:
-        samples: N, samples of one epoch.
-        global_batch_size: B, samples of an iteration over all ranks.
+        samples: N, samples per epoch.
+        global_batch_size: B, samples per iteration over all ranks.
         epochs: length of the phase.
-        seed: with the epoch, decides the order.
+        seed: seed of the order.
 
     Attributes:
-        length: samples of the phase, epochs · N.
-        iterations: ⌈epochs · N / B⌉.
+        length: samples in the phase, epochs · N.
+        iterations: iterations in the phase, ⌈epochs · N / B⌉.
     """
 
     def __init__(self, samples: int, global_batch_size: int, epochs: int, seed: int) -> None:
@@ -139,7 +139,7 @@ class TrainingOrder:
         self._epoch = EpochOrder(samples, seed, 0)
 
     def batch(self, iteration: int) -> np.ndarray:
-        """The samples of a global batch, (B,) int64, fewer in the last."""
+        """The samples of a global batch, (B,) int64; the last one may be shorter."""
         start = iteration * self.global_batch_size
         stop = min(start + self.global_batch_size, self.length)
         parts = []
@@ -153,14 +153,14 @@ class TrainingOrder:
         return np.concatenate(parts)
 
     def batch_size(self, iteration: int) -> int:
-        """Samples of a global batch."""
+        """Number of samples in a global batch."""
         return min(self.global_batch_size, self.length - iteration * self.global_batch_size)
 
 
 def shares(batch: np.ndarray, rank: int, world_size: int, micro_batches: int) -> list[np.ndarray]:
-    """A rank's micro-batches of a global batch: contiguous and in the order of the ranks, as even as possible.
+    """A rank's micro-batches of a global batch: contiguous, in the order of the ranks, of sizes as equal as possible.
 
-    The sizes of any two micro-batches, on whatever ranks, differ by one at most, and may be 0.
+    The sizes of any two micro-batches, on any ranks, differ by at most one; a size may be 0.
     """
     pieces = world_size * micro_batches
     bounds = [len(batch) * piece // pieces for piece in range(pieces + 1)]

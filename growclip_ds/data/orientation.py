@@ -1,4 +1,4 @@
-"""An image's orientation: the one EXIF tag that changes what is seen."""
+"""An image's orientation: the one EXIF tag that affects its pixels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import struct
 import numpy as np
 
 _TAG = 0x0112
-_FORMATS = {3: "H", 4: "I"}  # TIFF's types SHORT and LONG
+_FORMATS = {3: "H", 4: "I"}  # the TIFF types SHORT and LONG
 
 
 def orientation(exif: bytes) -> int:
-    """The orientation that a picture's EXIF block states, 1 to 8; 1 if it states none or is damaged.
+    """The orientation that an image's EXIF block states, 1 to 8; 1 if it states none or is damaged.
 
-    Read here and not by Pillow, whose parser goes through all tags and warns about damaged ones; warnings can be
-    silenced only in all threads at once.
+    Not read by Pillow, whose parser reads all tags and warns about damaged ones; such warnings could be silenced only
+    for all threads at once.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
@@ -29,13 +29,17 @@ def orientation(exif: bytes) -> int:
                 (value,) = struct.unpack_from(order + _FORMATS[kind], tiff, place + 8)
                 return value if 1 <= value <= 8 else 1
     except struct.error:
-        pass  # cut off
+        pass  # truncated
     return 1
 
 
 def upright(pixels: np.ndarray, stated: int) -> np.ndarray:
-    """A view of the pixels, (height, width, 3), turned and mirrored as their orientation wants it."""
-    if stated >= 5:  # lines are columns
+    """A view of the pixels, (height, width, 3), rotated and mirrored to be upright.
+
+    Args:
+        stated: the orientation, 1 to 8.
+    """
+    if stated >= 5:  # rows are stored as columns
         pixels = pixels.transpose(1, 0, 2)
     if stated in (3, 4, 7, 8):
         pixels = pixels[::-1]

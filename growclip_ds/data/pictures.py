@@ -1,4 +1,4 @@
-"""Decodes images to square RGB bytes, and converts those to the model's input."""
+"""Decodes images to square uint8 RGB, and normalises these for the model."""
 
 from __future__ import annotations
 
@@ -19,41 +19,42 @@ from growclip_ds.data.faults import BrokenSample, Cause
 from growclip_ds.data.jpeg import decode_scaled, scale_for
 from growclip_ds.data.orientation import orientation, upright
 
-# Width × height of the largest picture that is decoded: Pillow's limit, 256 MiB of RGB.
+# Maximum width × height of an image to decode: Pillow's limit, 256 MiB of RGB.
 MAX_PIXELS = 2**28 // 3
 
-# CLIP's mean and standard deviation a channel (Radford et al. 2021), of pictures in [0, 1].
+# CLIP's mean and standard deviation per channel (Radford et al. 2021), of pixels in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def decode_picture(data: bytes, size: int, exact: bool = False) -> Tensor:
-    """Decodes a picture, scales its short side to `size` (bicubic, antialiased) and cuts out the centre.
+    """Decodes an image, resizes its short side to `size` (bicubic, antialiased) and crops the centre.
 
-    This is CLIP's preprocessing, sizes and positions rounded as in torchvision. JPEG is decoded at a fraction of its
-    size where that leaves 1.5 times what is wanted, and the resize is torch's. With `exact` all is Pillow's, and so are
-    the pixels, to the bit (those of a picture 4 times as long as wide, see `centre_by_pillow`).
+    This is CLIP's preprocessing, with sizes and positions rounded as in torchvision. A JPEG is decoded at a fraction of
+    its size if its short side is then still at least 1.5 `size`, and resized by torch. With `exact`, decoding and
+    resizing are Pillow's, and so the pixels are bit-identical to Pillow's (but see `centre_by_pillow` for images more
+    than 4 times as long as wide).
 
-    EXIF orientation is applied; what is transparent becomes white. Safe to call from several threads.
+    EXIF orientation is applied, and transparency is composited onto white. Thread-safe.
 
     Returns:
         (3, size, size) uint8, RGB.
 
     Raises:
-        BrokenSample: the data are no JPEG, PNG or WebP, are damaged, or have more than `MAX_PIXELS` pixels.
+        BrokenSample: the data is not a JPEG, PNG or WebP, is damaged, or has more than `MAX_PIXELS` pixels.
     """
     try:
         with open_picture(data) as picture:
             square = _square(data, picture, size, exact)
     except BrokenSample:
         raise
-    except Exception as error:  # Pillow's parsers raise whatever they stumble over
+    except Exception as error:  # Pillow's parsers raise all kinds of exceptions
         raise BrokenSample(Cause.BROKEN_PICTURE, f"{type(error).__name__}: {error}") from error
     return square.permute(2, 0, 1).contiguous()
 
 
 def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bytes to the model's input, on whatever device they are: (pixel / 255 - mean) / std, in float32, then `dtype`.
+    """Converts pixels to the model's input on their device: (pixel / 255 - mean) / std in float32, then to `dtype`.
 
     Args:
         images: (n, 3, S, S) uint8.
@@ -64,26 +65,30 @@ def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @functools.cache
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of bytes, (3, 1, 1) each, float32. Once a device: a copy from unpinned memory waits for all that goes there."""
+    """Mean and standard deviation of uint8 pixels, (3, 1, 1) float32 each.
+
+    Cached per device, as a copy from unpinned memory synchronises with the device.
+    """
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     return mean.mul_(255).view(3, 1, 1), std.mul_(255).view(3, 1, 1)
 
 
 class _JpegPixels(JpegImageFile):
-    """A JPEG whose EXIF Pillow does not parse when it opens the file; see `orientation`."""
+    """A JPEG whose EXIF is not parsed by Pillow when the file is opened; see `orientation`."""
 
     def getexif(self) -> Image.Exif:
         return Image.Exif()
 
 
 def open_picture(data: bytes) -> ImageFile:
-    """Reads a picture's header.
+    """Reads an image's header.
 
-    These three readers alone: Pillow's others are rarely used, and one of them starts a PostScript interpreter. Not by
-    `Image.open`, which only warns of pictures up to twice its limit, and of what is damaged beside the pixels.
+    Only three of Pillow's readers are used: the others are rare, and one of them starts a PostScript interpreter.
+    `Image.open` is avoided because it only warns of images up to twice its limit, and of damage outside the pixels.
 
     Raises:
-        BrokenSample: the data begin as no JPEG, PNG or WebP does. Of damaged ones, whatever Pillow's reader raises.
+        BrokenSample: the data does not start like a JPEG, PNG or WebP.
+        Exception: whatever Pillow's reader raises for damaged data.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return _JpegPixels(BytesIO(data))
@@ -91,23 +96,23 @@ def open_picture(data: bytes) -> ImageFile:
         return PngImageFile(BytesIO(data))
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return WebPImageFile(BytesIO(data))
-    raise BrokenSample(Cause.BROKEN_PICTURE, "it begins as no JPEG, PNG or WebP does")
+    raise BrokenSample(Cause.BROKEN_PICTURE, "it does not start like a JPEG, PNG or WebP")
 
 
 def _square(data: bytes, picture: ImageFile, size: int, exact: bool) -> Tensor:
-    """The picture as (size, size, 3) uint8."""
+    """The preprocessed image, (size, size, 3) uint8."""
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise BrokenSample(Cause.DECOMPRESSION_BOMB, f"{width} × {height} pixels, more than {MAX_PIXELS:,}")
     if picture.format == "JPEG" and picture.mode in ("L", "RGB") and not exact:
         stated = _orientation(picture)
-        # Not scaled if it has to be turned: what a scaled one's last row and column reach beyond it would come first.
+        # Not scaled if it has to be rotated: the excess of a scaled image's last row and column would then come first.
         scale = scale_for(min(width, height), size) if stated == 1 else 1.0
         pixels = decode_scaled(data, width, height, scale)
         if pixels is not None:
             extent = scale * width, scale * height
             return centre(_turned(pixels, stated), extent if stated < 5 else extent[::-1], size)
-    pixels = np.array(_to_rgb(picture))  # Pillow says whether the picture is broken
+    pixels = np.array(_to_rgb(picture))  # if the image is broken, Pillow raises here
     pixels = _turned(pixels, _orientation(picture))
     return centre_by_pillow(pixels, size) if exact else centre(pixels, pixels.shape[1::-1], size)
 

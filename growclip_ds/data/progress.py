@@ -11,9 +11,9 @@ from growclip_ds.distributed import is_main
 
 @contextlib.contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Gives a function to be told how many are done of how many; None where nobody would see it.
+    """Shows a progress bar and yields a function to call with the numbers done and to do; None if nobody would see it.
 
-    Shown on standard error if that is a terminal, by rank 0, once there is something to tell.
+    Rank 0 shows it on standard error, if that is a terminal, from the first call on.
     """
     if not is_main() or not sys.stderr.isatty():
         yield None

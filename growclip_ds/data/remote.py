@@ -1,11 +1,12 @@
-"""Shards that can only be streamed, and which rank and worker reads which part of them.
+"""Shards that can only be streamed, and how they are divided among ranks and workers.
 
-An epoch's shards, shuffled, are one sequence of samples. It is cut into lanes, one for each worker of each rank, as
-long as the micro-batches that the worker has to fill: every sample is read once an epoch, and all ranks have as many
-iterations, whatever the sizes of the shards. A lane is read in several places at once, in turn, which mixes the shards.
-Where a lane begins or ends within a shard, the samples before its part are streamed past.
+An epoch's shards, shuffled, form one sequence of samples. It is cut into lanes, one for each worker of each rank, of as
+many samples as the micro-batches that the worker fills. So every sample is read once per epoch, and all ranks have the
+same number of iterations, whatever the sizes of the shards. A lane is read in several places in turn, which mixes
+shards. If a lane's part of a shard does not start at the shard's beginning, the samples before it are streamed and
+discarded.
 
-A resumed run redistributes what the lanes had not read yet over however many ranks and workers there are then.
+A resumed run redistributes the unread samples of the lanes over its ranks and workers, however many there are.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from growclip_ds.data.faults import Cause
 from growclip_ds.data.order import permutation
 
 SCHEMES = ("http", "https", "s3", "gs", "pipe")
-PLACES = 4  # of a lane that are read in turn
+PLACES = 4  # places of a lane that are read in turn
 
 Interval = tuple[int, int]
 
 
 def is_remote(pattern: str) -> bool:
-    """Whether shards are to be streamed: `https://…`, `s3://…`, `pipe:command`."""
+    """Whether a pattern is one of shards to stream: `https://…`, `s3://…`, `pipe:command`."""
     return re.match(rf"({'|'.join(SCHEMES)}):", pattern) is not None
 
 
@@ -38,9 +39,9 @@ class RemoteShards:
     """Shards to stream.
 
     Attributes:
-        urls: what webdataset opens; also paths of local tars.
-        samples: of each.
-        left_out: nothing: what cannot be used is found when it is read.
+        urls: the shards, as URLs or `pipe:` commands; paths of local tars are accepted too.
+        samples: number of samples in each shard.
+        left_out: empty, as unusable samples are found only when they are read.
     """
 
     urls: tuple[str, ...]
@@ -51,18 +52,20 @@ class RemoteShards:
         return sum(self.samples)
 
     def first(self, samples: int) -> RemoteShards:
-        """The first shards, which have so many samples together."""
+        """The first shards, which contain `samples` samples in total."""
         ends = np.cumsum(self.samples)
         count = int(np.searchsorted(ends, samples)) + 1
         return RemoteShards(self.urls[:count], self.samples[:count])
 
 
 class Deal(NamedTuple):
-    """Among whom the rest of an epoch, and those after it, were dealt.
+    """How the samples of a phase are divided among ranks and workers, from an iteration on.
 
     Attributes:
-        iteration: of the phase, from which on.
-        world_size, micro_batches, workers: ranks, micro-batches of an iteration of each, workers of each.
+        iteration: the iteration of the phase from which the deal applies.
+        world_size: number of ranks.
+        micro_batches: micro-batches per rank and iteration.
+        workers: workers per rank.
     """
 
     iteration: int
@@ -72,25 +75,27 @@ class Deal(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Samples of a shard that lie one after the other: those after the first `skip`, `count` of them."""
+    """Consecutive samples of a shard: `count` samples after the first `skip`."""
 
     url: str
     skip: int
-    count: int  # type: ignore[assignment]  # in place of a tuple's method
+    count: int  # type: ignore[assignment]  # replaces a tuple's method
 
 
 class RemoteOrder:
-    """Who reads what in a phase. Each epoch is a whole number of iterations, the last of which may be short.
+    """Which worker reads which samples in a phase.
+
+    Each epoch is a whole number of iterations, the last of which may be short.
 
     Args:
-        shards: to stream.
-        global_batch_size: B, samples of an iteration over all ranks.
+        shards: the shards to stream.
+        global_batch_size: B, samples per iteration over all ranks.
         epochs: length of the phase.
-        seed: with the epoch, decides the order of the shards.
-        deals: where the phase was started, and started again, in order; the last one is in force.
+        seed: with the epoch, determines the order of the shards.
+        deals: one for the start of the phase and one for each resume, in order; the last one is in force.
 
     Attributes:
-        iterations: of the phase.
+        iterations: iterations in the phase.
     """
 
     def __init__(
@@ -102,17 +107,17 @@ class RemoteOrder:
         self.iterations = epochs * self.iterations_of_epoch
 
     def batch_size(self, iteration: int) -> int:
-        """Samples of a global batch."""
+        """Number of samples in a global batch."""
         return min(self.global_batch_size, self.samples - iteration % self.iterations_of_epoch * self.global_batch_size)
 
     def micro_batch_sizes(self, iteration: int, deal: Deal) -> np.ndarray:
-        """Samples of an iteration's micro-batches, (ranks, micro-batches of each)."""
+        """Number of samples in each micro-batch of an iteration, (ranks, micro-batches per rank)."""
         pieces = deal.world_size * deal.micro_batches
         bounds = self.batch_size(iteration) * np.arange(pieces + 1) // pieces
         return np.diff(bounds).reshape(deal.world_size, deal.micro_batches)
 
     def lane(self, epoch: int, rank: int, worker: int) -> list[list[Piece]]:
-        """What a worker reads in an epoch: the places to read in turn, each a list of pieces."""
+        """What a worker reads in an epoch: the places to read in turn, each a list of pieces; [] if there are none."""
         start, stop = self._iterations(epoch)
         rest: list[Interval] = [(0, self.samples)]
         for deal, until in zip(self.deals, [deal.iteration for deal in self.deals[1:]] + [stop], strict=True):
@@ -127,11 +132,11 @@ class RemoteOrder:
         return []
 
     def _iterations(self, epoch: int) -> tuple[int, int]:
-        """The iterations of the phase at which an epoch begins and ends."""
+        """The first iteration of an epoch within the phase, and that of the next epoch."""
         return epoch * self.iterations_of_epoch, (epoch + 1) * self.iterations_of_epoch
 
     def _lengths(self, deal: Deal, first: int, stop: int) -> np.ndarray:
-        """Samples that each lane has in some iterations of an epoch, (ranks, workers)."""
+        """Number of samples of each lane in iterations `first` to `stop` of an epoch, (ranks, workers)."""
         lengths = np.zeros((deal.world_size, deal.workers), dtype=np.int64)
         whole = stop - (stop % self.iterations_of_epoch == 0)  # the epoch's last iteration may be short
         first_turn, turns = ((i - deal.iteration) * deal.micro_batches for i in (first, max(first, whole)))
@@ -159,7 +164,7 @@ class RemoteOrder:
 
 
 def _deal(intervals: Sequence[Interval], lengths: Sequence[int]) -> list[list[Interval]]:
-    """Cuts a sequence into parts of these lengths, one after the other."""
+    """Cuts a sequence of intervals into consecutive parts of the given lengths."""
     source: Iterator[Interval] = iter(intervals)
     start = stop = 0
     parts = []
@@ -177,13 +182,13 @@ def _deal(intervals: Sequence[Interval], lengths: Sequence[int]) -> list[list[In
 
 
 def _places(lane: Sequence[Interval]) -> list[list[Interval]]:
-    """The parts of a lane that are read in turn: as even as possible, the longer ones first."""
+    """The parts of a lane that are read in turn, of lengths as equal as possible, longer ones first."""
     length = sum(stop - start for start, stop in lane)
     return _deal(lane, [-(-(length - place) // PLACES) for place in range(PLACES)])
 
 
 def _unread(lane: Sequence[Interval], read: int) -> Iterator[Interval]:
-    """What is left of a lane after so many samples were taken from its places in turn."""
+    """What is left of a lane after `read` samples were taken from its places in turn."""
     for number, place in enumerate(_places(lane)):
         length = sum(stop - start for start, stop in place)
         taken = max(0, -(-(read - number) // PLACES))

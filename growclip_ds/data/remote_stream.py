@@ -1,4 +1,4 @@
-"""Streaming remote shards through webdataset: samples, counts and micro-batches."""
+"""Streams remote shards through webdataset: samples, counts and micro-batches."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from growclip_ds.data.scan import CAPTION_EXTENSION, PICTURE_EXTENSIONS, key_and
 from growclip_ds.data.shards import Progress
 from growclip_ds.errors import InputError
 
-RETRIES = 10  # of a stream that breaks off again without having given anything new
-_OWN_RETRIES = 3  # of one that ends at the same sample each time, or is refused: it is the shard that is broken
-PAUSE = 1.0  # seconds before a shard is opened again; twice as many each time, up to the longest
+RETRIES = 10  # consecutive retries of a stream that yield nothing new
+_OWN_RETRIES = 3  # retries if a stream always ends at the same sample, or is refused: the shard itself is at fault
+PAUSE = 1.0  # seconds before the first retry; doubled for each further one, up to the longest
 _LONGEST_PAUSE = 60.0
-PATIENCE = 300.0  # seconds without a sample; a quarter of what `health.hang_minutes` is by default
-_SAID = 4  # tries in vain after which the user is told
-_STREAMS = 16  # shards that are counted at once
+PATIENCE = 300.0  # maximum seconds without a sample; a quarter of the default `health.hang_minutes`
+_SAID = 4  # failed tries after which the user is told
+_STREAMS = 16  # shards counted concurrently
 
 _ENDS_EARLY = "the stream ends before the tar does"
 
@@ -38,21 +38,21 @@ _log = logging.getLogger(__name__)
 
 
 class Patience:
-    """How much longer to wait for streams that are read in turn.
+    """The common time limit for retries of streams that are read in turn.
 
-    When a server fails they break off one after the other: waiting for each as long as for the first would add up to
-    more than a run may hang.
+    If a server fails, they break off one after the other. A time limit for each could add up to more than
+    `health.hang_minutes`.
     """
 
     def __init__(self) -> None:
         self._since: float | None = None
 
     def restore(self) -> None:
-        """A stream has given something new."""
+        """Resets the time limit: a stream has yielded something new."""
         self._since = None
 
     def lasts(self, pause: float) -> bool:
-        """Whether to wait so many seconds more, a stream having broken off."""
+        """Whether a broken-off stream may wait for `pause` more seconds."""
         now = time.monotonic()
         if self._since is None:
             self._since = now
@@ -60,20 +60,22 @@ class Patience:
 
 
 def stream_shard(url: str, patience: Patience | None = None) -> Iterator[Sample | Fault]:
-    """A shard's samples in their order, undecoded; for arguments and errors see `reopening`."""
+    """Yields a shard's samples in order, undecoded; for arguments and errors see `reopening`."""
     return reopening(lambda: _stream_once(url), url, patience)
 
 
 def reopening(open_stream: Callable[[], Iterator[T]], url: str, patience: Patience | None = None) -> Iterator[T]:
-    """What a stream gives. One that breaks off is opened again and goes on where it was, as often as it gets on.
+    """Yields the items of a stream; if it breaks off, reopens it and continues after the last item yielded.
+
+    There is no limit on the number of times, as long as the stream makes progress in between.
 
     Args:
-        open_stream: starts it from its beginning.
-        url: of it, for the message.
-        patience: shared with other streams that are read in turn.
+        open_stream: opens the stream at its beginning.
+        url: the stream's URL, for messages.
+        patience: the time limit shared with other streams that are read in turn; None: one of its own.
 
     Raises:
-        OSError: it broke off again and again without giving anything new.
+        OSError: repeated retries have yielded nothing new.
     """
     patience = patience or Patience()
     done = failures = own = 0
@@ -87,28 +89,28 @@ def reopening(open_stream: Callable[[], Iterator[T]], url: str, patience: Patien
                     patience.restore()
                     yield item
             return
-        except Exception as error:  # of the tar reader, the pipe, the program that fetches: each has its own
+        except Exception as error:  # the tar reader, the pipe and the fetching program each raise their own
             failures = 1 if done > before else failures + 1
             own = own + 1 if done == before and (0 < seen == done or is_refusal(error)) else 0
             pause = min(PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE)
-            lasts = patience.lasts(pause) or failures == 1  # once always: the others may have waited for the same
+            lasts = patience.lasts(pause) or failures == 1  # always once: the other streams may have used up the time
             if failures > RETRIES or own > _OWN_RETRIES or not lasts:
                 raise OSError(f"{url}: {error}") from error
             if failures == _SAID:
-                _log.warning("%s: %s; tried again for up to %.0f minutes", url, error, PATIENCE / 60)
-        time.sleep(pause)  # here, where the error and with it the broken stream are let go
+                _log.warning("%s: %s; retrying for up to %.0f minutes", url, error, PATIENCE / 60)
+        time.sleep(pause)  # outside the handler, where the error, and with it the broken stream, is released
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether a server has answered that there is nothing to be had; 408, 425 and 429 mean later."""
+    """Whether a server has refused permanently; 408, 425 and 429 mean that it may answer later."""
     return isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 425, 429)
 
 
 class _ToItsEnd:
-    """A stream that knows whether it was read to its end.
+    """A stream that records whether it was read to its end.
 
-    tarfile takes a stream that ends within a header or between two members for a whole archive. Of a whole one it reads
-    no more than the first block that marks the archive's end: it meets the stream's end only where that is missing.
+    tarfile takes a stream that ends within a header or between two members for a complete archive. Of a complete one it
+    reads only the first block of the end-of-archive marker, so it reaches the stream's end only if that is missing.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -122,18 +124,18 @@ class _ToItsEnd:
 
 
 def _open_tar(url: str, wanted: Callable[[str], bool]) -> tuple[_ToItsEnd, Iterator[dict[str, Any]]]:
-    """A tar's stream and the members that are read from it, of names that are wanted."""
+    """A tar's stream, and an iterator over its members whose names are wanted."""
     stream = _ToItsEnd(open_address(url))
-    # Members are taken as bytes: webdataset's decoders, some of which unpickle, are not used.
+    # Members stay bytes: webdataset's decoders, some of which unpickle, are not used.
     return stream, tar_file_expander([{"url": url, "stream": stream}], select_files=wanted)
 
 
 def _without_repeats(members: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A tar's members as `group_by_keys` takes them; of those that come twice in a sample the first, as in `scan`."""
+    """A tar's members for `group_by_keys`; if a sample repeats an extension, only the first one, as in `scan`."""
     current: str | None = None
     extensions: set[str] = set()
     for member in members:
-        key, extension = key_and_extension(member.get("fname", ""))  # none at the tar's end
+        key, extension = key_and_extension(member.get("fname", ""))  # the end of a tar has no name
         if key is None:
             yield member
             continue
@@ -145,10 +147,10 @@ def _without_repeats(members: Iterable[dict[str, Any]]) -> Iterator[dict[str, An
 
 
 def whole_tar(url: str, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
-    """All samples of a tar, contents by extension; for use with `reopening`.
+    """Yields all samples of a tar, as contents by extension; for use with `reopening`.
 
     Raises:
-        OSError: the stream ends before the tar does, which is then seen after all samples but the last, or half of it.
+        OSError: the stream ends before the tar does; raised in place of the last sample, which may be incomplete.
     """
     stream, members = _open_tar(url, wanted)
     last = None
@@ -176,16 +178,16 @@ def _stream_once(url: str) -> Iterator[Sample | Fault]:
             half = Fault(key, Cause.NO_PICTURE if picture is None else Cause.NO_CAPTION)
         else:
             yield Sample(key, picture, sample[CAPTION_EXTENSION])
-    # Archives without an end, which some programs write, cannot be told from those that are cut off between members:
-    # they are not counted. With a count from elsewhere they can be read, as nobody asks for what comes after it.
+    # Archives without an end marker, which some programs write, cannot be told from those truncated between members, so
+    # they cannot be counted. With a count from elsewhere they can be read, as nothing beyond it is requested.
     if stream.ended:
         raise OSError(_ENDS_EARLY)
-    if half is not None:  # and the other half was not cut off
+    if half is not None:  # its other half is missing, not truncated
         yield half
 
 
 def stream_piece(piece: Piece, patience: Patience | None = None) -> Iterator[Sample | Fault]:
-    """As many samples as the piece has, whatever happens to the shard: those not to be had are faults."""
+    """Yields exactly as many samples as the piece has; those that cannot be read are yielded as faults."""
     given = 0
     try:
         for sample in itertools.islice(stream_shard(piece.url, patience), piece.skip, piece.skip + piece.count):
@@ -197,7 +199,7 @@ def stream_piece(piece: Piece, patience: Patience | None = None) -> Iterator[Sam
 
 
 def captions(shards: RemoteShards) -> Iterator[str]:
-    """The usable captions of shards: what a tokenizer is trained on."""
+    """Yields the usable captions of shards, for training a tokenizer."""
     for url, samples in zip(shards.urls, shards.samples, strict=True):
         for sample in stream_piece(Piece(url, 0, samples)):
             if isinstance(sample, Sample):
@@ -208,7 +210,14 @@ def captions(shards: RemoteShards) -> Iterator[str]:
 
 
 def count_samples(urls: Sequence[str], progress: Progress | None = None) -> tuple[int, ...]:
-    """Samples of remote shards: as img2dataset's `NNNNN_stats.json` beside them says, or by streaming them once.
+    """Counts the samples of remote shards: from img2dataset's `NNNNN_stats.json` beside one, or by streaming it.
+
+    Args:
+        urls: the URLs of the shards.
+        progress: called with the numbers of shards counted and to count.
+
+    Returns:
+        The number of samples in each shard.
 
     Raises:
         InputError: a shard cannot be streamed.
@@ -226,7 +235,7 @@ def _count(url: str) -> int:
     try:
         return samples_of_stats(_read_stats(url))
     except (OSError, ValueError):
-        pass  # not img2dataset's
+        pass  # not written by img2dataset
     try:
         return sum(1 for _ in stream_shard(url))
     except OSError as error:
@@ -235,19 +244,19 @@ def _count(url: str) -> int:
 
 def _read_stats(url: str) -> bytes:
     if url.startswith("pipe:") or not url.endswith(".tar"):
-        raise ValueError("no address beside it")
+        raise ValueError(f"{url} is not the URL of a .tar")
     with open_address(url.removesuffix(".tar") + "_stats.json") as stream:
         return stream.read()
 
 
 class RemoteLoader(IterableDataset):
-    """A rank's micro-batches, dealt to its data loading workers in turn.
+    """A rank's micro-batches, assigned to its data loading workers in turn.
 
     Args:
-        order: who reads what; its last deal is of this number of ranks and workers.
-        decoder: of the samples.
-        rank: whose.
-        start_iteration: first iteration to give, not before the last deal.
+        order: which worker reads which samples; its last deal has the current numbers of ranks and workers.
+        decoder: decodes and tokenizes the samples.
+        rank: the rank.
+        start_iteration: the first iteration to yield, not before the last deal.
     """
 
     def __init__(self, order: RemoteOrder, decoder: BatchDecoder, rank: int, start_iteration: int) -> None:
@@ -258,7 +267,7 @@ class RemoteLoader(IterableDataset):
         deal, order = self.order.deals[-1], self.order
         info = get_worker_info()
         first_turn = (self.start_iteration - deal.iteration) * deal.micro_batches
-        # The loader asks worker 0 first: it takes the lane whose turn it is.
+        # The loader asks worker 0 first, so that worker takes the lane whose turn it is.
         worker = ((0 if info is None else info.id) + first_turn) % deal.workers
         epochs = range(deal.iteration // order.iterations_of_epoch, -(-order.iterations // order.iterations_of_epoch))
         turn = 0
@@ -282,7 +291,7 @@ class RemoteLoader(IterableDataset):
 
 
 def _in_turn(places: Sequence[Sequence[Piece]], passed: int) -> Iterator[Sample | Fault]:
-    """The samples of a lane, from its places in turn, after the first `passed`."""
+    """Yields the samples of a lane, from its places in turn, after the first `passed` samples."""
     patience = Patience()
     streams = [
         itertools.chain.from_iterable(
@@ -298,7 +307,7 @@ def _in_turn(places: Sequence[Sequence[Piece]], passed: int) -> Iterator[Sample 
 
 
 def _after(pieces: Sequence[Piece], passed: int) -> Iterator[Piece]:
-    """The pieces without their first samples."""
+    """The pieces without their first `passed` samples."""
     for piece in pieces:
         skipped = min(max(0, passed), piece.count)
         passed -= skipped

@@ -1,4 +1,4 @@
-"""Reads samples in any order, with one positioned read per member, without scanning the tar."""
+"""Random access to samples: one positioned read per tar member, without scanning the tar."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from growclip_ds.data.faults import BrokenSample, Cause
 from growclip_ds.data.scan import BLOCK, key_and_extension
 from growclip_ds.data.shards import READERS, ShardIndex, for_each_file
 
-_HEADERS = 4  # blocks before a member's data, where webdataset wrote it; of what has more, the rest is read apart
-_MOST_FILES = 2**16  # that a data loading worker may have open; processes usually begin with 1,024
-_SHARE = 4  # the part of them that a reader takes is one in so many
+_HEADERS = 4  # blocks of header before a member's data, as webdataset writes it; longer ones take a second read
+_MOST_FILES = 2**16  # limit on open files of a data loading worker; the usual default is 1,024
+_SHARE = 4  # a reader keeps at most 1/4 of the allowed files open
 
 T = TypeVar("T")
 
 
 def may_open_many_files() -> None:
-    """Lets this process have as many files open as its user allows, up to 65,536.
+    """Raises this process's limit on open files to what its user is allowed, up to 65,536.
 
-    A data loading worker reads all shards, but at scale only a few samples of each until it comes to others: with few
-    open, shards would be opened nearly as often as read, which file systems of clusters take badly.
+    A data loading worker reads from all shards, at scale only a few samples at a time from each. With few open files,
+    it would open a shard for nearly every read, which cluster file systems handle badly.
     """
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed < min(_MOST_FILES, most):
-        with contextlib.suppress(ValueError, OSError):  # the system's own limit was lowered below this user's
+        with contextlib.suppress(ValueError, OSError):  # the system's limit was lowered below the user's
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(_MOST_FILES, most), most))
 
 
 class Sample(NamedTuple):
-    """A sample as it lies in its shard, undecoded."""
+    """An undecoded sample, as stored in its shard."""
 
     key: str
     picture: bytes
@@ -48,8 +48,8 @@ class Sample(NamedTuple):
 class ShardReader:
     """Reads samples of an index by their position.
 
-    Opens shards when they are needed and keeps the last used ones open. Goes to another process without its open
-    files, so each data loading worker has its own.
+    Opens shards on demand and keeps the most recently used ones open. Pickles without its open files, so each data
+    loading worker has its own.
     """
 
     def __init__(self, index: ShardIndex) -> None:
@@ -63,12 +63,12 @@ class ShardReader:
         """The sample at a position of the index.
 
         Raises:
-            BrokenSample: the shard is gone, cannot be read, or no longer has at this place what it had.
+            BrokenSample: the shard is missing or unreadable, or no longer holds the indexed sample at this position.
         """
         return self._read(position, _sample)
 
     def read_caption(self, position: int) -> bytes:
-        """The caption of a sample alone; raises what `read` does."""
+        """The caption of a sample, without reading its image; raises as `read`."""
         return self._read(position, _caption)
 
     def _read(self, position: int, read: Callable[[Any, list[int]], T]) -> T:
@@ -76,7 +76,7 @@ class ShardReader:
         try:
             try:
                 return read(self._open(shard), place)
-            except OSError:  # a handle of NFS that is stale stays so
+            except OSError:  # a stale NFS handle stays stale: open the file again
                 self._files.pop(shard, None)
                 return read(self._open(shard), place)
         except (OSError, tarfile.TarError) as error:
@@ -86,7 +86,7 @@ class ShardReader:
         if shard in self._files:
             self._files.move_to_end(shard)
         else:
-            self._files[shard] = Path(shard).open("rb", buffering=0)  # noqa: SIM115 (closed when no longer referred to)
+            self._files[shard] = Path(shard).open("rb", buffering=0)  # noqa: SIM115 (closed when no longer referenced)
             allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             if len(self._files) > allowed // _SHARE:
                 self._files.popitem(last=False)
@@ -94,9 +94,9 @@ class ShardReader:
 
 
 def captions(index: ShardIndex) -> Iterator[str]:
-    """The usable captions of an index, in its order: what a tokenizer is trained on.
+    """Yields the usable captions of an index, in its order, for training a tokenizer.
 
-    Without the pictures, and from several shards at a time: the file system is waited for at each caption.
+    Images are not read. Several shards are read concurrently, as every caption costs one wait for the file system.
     """
     ends = [0, *index.ends.tolist()]
     shards = [range(start, stop) for start, stop in itertools.pairwise(ends)]
@@ -114,10 +114,10 @@ def _captions(index: ShardIndex, positions: range) -> list[str]:
 
 
 def decode_caption(data: bytes) -> str:
-    """The text of a caption, without white space around it.
+    """Decodes a caption and strips surrounding white space.
 
     Raises:
-        BrokenSample: it is not UTF-8, or there is nothing in it.
+        BrokenSample: it is empty or not UTF-8.
     """
     try:
         caption = data.decode("utf-8").strip()
@@ -138,19 +138,19 @@ def _caption(file: Any, place: list[int]) -> bytes:
 
 
 def _read_member(file: Any, block: int, size: int) -> tuple[str, bytes]:
-    """A member's name and data; the header's checksum and length show that it is still the one indexed."""
+    """A member's name and data; the header's checksum and length verify that it is still the indexed one."""
     data = os.pread(file.fileno(), _HEADERS * BLOCK + size, block * BLOCK)
     start, header = 0, _header(data)
     if header.type == tarfile.XHDTYPE and not re.search(rb"\d (path|size)=", data[BLOCK : BLOCK + header.size]):
-        start = BLOCK * (1 - -header.size // BLOCK)  # more about the member, such as fractions of its time
+        start = BLOCK * (1 - -header.size // BLOCK)  # a pax header with further fields, such as fractional times
         header = _header(data[start:])
     found = data[start + BLOCK : start + BLOCK + size]
-    if not header.isreg():  # a name too long for the header, or not ASCII, has headers of its own before it
+    if not header.isreg():  # extra headers precede it: its name is too long for one, or not ASCII
         file.seek(block * BLOCK)
         header = tarfile.TarFile(fileobj=file).firstmember  # type: ignore[attr-defined]
         found = os.pread(file.fileno(), size, header.offset_data)
     if header.size != size or len(found) != size:
-        raise tarfile.ReadError(f"block {block} has {len(found)} of {header.size} bytes, indexed were {size}")
+        raise tarfile.ReadError(f"block {block} has {len(found)} of {header.size} bytes, but {size} in the index")
     return header.name, found
 
 

@@ -18,20 +18,20 @@ from growclip_ds.data.faults import Cause, Fault
 PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
 
-BLOCK = tarfile.BLOCKSIZE  # bytes; a member is a block of header, then its data from the next block on
-_LARGEST = np.iinfo(np.int32).max  # bytes of a picture or caption, and blocks of a tar
+BLOCK = tarfile.BLOCKSIZE  # bytes; a member is a header block, followed by its data from the next block on
+_LARGEST = np.iinfo(np.int32).max  # limit on the bytes of an image or caption, and on the blocks of a tar
 
 
 @dataclass
 class Scan:
-    """What is in a tar.
+    """The contents of a tar.
 
     Attributes:
-        places: (n, 4) little-endian int32, a sample a row: the block of 512 bytes at which the picture's first header
-            begins, the picture's length in bytes, the same two for the caption.
-        left_out: samples that cannot be used, by cause; of a tar that is cut off, those that img2dataset's
-            `NNNNN_stats.json` beside it says were there, or else 1.
-        faults: their keys, or the tar's path where the keys are gone.
+        places: (n, 4) little-endian int32, a row per sample: the 512-byte block at which the image's first header
+            begins, the image's length in bytes, and the same two for the caption.
+        left_out: number of unusable samples, by cause; those lost from a truncated tar are counted by img2dataset's
+            `NNNNN_stats.json` beside it, or else as 1.
+        faults: the unusable samples; one entry with the tar's path stands for those lost.
     """
 
     places: np.ndarray
@@ -40,10 +40,10 @@ class Scan:
 
 
 def scan(path: str) -> Scan:
-    """Scans a tar up to its end, or to where it is cut off or damaged.
+    """Scans a tar up to its end, or to where it is truncated or damaged.
 
-    A sample is what webdataset takes for one: consecutive members with the same path up to the first dot of their file
-    name. Of several pictures the first counts.
+    As in webdataset, a sample consists of consecutive members with the same path up to the first dot of the file name.
+    Of several images in a sample, the first one is used.
     """
     places: list[tuple[int, int, int, int]] = []
     faults: list[Fault] = []
@@ -71,7 +71,7 @@ def scan(path: str) -> Scan:
                 key, members = member_key, {}
             members.setdefault(extension, member)
     except (OSError, tarfile.TarError, ValueError):
-        complete = False  # the sample that it broke off in is one of the lost ones
+        complete = False  # the sample in which it ends is one of the lost ones
         if {*members} & {*PICTURE_EXTENSIONS} and CAPTION_EXTENSION in members:
             add(key, members)
     else:
@@ -84,16 +84,16 @@ def scan(path: str) -> Scan:
 
 
 def _members(path: str) -> Iterator[tarfile.TarInfo]:
-    """A tar's regular files but webdataset's own (`__…__`), each of them there to its last byte.
+    """Yields a tar's regular files except webdataset's own (`__…__`), each checked to be there to its last byte.
 
     Raises:
-        OSError, tarfile.TarError, ValueError: the file cannot be opened, is no tar, or is cut off or damaged here.
+        OSError, tarfile.TarError, ValueError: the file cannot be opened, is not a tar, or is truncated or damaged here.
     """
     size = Path(path).stat().st_size
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # which it would keep all of
-            if member.issparse():  # `tar -S`: without its zeros in the tar, which is shorter than its size
+            tar.members = []  # type: ignore[attr-defined]  # or it would keep all of them
+            if member.issparse():  # `tar -S`: stored without its zeros, shorter than its stated size
                 continue
             if member.offset_data + member.size > size:
                 raise tarfile.ReadError(f"cut off at byte {size}")
@@ -101,14 +101,14 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
                 raise tarfile.ReadError(f"{member.name} is too large, or too far back in the tar")
             if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
                 yield member
-        # tarfile takes a damaged header, and a file that stops between two members, for the end
+        # tarfile takes a damaged header, or a truncation between two members, for the end of the tar
         with Path(path).open("rb") as file:
             if os.pread(file.fileno(), BLOCK, tar.offset) != bytes(BLOCK):
                 raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
 
 
 def _expected(path: str) -> int:
-    """Samples that img2dataset says it wrote; 0 where it says nothing."""
+    """The number of samples that img2dataset recorded for the tar; 0 if there is no record."""
     try:
         return samples_of_stats(Path(path).with_name(f"{Path(path).stem}_stats.json").read_bytes())
     except (OSError, ValueError):
@@ -116,10 +116,10 @@ def _expected(path: str) -> int:
 
 
 def samples_of_stats(data: bytes) -> int:
-    """Samples of a shard by img2dataset's `NNNNN_stats.json`.
+    """The number of samples of a shard, from the contents of img2dataset's `NNNNN_stats.json`.
 
     Raises:
-        ValueError: it does not say.
+        ValueError: the data does not contain it.
     """
     stats = json.loads(data)
     samples = stats.get("successes") if isinstance(stats, dict) else None
@@ -129,6 +129,6 @@ def samples_of_stats(data: bytes) -> int:
 
 
 def key_and_extension(name: str) -> tuple[str | None, str]:
-    """`a/b.seg.PNG` is the part `seg.png` of sample `a/b`, as in webdataset."""
+    """Splits a member's name as webdataset does: `a/b.seg.PNG` into key `a/b` and extension `seg.png`."""
     match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)
     return (match.group(1), match.group(2).lower()) if match else (None, "")

@@ -1,4 +1,4 @@
-"""An index of webdataset shards: where in which tar a sample's picture and caption lie."""
+"""The index of webdataset shards: the tar and the offsets of every sample's image and caption."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from growclip_ds.distributed import all_gather_object, on_every_rank, rank, worl
 from growclip_ds.errors import InputError
 
 Progress = Callable[[int, int], None]
-"""Told how many tars of how many are done."""
+"""Called with the number of tars done and their total number."""
 
-_FEW = 16  # tars that are scanned in this process: starting others takes as long
-_MOST_PROCESSES = 16  # that scan, a rank
-READERS = 16  # threads that wait for the file system
+_FEW = 16  # up to this number of tars, this process scans them: starting others takes as long
+_MOST_PROCESSES = 16  # scanning processes per rank
+READERS = 16  # concurrent file system operations, each in a thread
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -34,14 +34,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """Samples of some shards, in the shards' order: 16 bytes a sample, in shared memory.
+    """Samples of some shards, in the shards' order: 16 bytes per sample, in shared memory.
 
     Attributes:
         shards: the tars' absolute paths.
-        ends: (shards,) int64, how many samples there are up to the end of each shard.
-        places: (N, 4) int32, a sample a row: the block of 512 bytes at which the picture's first header begins, the
-            picture's length in bytes, the same two for the caption. All data loading workers share it.
-        left_out: samples of the shards that cannot be used, by cause.
+        ends: (shards,) int64, the number of samples up to the end of each shard.
+        places: (N, 4) int32, a row per sample: the 512-byte block at which the image's first header begins, the image's
+            length in bytes, and the same two for the caption. Shared by all data loading workers.
+        left_out: number of unusable samples in the shards, by cause.
     """
 
     shards: tuple[str, ...]
@@ -56,15 +56,15 @@ class ShardIndex:
         return self.shards[int(torch.searchsorted(self.ends, int(position), right=True))]
 
     def first(self, samples: int) -> ShardIndex:
-        """The index of the first samples; their places are not copied."""
+        """The index of the first `samples` samples, sharing memory with this one."""
         return ShardIndex(self.shards, self.ends.clamp(max=samples), self.places[:samples], self.left_out)
 
 
 def index_shards(shards: Sequence[str | os.PathLike[str]], progress: Progress | None = None) -> ShardIndex:
-    """The index of all usable samples of some tars. Collective.
+    """Indexes all usable samples of some tars. Collective.
 
     Raises:
-        InputError: on every rank, if no tar has a usable sample.
+        InputError: no tar has a usable sample; raised on every rank.
     """
     opened = open_shards(shards, progress)
     require_samples(opened)
@@ -72,13 +72,13 @@ def index_shards(shards: Sequence[str | os.PathLike[str]], progress: Progress | 
 
 
 def open_shards(shards: Sequence[str | os.PathLike[str]], progress: Progress | None = None) -> list[IndexedShard]:
-    """Finds or builds the indexes of tars. Collective: the ranks, and processes of each, share the work.
+    """Reads or builds the indexes of tars. Collective: the ranks, each with several processes, share the work.
 
-    Where the ranks' machines do not see the same files, each machine builds what it lacks.
+    Where machines do not share a file system, each one builds the indexes that it lacks.
 
     Args:
-        shards: the tars; their paths may differ between machines, where some have copies.
-        progress: told of this rank's part.
+        shards: paths of the tars; they may differ between machines, where some have local copies.
+        progress: called with this rank's progress.
     """
     paths = [str(Path(shard).absolute()) for shard in shards]
     mine = on_every_rank(lambda: _find_or_build(paths[rank() :: world_size()], progress))
@@ -100,10 +100,10 @@ def open_shards(shards: Sequence[str | os.PathLike[str]], progress: Progress | N
 
 
 def on_this_machine(shard: IndexedShard) -> IndexedShard:
-    """The index of the same tar as this machine has it.
+    """The index of this machine's file at the path of a tar that another machine has indexed.
 
     Raises:
-        InputError: its tar is another one.
+        InputError: the two files differ.
     """
     own = read_index(shard.path) or build_index(shard.path)
     if (own.stamp, own.samples) != (shard.stamp, shard.samples):
@@ -112,11 +112,11 @@ def on_this_machine(shard: IndexedShard) -> IndexedShard:
 
 
 def collect(opened: Sequence[IndexedShard], wanted: Tensor | None = None) -> ShardIndex:
-    """Joins the indexes of shards, in shared memory; no more than a few shards' are in memory besides.
+    """Joins the indexes of shards in shared memory, with only a few shards' indexes in memory besides.
 
     Args:
-        opened: the shards.
-        wanted: (samples of all shards,) bool, which of them; all if None.
+        opened: the indexed shards.
+        wanted: (samples of all shards,) bool, the samples to keep; None: all.
     """
     counts = [shard.samples for shard in opened]
     masks = None if wanted is None else wanted.split(counts)
@@ -145,25 +145,25 @@ def require_samples(opened: Sequence[IndexedShard]) -> None:
     """Checks that some shard has a usable sample.
 
     Raises:
-        InputError: none has.
+        InputError: no shard has one.
     """
     if any(shard.samples for shard in opened):
         return
     missing = in_words(sum((shard.left_out for shard in opened), Counter()))
     raise InputError(
-        f"no usable sample in {few([shard.path for shard in opened])}: a sample is a picture "
+        f"no usable sample in {few([shard.path for shard in opened])}: a sample is an image "
         f"({', '.join(PICTURE_EXTENSIONS)}) and a caption ({CAPTION_EXTENSION}) of the same name, one after the other "
         "in the tar" + (f"; there are {missing}" if missing else "; there are none with either")
     )
 
 
 def few(paths: Sequence[str]) -> str:
-    """Some of the paths, for a message."""
+    """The first three paths and the number of the others, for a message."""
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def for_each_file(function: Callable[[S], T], of: Iterable[S]) -> list[T]:
-    """What a function gives for each of many files, in their order; several wait for the file system at a time."""
+    """Maps a function that waits for the file system over many files, several at a time; keeps their order."""
     with ThreadPoolExecutor(READERS) as readers:
         return list(readers.map(function, of))
 
@@ -183,7 +183,7 @@ def _find_or_build(paths: Sequence[str], progress: Progress | None) -> list[Inde
         for path in absent:
             built(build_index(path))
     else:
-        # Spawned: they import no torch, and the fork server is left for the data loading workers to start as they want.
+        # Spawned: they import no torch, and the fork server is left to the data loading workers and their preloads.
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
             for future in as_completed([pool.submit(build_index, path) for path in absent]):
                 built(future.result())

@@ -1,7 +1,7 @@
-"""Copies of shards on a machine's local disk, for faster reading.
+"""Copies shards to a machine's local disk, for faster reading.
 
-A shard /a/b.tar is kept as DIR/a/b.tar, with its time of change and its index. Whoever reads /a/b.tar with DIR given
-takes the copy if there is one: lists of data and what runs record of it stay as they are.
+A shard /a/b.tar is copied to DIR/a/b.tar, with its modification time and its index. A run with `data.staged=DIR` that
+trains on /a/b.tar reads the copy if there is one; lists of data and the run's records keep the original path.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from growclip_ds.data.index_file import FOLDER, index_beside
 from growclip_ds.data.shards import READERS, Progress, for_each_file
 from growclip_ds.errors import InputError
 
-_QUIET = 60.0  # seconds in which a copy that is being made is written to
+_QUIET = 60.0  # seconds without a write after which a partial copy is taken for abandoned
 
 
 def staged_path(shard: str, folder: Path | str) -> Path:
-    """Where the copy of a shard, named by its absolute path, is or would be."""
+    """The path of the copy, existing or not, of a shard given by its absolute path."""
     path = Path(shard)
     return Path(folder).absolute() / path.relative_to(path.anchor)
 
 
 def stage_shards(shards: Sequence[str], folder: Path | str, progress: Progress | None = None) -> int:
-    """Copies shards, and their indexes where they are beside them, to a folder, several at a time; what is there stays.
+    """Copies shards, with the indexes beside them, to a folder, several at a time; skips those already there.
 
     Args:
-        shards: absolute paths.
-        folder: on the machine's own disk.
-        progress: told how many are done of how many.
+        shards: absolute paths of the shards.
+        folder: a folder on the machine's local disk.
+        progress: called with the numbers of shards done and to do.
 
     Returns:
-        How many bytes were copied.
+        The total size in bytes of the shards copied.
 
     Raises:
-        InputError: a shard cannot be read, or the folder cannot be written or has no room.
+        InputError: a shard cannot be read, or the folder cannot be written or has too little space.
     """
 
     def missing(shard: str) -> int:
@@ -62,8 +62,8 @@ def stage_shards(shards: Sequence[str], folder: Path | str, progress: Progress |
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise InputError(
-                f"{needed / 1e9:.1f} GB of shards are to be copied to {folder}, where {free / 1e9:.1f} GB are free; "
-                "name a larger disk, or read them where they are"
+                f"{needed / 1e9:.1f} GB of shards are to be copied to {folder}, but only {free / 1e9:.1f} GB are free "
+                "there; name a larger disk, or read the shards in place"
             )
         with ThreadPoolExecutor(READERS) as copiers:
             for done, _ in enumerate(copiers.map(stage, shards), start=1):
@@ -83,7 +83,7 @@ def _is_copy(copy: Path, source: Path) -> bool:
 
 
 def _copy(source: Path, copy: Path) -> None:
-    """Copies a file, with its time of change, so that the copy appears whole or not at all."""
+    """Copies a file atomically, with its modification time."""
     if _is_copy(copy, source):
         return
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +96,10 @@ def _copy(source: Path, copy: Path) -> None:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Removes the copies that stagings which were killed had begun."""
+    """Removes partial copies that killed processes left behind."""
     for partial in [*folder.glob(".*.partial"), *(folder / FOLDER).glob(".*.partial")]:
         name = re.fullmatch(r"\..+\.(?:tar|idx)\.(\d+)\.partial", partial.name)
-        # A process of another container, or of another machine that shares the folder, seems dead but writes.
+        # The process may still be writing from another container, or another machine that shares the folder.
         if name and not psutil.pid_exists(int(name[1])):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - partial.stat().st_mtime > _QUIET:

@@ -30,49 +30,49 @@ from growclip_ds.data.worker_processes import Flag, WorkerContext
 from growclip_ds.errors import InputError
 from growclip_ds.signals import kept_from_children
 
-_PREFETCHED = 2  # micro-batches a worker works ahead
-_LOOK = 1.0  # seconds from one look of a worker whether it is to end, to the next
-_GRACE = 3.0  # seconds that it then has to end by itself; torch waits for 5
+_PREFETCHED = 2  # micro-batches that each worker prefetches
+_LOOK = 1.0  # seconds between a worker's checks whether it has to end
+_GRACE = 3.0  # seconds that it then has to exit by itself; torch waits for 5
 
 _log = logging.getLogger(__name__)
 
-_Source = tuple[Dataset[LoadedBatch], Iterable[np.ndarray] | None]  # with what to ask it for, one after the other
+_Source = tuple[Dataset[LoadedBatch], Iterable[np.ndarray] | None]  # a dataset, and its sampler if it has one
 
 
 class TrainingStream:
-    """The samples of a phase as this rank trains on them.
+    """This rank's micro-batches of a phase.
 
-    Iteration i takes the i-th global batch of the phase (see `TrainingOrder`), of which this rank gets a contiguous
-    share, cut into micro-batches. A broken sample leaves its place empty: its micro-batch is shorter, and the others
-    are as they would be without the fault. Of remote shards, see `RemoteOrder` for what a rank gets.
+    Iteration i takes the i-th global batch of the phase (see `TrainingOrder`); this rank gets a contiguous share of it,
+    split into micro-batches. A broken sample leaves its place empty: its micro-batch is shorter, and all others are
+    unchanged. For remote shards, `RemoteOrder` says which samples a rank gets.
 
-    A data loading worker that dies is replaced, once; what it had worked on is done again.
+    A data loading worker that dies is replaced, once; the batches it was working on are loaded again.
 
     Args:
         data: the samples to train on.
-        tokenizer: of the captions.
-        image_size: side of the square pictures in pixels.
-        global_batch_size: samples of an iteration over all ranks and micro-batches.
+        tokenizer: the tokenizer of the captions.
+        image_size: side of the square images in pixels.
+        global_batch_size: samples per iteration, over all ranks and micro-batches.
         epochs: length of the phase.
-        seed: decides the order.
-        micro_batches: batches that a rank's share comes in.
-        workers: processes that read and decode; 0 does it in this one.
-        start_iteration: first iteration to give, at no cost for those before it.
-        deals: of remote shards: how the phase was dealt before `start_iteration`, from where it was first started.
-        pin_memory: whether batches are put where copies to a GPU need not be waited for.
-        exact: whether pictures are Pillow's to the bit; see `decode_picture`.
-        fault_list: where broken samples are listed; nowhere if None.
-        rank, world_size: of this process where they are not those of torch.distributed.
+        seed: seed of the order.
+        micro_batches: micro-batches per rank and iteration.
+        workers: data loading processes; 0: load in this process.
+        start_iteration: the first iteration to yield; skipping those before it costs nothing.
+        deals: for remote shards, the deals of the phase before `start_iteration`, the phase's first one first.
+        pin_memory: whether to put batches into pinned memory, for asynchronous copies to a GPU.
+        exact: whether to decode images bit-identically to Pillow; see `decode_picture`.
+        fault_list: the list to append broken samples to; None: they are only counted.
+        rank, world_size: this process's, if not those of torch.distributed.
 
     Attributes:
-        samples: N, samples of one epoch.
-        iterations: of the whole phase.
-        deals: of remote shards: what a stream that goes on with the phase has to be given.
-        faults: broken samples met so far by this rank, by cause.
-        dead_workers: replaced so far.
+        samples: N, samples per epoch.
+        iterations: iterations of the whole phase.
+        deals: for remote shards, the deals to pass to a stream that resumes the phase.
+        faults: number of broken samples that this rank has met so far, by cause.
+        dead_workers: number of workers that have died so far.
 
     Raises:
-        InputError: the ranks and micro-batches cannot divide the global batch.
+        InputError: the global batch is not divisible by ranks × micro-batches.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class TrainingStream:
         self._fault_list = fault_list
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """This rank's micro-batches, an iteration at a time; the workers end with the iterator.
+        """Yields this rank's micro-batches of each iteration in turn; the workers end with the iterator.
 
         Raises:
             InputError: a second worker has died.
@@ -172,7 +172,7 @@ class TrainingStream:
             sampler=sampler,
             num_workers=self.workers,
             pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # its seeds for workers, which use none, are not to come from the global one
+            generator=torch.Generator(),  # so that the workers' seeds, unused, do not advance the global generator
             **options,
         )
 
@@ -187,9 +187,9 @@ class TrainingStream:
 
 
 def _is_death(error: Exception) -> bool:
-    """Whether an error of torch's data loader says that a worker process is gone, not that it raised something."""
+    """Whether an error of torch's data loader means that a worker process has died, not that it has raised."""
     if isinstance(error, RuntimeError):
-        # The thread that pins batches ends when one of a dead worker comes.
+        # The pinning thread exits when it receives a batch of a dead worker.
         return re.match(r"(DataLoader worker \(pid.*\)|Pin memory thread) exited unexpectedly", str(error)) is not None
     return " in DataLoader worker process " not in str(error)  # a batch could not be fetched from its worker
 
@@ -197,12 +197,12 @@ def _is_death(error: Exception) -> bool:
 def _prepare_worker(end: Flag, worker: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     may_open_many_files()
-    # Torch's watchdog waits for the death of the fork server, which itself waits for that of the workers.
+    # Torch's watchdog waits for the fork server to die, which itself waits for the workers.
     threading.Thread(target=_end_with_trainer, args=(end,), daemon=True).start()
 
 
 def _end_with_trainer(end: Flag) -> None:
-    """Ends this worker when its trainer is gone, or wants it to end and it waits for a shard: the trainer would too."""
+    """Ends this worker once its trainer is gone or wants it to end, even if it is waiting for a shard."""
     trainer = multiprocessing.parent_process()
     assert trainer is not None  # this is a worker
     while trainer.is_alive() and not end.is_set():

@@ -1,4 +1,4 @@
-"""A run's growing data: an ordered list of subsets, of which growth step t trains on the first t."""
+"""The growing data of a run: an ordered list of subsets; growth step t trains on the first t."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Subset:
     """One subset of a run's data.
 
     Attributes:
-        name: what it is called, once in a run.
-        shards: a folder of `.tar` files, a glob (`cc12m/*.tar`) or a brace pattern (`cc12m/{00000..00310}.tar`); of
-            shards to stream, a brace pattern of addresses (`https://…`, `s3://…`, `pipe:command`).
-        samples: usable pairs in its shards, held-out ones included; None before it was first opened.
-        shard_samples: samples of each shard, of those to stream.
+        name: its name, unique in a run.
+        shards: a folder of `.tar` files, a glob (`cc12m/*.tar`) or a brace pattern (`cc12m/{00000..00310}.tar`); for
+            shards to stream, a brace pattern of URLs (`https://…`, `s3://…`, `pipe:command`).
+        samples: number of usable pairs in its shards, including held-out ones; None: not counted yet.
+        shard_samples: number of samples in each streamed shard; None: local shards, or not counted yet.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -51,13 +51,13 @@ class Subset:
 
 @dataclass(frozen=True, eq=False)
 class OpenSubsets:
-    """The data of a growth step: its subsets, in their order.
+    """The data of a growth step.
 
     Attributes:
-        subsets: as asked for, with the samples counted.
+        subsets: the subsets in order, with their samples counted.
         train: the samples to train on.
-        held_out: the samples kept for choosing architectures, of every subset as many.
-        shards: the indexes of each subset's local shards.
+        held_out: the samples held out for selecting architectures, the same number from every subset.
+        shards: the indexed local shards of each subset.
     """
 
     subsets: tuple[Subset, ...]
@@ -66,7 +66,7 @@ class OpenSubsets:
     shards: tuple[Sequence[IndexedShard], ...] = ()
 
     def first(self, count: int) -> OpenSubsets:
-        """The data of growth step `count`: the first subsets alone, whose index is not copied."""
+        """The data of growth step `count`, its first `count` subsets, sharing their index with this object."""
         subsets = self.subsets[:count]
         held_out = len(self.held_out) // len(self.subsets) * count
         train = sum(subset.samples or 0 for subset in subsets) - held_out
@@ -74,16 +74,16 @@ class OpenSubsets:
 
     @property
     def left_out(self) -> Counter[Cause]:
-        """Samples of local shards that cannot be used, by cause."""
+        """Number of unusable samples in local shards, by cause."""
         return sum((shard.left_out for shard in itertools.chain.from_iterable(self.shards)), Counter())
 
     def faults(self) -> Iterator[Fault]:
-        """Those samples, or of a damaged shard its path."""
+        """Yields the unusable samples of local shards; one entry with the path stands for a damaged shard."""
         for shard in itertools.chain.from_iterable(self.shards):
             yield from shard.faults()
 
     def indexes_elsewhere(self) -> int:
-        """How many shards have their index in the user's cache, or nowhere on disk."""
+        """Number of local shards whose index is in the user's cache, or could not be stored."""
         return sum(not is_beside(shard) for shard in itertools.chain.from_iterable(self.shards))
 
 
@@ -95,26 +95,27 @@ def open_subsets(
     progress: Progress | None = None,
     staged: Path | str | None = None,
 ) -> OpenSubsets:
-    """Finds and indexes the shards of subsets, or counts those to stream; the ranks share the work.
+    """Finds and indexes the shards of subsets, or counts those to stream. Collective: the ranks share the work.
 
     Args:
-        base: the folder that relative patterns start from.
-        held_out: pairs of each subset to keep out of training.
-        seed: decides, with the subset's name, which ones.
-        progress: told how many tars are done of how many, those of this rank.
-        staged: folder of copies that are read in place of local shards, see `growclip_ds.data.staging`.
+        subsets: the subsets of the growth step, in order.
+        base: folder that relative patterns are relative to.
+        held_out: number of pairs of each subset to hold out of training.
+        seed: with the subset's name, determines which pairs are held out.
+        progress: called with the numbers of this rank's tars done and to do.
+        staged: folder of local copies to read in place of the shards; see `growclip_ds.data.staging`.
 
     Raises:
-        InputError: on every rank, if a pattern matches nothing, a subset has no usable sample or other ones than it
-            once had, a name or a shard comes twice, also as a copy, only some are to be streamed, or pairs are to be
-            held out of those.
+        InputError: a pattern matches nothing, a subset has no usable sample or no longer the number it had, a name or a
+            shard occurs twice, even as a copy, only some subsets are streamed, or pairs are to be held out of streamed
+            ones; raised on every rank.
     """
     counted, groups = _count(subsets, base, progress, staged)
     if any(is_remote(subset.shards) for subset in counted):
         if held_out:
             raise InputError(
-                f"{held_out} pairs are to be held out of every data subset, but shards that are streamed cannot be "
-                "read in any order: set selection.dataset, a labelled set to compare candidates on"
+                f"{held_out} pairs are to be held out of every data subset, but streamed shards allow no random "
+                "access; set selection.dataset, a labelled set to compare candidates on"
             )
         samples = itertools.chain.from_iterable(subset.shard_samples or () for subset in counted)
         shards = RemoteShards(tuple(itertools.chain.from_iterable(groups)), tuple(samples))
@@ -129,14 +130,14 @@ def open_subsets(
 def count_subsets(
     subsets: Sequence[Subset], base: Path | str = ".", progress: Progress | None = None
 ) -> tuple[Subset, ...]:
-    """The subsets, their samples counted; for arguments and errors see `open_subsets`."""
+    """Counts the samples of subsets; for arguments and errors see `open_subsets`."""
     return _count(subsets, base, progress)[0]
 
 
 def _count(
     subsets: Sequence[Subset], base: Path | str, progress: Progress | None, staged: Path | str | None = None
 ) -> tuple[tuple[Subset, ...], list[list[Any]]]:
-    """The subsets, counted, and for each its indexed shards, or the addresses of those to stream."""
+    """The subsets with their samples counted, and for each its indexed shards, or the URLs of those to stream."""
     patterns = on_main(lambda: _find_all(subsets, base))
     if any(is_remote(subset.shards) for subset in subsets):
         return _count_remote(subsets, patterns, progress), patterns
@@ -160,7 +161,7 @@ def _count_remote(
     for subset in subsets:
         if not is_remote(subset.shards):
             raise InputError(
-                f"data subset '{subset.name}' is a local one among others that are streamed; stream it too "
+                f"data subset '{subset.name}' is local, but others are streamed; stream it too "
                 "(shards: 'pipe:cat /path/{00000..00099}.tar'), or copy the others"
             )
 
@@ -176,12 +177,12 @@ def _count_remote(
 
 
 def count_streamed(subset: Subset, urls: Sequence[str], progress: Progress | None = None) -> tuple[int, ...]:
-    """Samples of each shard of a subset to stream: those that it lists, or, if it does not list all, counted ones.
+    """Number of samples in each shard of a streamed subset: as it lists them, or counted if it does not list all.
 
     Args:
-        subset: to stream.
-        urls: of its shards.
-        progress: told how many shards are counted.
+        subset: the streamed subset.
+        urls: the URLs of its shards.
+        progress: called with the number of shards counted.
 
     Raises:
         InputError: a shard cannot be streamed.
@@ -210,15 +211,15 @@ def _refuse_copies(shards: Sequence[tuple[str, IndexedShard]]) -> None:
         other, same = owners.setdefault(shard.stamp, (name, shard)) if shard.samples else (name, shard)
         if same is not shard:
             raise InputError(
-                f"shard {shard.path} of data subset '{name}' is a copy of {same.path} of '{other}'; take one out"
+                f"shard {shard.path} of data subset '{name}' is a copy of {same.path} of '{other}'; remove one of them"
             )
 
 
 def find_shards(pattern: str, base: Path | str = ".") -> list[str]:
-    """The absolute paths of the shards that a pattern means, in the order of the pattern, a glob's matches sorted.
+    """The absolute paths, or the URLs, of the shards that a pattern matches, in its order; a glob's matches are sorted.
 
     Raises:
-        InputError: the folder is missing, no tar matches, or a shard named by the pattern does not exist.
+        InputError: braces are unbalanced, a folder or shard that the pattern names does not exist, or no tar matches.
     """
     try:
         parts = list(braceexpand(pattern))
@@ -260,7 +261,7 @@ def read_subsets(path: Path | str) -> list[Subset]:
     """Reads `data.yaml`.
 
     Raises:
-        InputError: the file is missing, or is no list of {name, shards, samples}.
+        InputError: the file is missing, or is not a list of {name, shards, samples}.
     """
     try:
         return TypeAdapter(list[Subset]).validate_python(read_yaml(path))
@@ -274,12 +275,12 @@ def read_subsets(path: Path | str) -> list[Subset]:
 
 
 def continue_subsets(recorded: Sequence[Subset], configured: Sequence[Subset]) -> list[Subset]:
-    """A run's subsets, as recorded in its `data.yaml` when they were opened, with those that its config has besides.
+    """The subsets recorded in a run's `data.yaml` when they were opened, followed by those that its config adds.
 
-    Entries whose samples were not counted, as runs once wrote them, were not opened.
+    Recorded entries without counted samples, which earlier versions wrote, were never opened and are ignored.
 
     Raises:
-        InputError: the config changes, moves or leaves out a recorded subset.
+        InputError: the config changes, reorders or omits a recorded subset.
     """
     recorded = [subset for subset in recorded if subset.samples is not None]
     for place, old in enumerate(recorded):
@@ -310,7 +311,7 @@ def _find_all(subsets: Sequence[Subset], base: Path | str) -> list[list[str]]:
             if target in owners:
                 raise InputError(
                     f"shard {shard} is in data subset '{owners[target]}' and again in '{subset.name}'; "
-                    "each may be in one subset only, once"
+                    "each may be in only one subset, once"
                 )
             owners[target] = subset.name
         found.append(shards)

@@ -1,4 +1,4 @@
-"""Captions to packed tokens, with CLIP's tokenizer or one trained on the run's own captions."""
+"""Tokenizes captions into packed tokens, with CLIP's tokenizer or one trained on the run's own captions."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from growclip_ds.model.packed import PackedTokens, pack
 START_OF_TEXT = "<|startoftext|>"
 END_OF_TEXT = "<|endoftext|>"
 
-_SMALLEST_VOCABULARY = 256 + 2  # every byte, start and end of text
+_SMALLEST_VOCABULARY = 256 + 2  # one token per byte, start and end of text
 
 
 class Tokenizer:
     """A fast `transformers` tokenizer that packs captions: start of text, tokens, end of text.
 
-    Goes to data loading workers by pickling. It holds the tokenizer's Rust part alone, so that a worker need not import
-    `transformers`.
+    Holds only the Rust backend, so that data loading workers, to which it is pickled, need not import `transformers`.
 
     Args:
-        backend: `transformers`' `tokenizer.backend_tokenizer`, which is not changed.
+        backend: the `backend_tokenizer` of a `transformers` tokenizer; it is copied.
         start_of_text: token put before every caption.
         end_of_text: token put after every caption.
-        context_length: most tokens of a caption, both of these included.
+        context_length: maximum tokens per caption, including both of these.
 
     Attributes:
-        vocab_size: rows that a token embedding needs.
+        vocab_size: number of rows that a token embedding needs, the largest id + 1.
         start_of_text: id of the start token.
         end_of_text: id of the end token.
     """
@@ -48,15 +47,15 @@ class Tokenizer:
         self._adopt(backend.to_str())
 
     def __call__(self, captions: Sequence[str]) -> PackedTokens:
-        """Tokenizes captions; those too long lose their last tokens, but not the end-of-text token."""
+        """Tokenizes captions; longer ones are truncated, keeping the end-of-text token."""
         room = self.context_length - 2
         encodings = self._backend.encode_batch_fast(list(captions), add_special_tokens=False)
         return pack([[self.start_of_text, *encoding.ids[:room], self.end_of_text] for encoding in encodings])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` reads too.
+        """Writes `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` can load too.
 
-        A new folder appears whole; in one that exists, each file does.
+        A new folder appears atomically; in an existing one, each file does.
 
         Raises:
             OSError: the folder cannot be written.
@@ -75,7 +74,7 @@ class Tokenizer:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             temporary.chmod(0o755)
-            # Not by the library: its error of a full disk is no OSError, and it does not wait for the disk.
+            # Not by the library, whose error for a full disk is not an OSError, and which does not fsync.
             write_text(temporary / "tokenizer.json", self._backend.to_str(pretty=True))
             write_json(temporary / "tokenizer_config.json", config)
             if folder.is_dir():
@@ -114,24 +113,25 @@ class Tokenizer:
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], context_length: int) -> Tokenizer:
-    """Loads a tokenizer: one saved by `Tokenizer.save`, or any fast one of the hub, such as CLIP's.
+    """Loads a tokenizer: one written by `Tokenizer.save`, or any fast one of the hub, such as CLIP's.
 
     Args:
         name_or_path: a folder (CLIP's `vocab.json` and `merges.txt` are enough), or a hub name such as
             `openai/clip-vit-base-patch32`.
-        context_length: most tokens of a caption, start and end of text included.
+        context_length: maximum tokens per caption, including start and end of text.
 
     Raises:
-        InputError: it is neither, cannot be fetched, or has no start-of-text and end-of-text tokens.
+        InputError: there is no such tokenizer, it cannot be fetched, is not a fast one, or has no start-of-text or
+            end-of-text token.
     """
-    # Slow to import, and workers do without.
+    # Slow to import, and not needed by workers.
     from transformers import AutoTokenizer, CLIPTokenizerFast  # type: ignore[attr-defined]
 
     folder = Path(name_or_path)
     is_bare_clip = (folder / "vocab.json").is_file() and not (folder / "tokenizer_config.json").is_file()
     try:
         loaded = (CLIPTokenizerFast if is_bare_clip else AutoTokenizer).from_pretrained(str(name_or_path))
-    except Exception as error:  # of the hub's client, the JSON reader, the tokenizers library: each has its own
+    except Exception as error:  # the hub client, the JSON parser and the tokenizers library each raise their own
         if folder.exists():
             remedy = "the folder must hold tokenizer.json and tokenizer_config.json, or vocab.json and merges.txt"
         else:
@@ -143,26 +143,26 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], context_length: int) ->
     if not loaded.is_fast or not loaded.bos_token or not loaded.eos_token:
         raise InputError(
             f"tokenizer '{name_or_path}' ({type(loaded).__name__}) cannot be used: it must be a fast one with a "
-            "start-of-text and an end-of-text token; take CLIP's, or train one"
+            "start-of-text and an end-of-text token; use CLIP's, or train one"
         )
     return Tokenizer(loaded.backend_tokenizer, loaded.bos_token, loaded.eos_token, context_length)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
-    """Trains a byte-level BPE on captions in lower case; the same captions give the same tokenizer.
+    """Trains a byte-level BPE on lower-cased captions; the same captions give the same tokenizer.
 
-    The last two ids are the start of text and, the largest, the end of text.
+    The last two ids are start of text and end of text, in this order.
 
     Args:
-        captions: texts to count pairs in.
-        vocab_size: most tokens, those two included; few captions may not fill them.
-        context_length: most tokens of a caption, those two included.
+        captions: the texts to train on.
+        vocab_size: maximum size of the vocabulary, including these two; too few captions do not fill it.
+        context_length: maximum tokens per caption, including these two.
 
     Raises:
-        InputError: `vocab_size` has no room for every byte.
+        InputError: `vocab_size` is too small for one token per byte.
     """
     if vocab_size < _SMALLEST_VOCABULARY:
-        raise InputError(f"vocab_size is {vocab_size}, but a byte-level one needs at least {_SMALLEST_VOCABULARY}")
+        raise InputError(f"vocab_size is {vocab_size}, but a byte-level BPE needs at least {_SMALLEST_VOCABULARY}")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]

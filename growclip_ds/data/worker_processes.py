@@ -1,4 +1,4 @@
-"""How many worker processes to use, how they are started, and what they share with the training process."""
+"""How many worker processes to use, how to start them, and the flag that they share with the trainer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from multiprocessing.sharedctypes import RawValue
 
 
 def processors() -> int:
-    """Processors that this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Flag:
-    """An event to be polled. A process that is killed while it looks leaves it as it was: multiprocessing's own it may
-    leave locked, and whoever looks next waits forever.
+    """An event to poll, without a lock.
+
+    A process that is killed while it checks multiprocessing's own event may leave it locked, and the next one to check
+    it would wait forever.
     """
 
     def __init__(self) -> None:
@@ -30,14 +32,13 @@ class Flag:
 
 
 class WorkerContext(ForkServerContext):
-    """Starts workers from a server, not forked from the trainer, whose threads (collectives, tokenizers) may hold locks
-    at that moment; torch's data loader tells them by an event of this context to end.
+    """Starts workers from a fork server: threads of the trainer (collectives, tokenizers) may hold locks during a fork.
 
     Args:
         preload: modules that the server imports, once for all workers.
 
     Attributes:
-        end: that event.
+        end: the event of this context by which torch's data loader tells workers to end.
     """
 
     def __init__(self, preload: list[str]) -> None:

@@ -175,7 +175,7 @@ def test_what_happens_anyway_may_be_stated(harmless: dict[str, Any]):
         (changed(zero__allgather_bucket_size=5), "allgather_bucket_size is 5; expected an even integer"),
         (changed(bf16=True), "bf16 is True; expected a section in braces"),
         (changed(train_batch_size=0), 'train_batch_size is 0; expected an integer greater than 0, or "auto"'),
-        (changed(optimizer={"type": "Adam"}), "optimizer is not supported: the optimizer has to know layers"),
+        (changed(optimizer={"type": "Adam"}), "optimizer is not supported: the optimizer must know the layers"),
         (
             changed(scheduler={"type": "WarmupLR"}),
             "scheduler is not supported: every phase has its own warm-up and cosine",
@@ -186,7 +186,7 @@ def test_what_happens_anyway_may_be_stated(harmless: dict[str, Any]):
             changed(wandb={"enabled": True}),
             "wandb is not supported: DeepSpeed would log the second pass's surrogate loss",
         ),
-        (changed(steps_per_print=10), "steps_per_print is not supported: progress is the trainer's"),
+        (changed(steps_per_print=10), "steps_per_print is not supported: the trainer reports progress"),
         (
             changed(zero__round_robin_gradients=True),
             "round_robin_gradients is not supported: DeepSpeed 0.19 then mixes up",
@@ -227,7 +227,7 @@ def test_what_happens_anyway_may_be_stated(harmless: dict[str, Any]):
         ),
         (
             changed(1, bf16={"enabled": True}, data_types={"grad_accum_dtype": "fp32"}),
-            "at ZeRO stage 1 makes DeepSpeed change to an optimizer that ignores bucket sizes and overlap_comm; use",
+            "at ZeRO stage 1 makes DeepSpeed switch to an optimizer that ignores bucket sizes and overlap_comm; use",
         ),
         (changed(data_types={"grad_accum_dtype": "bf16"}), "grad_accum_dtype is 'bf16'; expected fp32"),
         (changed(prescale_gradients=True), "prescale_gradients needs zero_optimization.reduce_scatter false"),

@@ -63,8 +63,8 @@ def test_duplicates_are_refused_and_the_list_stays(base: Path) -> None:
     (base / "link.tar").symlink_to(base / "a" / "00001.tar")
     shutil.copy(base / "a" / "00002.tar", base / "copy.tar")
     for name, shards, message in [
-        ("first", "b", "has a data subset 'first' already; .* give --extend"),
-        ("", "b", "a data subset of .* has to have a name; give one"),
+        ("first", "b", "already has a data subset 'first'; .* give --extend"),
+        ("", "b", "a data subset of .* needs a name; give one"),
         ("again", "a/*.tar", r"00000\.tar is in data subset 'first' and again in 'again'"),
         ("linked", "link.tar", r"link\.tar is in data subset 'first' and again in 'linked'"),
         ("copied", "copy.tar", r"copy\.tar of data subset 'copied' is a copy of .*00002\.tar of 'first'"),
@@ -240,7 +240,7 @@ def test_subsets_that_are_added_at_once_are_all_kept(base: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("name", "shards", "message"),
     [
-        ("first", "b", "has a data subset 'first' already"),
+        ("first", "b", "already has a data subset 'first'"),
         ("other", "a/00001.tar", r"00001\.tar is in data subset 'other' and again in 'first'"),
     ],
 )

@@ -118,5 +118,5 @@ def test_held_out_pairs() -> None:
     assert (mask != held_out_mask(100, 7, seed=4, subset_name="first")).any()
     assert (mask != held_out_mask(100, 7, seed=3, subset_name="second")).any()
     assert not held_out_mask(100, 0, seed=3, subset_name="first").any()
-    with pytest.raises(InputError, match=r"100 pairs .* 'first', which has 100: lower selection.held_out"):
+    with pytest.raises(InputError, match=r"100 pairs .* 'first', which has 100; lower selection.held_out"):
         held_out_mask(100, 100, seed=3, subset_name="first")

@@ -183,7 +183,7 @@ def test_a_stream_that_is_away_for_minutes_is_waited_for(clock: Clock, caplog: p
 
     assert list(reopening(opened, "x")) == list(range(9))
     assert clock.pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert caplog.messages == ["x: reset by peer; tried again for up to 5 minutes"]
+    assert caplog.messages == ["x: reset by peer; retrying for up to 5 minutes"]
 
 
 def refusal(code: int) -> Exception:
@@ -288,7 +288,7 @@ def test_nothing_from_a_shard_is_unpickled(tmp_path: Path) -> None:
 def test_lists_that_cannot_be_streamed(host: str, folder: Path, tmp_path: Path) -> None:
     web = Subset("web", f"{host}/00000.tar")
     shutil.copy(folder / "00001.tar", tmp_path / "0.tar")
-    with pytest.raises(InputError, match="'near' is a local one among others that are streamed"):
+    with pytest.raises(InputError, match="'near' is local, but others are streamed"):
         open_subsets([web, Subset("near", str(tmp_path))])
     with pytest.raises(InputError, match=r"3 pairs are to be held out .* set selection\.dataset"):
         open_subsets([web], held_out=3)

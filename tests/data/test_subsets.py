@@ -116,7 +116,7 @@ def test_many_shards_take_no_longer_each_than_few() -> None:
 
 
 def test_too_many_held_out(base: Path) -> None:
-    with pytest.raises(InputError, match=r"12 pairs .* 'second', which has 12: lower selection.held_out"):
+    with pytest.raises(InputError, match=r"12 pairs .* 'second', which has 12; lower selection.held_out"):
         open_subsets([Subset("second", "second")], base, held_out=12)
 
 

@@ -60,7 +60,7 @@ CONVOLUTIONS, SHARED = {"conv_layers": 1}, {"shared_blocks": 1}
 @pytest.mark.parametrize(
     ("method", "sections", "message"),
     [
-        ("tfs", {"ablation": {"selection": False}}, "ablation changes growth steps of growclip, and method is tfs"),
+        ("tfs", {"ablation": {"selection": False}}, "ablation changes growth steps of growclip, but method is tfs"),
         ("sap", {"baselines": {"architecture": CONVOLUTIONS}}, "is not a CLIP's.*or baselines.model to growclip"),
         ("tfs", {"baselines": {"architecture": SHARED}}, "is not a CLIP's"),
         ("msclip", {"baselines": {"architecture": CONVOLUTIONS}}, "shares nothing; msclip needs shared_blocks"),

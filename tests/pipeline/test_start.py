@@ -119,5 +119,5 @@ def test_only_a_model_that_fits_the_run_is_taken(exported: Path, folder: RunFold
 
 def test_only_growclip_grows(exported: Path) -> None:
     overrides = [f"model.start={exported}", "method=twp"]
-    with pytest.raises(InputError, match=r"model\.start is a GrowCLIP to grow, and method is twp: leave it out"):
+    with pytest.raises(InputError, match=r"model\.start is a GrowCLIP to grow, but method is twp; leave it out"):
         load_config(exported.parent / "run" / "config.yaml", overrides)

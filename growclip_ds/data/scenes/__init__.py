@@ -1,1 +1,1 @@
-"""Built-in data: captioned images, drawn from a seed, any number of them, for training and evaluation."""
+"""Built-in data: any number of captioned images, generated from a seed, for training and evaluation."""

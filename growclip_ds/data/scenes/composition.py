@@ -1,4 +1,4 @@
-"""What a picture shows, drawn at random before a pixel or a word exists: the picture and its caption both follow it."""
+"""Random scenes: what an image shows, from which both the image and its caption are generated."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from growclip_ds.data.scenes.vocabulary import (
     Combination,
 )
 
-LEAST_CONTRAST = 95.0  # between an object and the background, in RGB
+LEAST_CONTRAST = 95.0  # minimum RGB distance between an object and the background
 
 
 @dataclass(frozen=True)
 class Look:
-    """What objects may have in common, and what a caption can say of one."""
+    """The attributes of an object that a caption can mention, and that several objects may share."""
 
     colour: str
     shape: str
@@ -37,7 +37,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Thing:
-    """An object of a scene; centre (from the top left) and radius are fractions of the picture's side."""
+    """An object of a scene; its centre (from the top left) and radius are fractions of the image's side."""
 
     look: Look
     x: float
@@ -47,7 +47,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """A kind of BACKGROUNDS in a colour, whose tone is "pale", "dark" or, for the neutral colours, empty."""
+    """A background: its kind, one of BACKGROUNDS, and colour, of tone "pale", "dark" or, if neutral, ""."""
 
     kind: str
     tone: str
@@ -63,14 +63,14 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to four things on a background. Things of the same look stand next to each other in the list."""
+    """One to four things on a background; things of the same look are adjacent in the tuple."""
 
     things: tuple[Thing, ...]
     background: Background
 
     @property
     def groups(self) -> list[list[Thing]]:
-        """The things, those of the same look together."""
+        """The things, grouped by look."""
         groups: dict[Look, list[Thing]] = {}
         for thing in self.things:
             groups.setdefault(thing.look, []).append(thing)
@@ -78,16 +78,16 @@ class Scene:
 
 
 def mix(rgb: RGB, other: RGB, share: float) -> RGB:
-    """The colour with a share (0 to 1) of the other in it."""
+    """Mixes a share (0 to 1) of the other colour into a colour."""
     r, g, b = ((1 - share) * mine + share * theirs for mine, theirs in zip(rgb, other, strict=True))
     return r, g, b
 
 
 def compose(rng: Random, combinations: Sequence[Combination] = TRAINING, fewest: int = 1) -> Scene:
-    """A scene of `fewest` to four things, whose colours and shapes are among the combinations.
+    """A random scene of `fewest` to four things, with colours and shapes from the combinations.
 
-    Half have a single thing, large more often than not; the others have a group of equal things, two different ones,
-    or a mixture, of any sizes that find room.
+    Half of the scenes have a single thing, usually large; the others have a group of equal things, several different
+    ones, or both, of any sizes that fit.
     """
     plans, weights = zip(*(item for item in _PLANS if sum(item[0]) >= fewest), strict=True)
     counts = rng.choices(plans, weights)[0]
@@ -96,14 +96,14 @@ def compose(rng: Random, combinations: Sequence[Combination] = TRAINING, fewest:
 
 
 def compose_class(rng: Random, combination: Combination) -> Scene:
-    """A scene that one thing of the combination dominates; in one of eight a small other thing stands by."""
+    """A random scene dominated by one thing of the combination; one in eight has a small second thing."""
     others = [other for other in TRAINING if combination.colour != other.colour and combination.shape != other.shape]
     if rng.random() < 7 / 8:
         return _lay_out(rng, [combination], [1], [_DOMINANT])
     return _lay_out(rng, [combination, rng.choice(others)], [1, 1], [_DOMINANT, _SMALL])
 
 
-_PLANS: list[tuple[tuple[int, ...], float]] = [  # things of each look, and how often
+_PLANS: list[tuple[tuple[int, ...], float]] = [  # number of things of each look, and the weight of the plan
     ((1,), 0.5),
     ((2,), 0.05),
     ((3,), 0.04),
@@ -116,12 +116,12 @@ _PLANS: list[tuple[tuple[int, ...], float]] = [  # things of each look, and how 
     ((2, 2), 0.02),
 ]
 
-SizeWeights = tuple[float, float, float]  # of small, medium and large
+SizeWeights = tuple[float, float, float]  # weights of small, medium and large
 _MOSTLY_LARGE, _ANY_SIZE, _DOMINANT, _SMALL = (1, 2, 6), (1, 1, 1), (0, 1, 5), (1, 0, 0)
 
 
 def _combinations(rng: Random, among: Sequence[Combination], count: int) -> list[Combination]:
-    """Different combinations; every third time those behind the first share its colour or its shape."""
+    """Different combinations; with probability 1/3, those after the first share its colour or its shape."""
     first = rng.choice(among)
     similar = [c for c in among if c != first and (c.colour == first.colour or c.shape == first.shape)]
     different = [c for c in among if c.colour != first.colour and c.shape != first.shape]
@@ -134,7 +134,7 @@ def _lay_out(
     counts: Sequence[int],
     sizes: Sequence[SizeWeights],
 ) -> Scene:
-    """Draws textures, sizes, places and a background until everything fits and can be told from the background."""
+    """Draws textures, sizes and places until everything fits, and a background with enough contrast."""
     while True:
         looks = []
         for combination, weights in zip(combinations, sizes, strict=True):
@@ -150,7 +150,7 @@ def _lay_out(
 
 
 def _places(rng: Random, radii: Sequence[float]) -> list[tuple[float, float]] | None:
-    """Centres of discs that lie within the unit square and apart from each other; None if chance found no room."""
+    """Random centres of disjoint discs within the unit square; None if no room was found for one of them."""
     places: list[tuple[float, float]] = []
     for radius in radii:
         for _ in range(30):

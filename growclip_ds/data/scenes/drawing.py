@@ -1,7 +1,7 @@
-"""Draws a scene: outlines rasterised by Pillow, textures and backgrounds as numpy fields, then what a camera would add.
+"""Draws a scene: outlines rasterised by Pillow, textures and backgrounds as numpy fields, then light, noise and blur.
 
-Everything that no caption mentions varies: hue, rotation, proportions, phase and direction of patterns, light, blur,
-noise and the quality of the JPEG.
+Everything that captions do not mention varies: hue, rotation, proportions, phase and direction of patterns, light,
+blur, noise and JPEG quality.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from growclip_ds.data.scenes.shapes import OUTLINES
 from growclip_ds.data.scenes.vocabulary import COLOURS, RGB
 
 SUPERSAMPLING = 4
-MOST_TURN = 20.0  # degrees either way
+MOST_TURN = 20.0  # maximum rotation in degrees, either way
 WHITE, BLACK = (255.0, 255.0, 255.0), (0.0, 0.0, 0.0)
 
-Field = np.ndarray  # (height, width) float32, 0 to 1: how much of the second colour a pixel has
+Field = np.ndarray  # (height, width) float32: the share of the second colour in each pixel, 0 to 1
 
 
 def draw(scene: Scene, size: int, rng: Random) -> Image.Image:
-    """The scene as an RGB picture of size × size pixels."""
+    """Draws the scene as an RGB image of size × size pixels."""
     canvas = _background(scene, size, rng)
     for thing in scene.things:
         _paint(canvas, thing, rng)
@@ -33,7 +33,7 @@ def draw(scene: Scene, size: int, rng: Random) -> Image.Image:
 
 
 def encode_jpeg(picture: Image.Image, rng: Random) -> bytes:
-    """The picture as a JPEG of a quality between 60 and 95."""
+    """Encodes the image as a JPEG of random quality between 60 and 95."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=rng.randint(60, 95))
     return buffer.getvalue()
@@ -45,13 +45,13 @@ def _jitter(rgb: RGB, rng: Random, spread: float = 14.0) -> RGB:
 
 
 def _blend(first: RGB, second: RGB, field: Field) -> np.ndarray:
-    """(h, w, 3): the first colour where the field is 0, the second where it is 1."""
+    """Blends two colours, (h, w, 3): the first where the field is 0, the second where it is 1."""
     a, b = np.array(first, np.float32), np.array(second, np.float32)
     return a + field[..., None] * (b - a)
 
 
 def _frame(height: int, width: int, centre: tuple[float, float], angle: float) -> tuple[Field, Field]:
-    """Coordinates of the pixels' middles, in pixels about the centre, along axes turned by the angle."""
+    """Coordinates of the pixels' centres, in pixels relative to `centre`, along axes rotated by the angle (radians)."""
     y, x = np.ogrid[:height, :width]
     x, y = (x + 0.5 - centre[0]).astype(np.float32), (y + 0.5 - centre[1]).astype(np.float32)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -73,10 +73,10 @@ def _dots(u: Field, v: Field, period: float) -> Field:
 
 
 def _background(scene: Scene, size: int, rng: Random) -> np.ndarray:
-    """(size, size, 3) float32."""
+    """The background's pixels, (size, size, 3) float32."""
     background = scene.background
     first = _jitter(background.rgb, rng)
-    # The second tone stays near the first: patterns must not pass for objects, nor hide them.
+    # The second tone is close to the first: patterns must neither look like objects nor hide them.
     second = mix(first, WHITE if sum(first) < 384 else BLACK, rng.uniform(0.12, 0.26))
     if background.kind == "plain":
         return np.tile(np.array(first, np.float32), (size, size, 1))
@@ -94,7 +94,7 @@ def _background(scene: Scene, size: int, rng: Random) -> np.ndarray:
 
 
 def _paint(canvas: np.ndarray, thing: Thing, rng: Random) -> None:
-    """Lays the thing over the canvas (size, size, 3), in place."""
+    """Draws the thing onto the canvas (size, size, 3), in place."""
     size = len(canvas)
     shape = OUTLINES[thing.look.shape]
     angle = math.radians(rng.uniform(-MOST_TURN, MOST_TURN))
@@ -143,7 +143,7 @@ def _surface(
 
 
 def _photograph(canvas: np.ndarray, rng: Random) -> Image.Image:
-    """Light, noise and blur."""
+    """Adds light, noise and blur, and converts the canvas to an image."""
     gains = rng.uniform(0.86, 1.1) * np.array([rng.uniform(0.96, 1.04) for _ in range(3)], np.float32)
     canvas = canvas * gains + np.float32(rng.uniform(-8, 8))
     if rng.random() < 0.5:

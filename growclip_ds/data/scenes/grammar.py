@@ -1,7 +1,7 @@
-"""English captions of 4 to 60 words for a scene: terse labels, single sentences, and accounts of several sentences.
+"""English captions of 4 to 60 words for a scene: terse labels, single sentences, or several sentences.
 
-What a caption says is true of its scene, but a caption seldom says everything: sizes, textures, places and the
-background come and go, and so, now and then, do a colour, a shape or a whole object.
+A caption is true of its scene but seldom complete: sizes, textures, places and the background are often omitted, and
+sometimes a colour, a shape or a whole object.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FEWEST_WORDS, MOST_WORDS = 4, 60
 
 Group = list[Thing]  # things of the same look
 
-_SYNONYMS: dict[str, tuple[str, ...]] = {  # the first one is used most
+_SYNONYMS: dict[str, tuple[str, ...]] = {  # the first one is the most frequent
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
     "flower": ("flower", "blossom"),
@@ -40,7 +40,7 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {  # the first one is used most
     "medium": ("medium-sized", "mid-sized"),
     "large": ("large", "big", "huge"),
 }
-_BEHIND = {  # what stands behind the noun instead of the texture before it
+_BEHIND = {  # phrases after the noun, instead of the texture before it
     "striped": ("with stripes", "with a striped pattern"),
     "dotted": ("with dots", "covered in dots"),
     "checkered": ("with a checkered pattern", "covered in checks"),
@@ -50,7 +50,7 @@ _NUMBERS = {1: ("one", "a single"), 2: ("two", "a pair of"), 3: ("three",), 4: (
 
 
 def describe(scene: Scene, rng: Random) -> str:
-    """A caption of 4 to 60 words, without line breaks."""
+    """A random caption of the scene, of 4 to 60 words and without line breaks."""
     groups = scene.groups
     rng.shuffle(groups)
     style = rng.choices((_label, _sentence, _account), (0.14, 0.33, 0.53))[0]
@@ -61,7 +61,7 @@ def describe(scene: Scene, rng: Random) -> str:
 
 
 def article(phrase: str) -> str:
-    """The phrase behind "a" or "an"."""
+    """The phrase with "a" or "an" before it."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
@@ -75,9 +75,14 @@ def _plural(noun: str) -> str:
 
 
 def _noun(group: Group, rng: Random, detail: float, known: bool = False) -> str:
-    """Attributes and noun, as "small striped red circles"; `detail` is the chance of a size, and governs the texture's.
+    """Attributes and noun, such as "small striped red circles".
 
-    What is known keeps its colour and shape, which no other group has both of, and has nothing behind the noun.
+    Args:
+        group: the things to name.
+        rng: source of the random choices.
+        detail: probability of mentioning the size; that of the texture depends on it too.
+        known: whether the group was mentioned before: it is then named by its colour and shape, which are unique
+            together, and nothing follows the noun.
     """
     look = group[0].look
     words = []
@@ -102,7 +107,7 @@ def _noun(group: Group, rng: Random, detail: float, known: bool = False) -> str:
 
 
 def _some(group: Group, rng: Random, detail: float) -> str:
-    """The group as something new: "a red circle", "three small stars"."""
+    """The group, not mentioned before: "a red circle", "three small stars"."""
     noun = _noun(group, rng, detail)
     if len(group) == 1 and rng.random() < 0.8:
         return article(noun)
@@ -110,7 +115,7 @@ def _some(group: Group, rng: Random, detail: float) -> str:
 
 
 def _the(group: Group, rng: Random) -> str:
-    """The group as something known."""
+    """The group, mentioned before: "the red circle"."""
     return f"the {_noun(group, rng, 0.1, known=True)}"
 
 
@@ -124,7 +129,7 @@ def _listed(phrases: list[str]) -> str:
 
 
 def _where(x: float, y: float, rng: Random) -> str:
-    """The place of a point of the picture, whose origin is its top left corner."""
+    """Describes the place of a point of the image; (0, 0) is the top left corner and (1, 1) the bottom right."""
     across = "left" if x < 0.38 else "right" if x > 0.62 else ""
     down = "top" if y < 0.38 else "bottom" if y > 0.62 else ""
     if across and down:
@@ -137,7 +142,7 @@ def _where(x: float, y: float, rng: Random) -> str:
 
 
 def _relation(one: Thing, other: Thing, rng: Random) -> str:
-    """Where the first thing is, seen from the second."""
+    """Where the first thing is relative to the second."""
     dx, dy = one.x - other.x, one.y - other.y
     across = "to the left of" if dx < 0 else "to the right of"
     down = rng.choice(("above", "over")) if dy < 0 else rng.choice(("below", "under"))
@@ -188,7 +193,7 @@ def _sentence(scene: Scene, groups: list[Group], rng: Random) -> str:
 
 
 def _account(scene: Scene, groups: list[Group], rng: Random) -> str:
-    """Three to seven sentences, as many as the words allow, the first of which names things."""
+    """Three to seven sentences, fewer if they would exceed the maximum of words; the first one names the things."""
     count = len(scene.things)
     sentences = [_overview(groups, count, rng)]
     more = []
@@ -231,7 +236,7 @@ def _overview(groups: list[Group], count: int, rng: Random) -> str:
 
 
 def _detail(group: Group, shared: bool, rng: Random) -> str:
-    """A sentence about one group, its place or its looks; `shared`: another group has its shape too."""
+    """A sentence about a group's place or look; `shared`: another group has the same shape."""
     look = group[0].look
     if len(group) == 1 and rng.random() < 0.6:
         return f"{_the(group, rng)} is {_where(group[0].x, group[0].y, rng)}."
@@ -248,7 +253,7 @@ def _detail(group: Group, shared: bool, rng: Random) -> str:
 
 
 def _spread(group: Group) -> str:
-    """How a group of several stands, where it stands in any order at all."""
+    """How the things of a group are arranged, such as "side by side"; empty if there is no clear arrangement."""
     wide = max(thing.x for thing in group) - min(thing.x for thing in group)
     high = max(thing.y for thing in group) - min(thing.y for thing in group)
     if wide > 2.5 * high:

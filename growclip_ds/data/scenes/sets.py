@@ -1,4 +1,4 @@
-"""The sets of the built-in data: what sample i of each is, whatever is drawn beside it, before it or after it."""
+"""The sets of the built-in data; sample i of a set does not depend on which other samples are generated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES: dict[str, tuple[Combination, ...]] = {
 RETRIEVAL = "scenes_retrieval"
 EVALUATION_SETS = (*CLASSES, RETRIEVAL)
 
-TEMPLATES = (  # with "one" or "the", as no article would suit both "red" and "orange"
+TEMPLATES = (  # with "one" or "the", as "a" does not fit "orange", nor "an" "red"
     "one {c}.",
     "the {c}.",
     "a picture of one {c}.",
@@ -28,11 +28,11 @@ TEMPLATES = (  # with "one" or "the", as no article would suit both "red" and "o
 )
 CAPTIONS_PER_PICTURE = 3
 
-Sample = dict[str, bytes]  # the files of a sample by their extension
+Sample = dict[str, bytes]  # contents of a sample's files by extension
 
 
 def training_sample(seed: int, subset: int, index: int, size: int, key: str) -> Sample:
-    """Sample `index` of a training subset, as img2dataset stores one: jpg, txt and json."""
+    """Sample `index` of a training subset, in img2dataset's format: jpg, txt and json."""
     name = f"{seed}/train/{subset}/{index}"
     scene = compose(Random(f"{name}/scene"))
     caption = describe(scene, Random(f"{name}/caption"))
@@ -51,9 +51,9 @@ def training_sample(seed: int, subset: int, index: int, size: int, key: str) -> 
 
 
 def evaluation_sample(seed: int, dataset: str, index: int, size: int) -> Sample:
-    """Sample `index` of one of EVALUATION_SETS: jpg with cls, or with txt of one caption a line.
+    """Sample `index` of one of EVALUATION_SETS: jpg with cls, or with txt, which holds one caption per line.
 
-    The classes take turns, so any number of samples has them equally often to within one.
+    Classes alternate, so their numbers of samples differ by at most one.
     """
     name = f"{seed}/{dataset}/{index}"
     rng = Random(f"{name}/scene")
@@ -80,7 +80,7 @@ def _captions(scene: Scene, name: str) -> list[str]:
 
 
 def _record(scene: Scene) -> dict[str, object]:
-    """The scene for the sample's json, lengths as fractions of the side."""
+    """The scene as values for the sample's json; lengths are fractions of the image's side."""
     things = [
         asdict(thing.look) | {place: round(getattr(thing, place), 3) for place in ("x", "y", "radius")}
         for thing in scene.things

@@ -1,4 +1,4 @@
-"""Outlines of the shapes: polygons about the origin, within a circle of radius 1, y pointing down."""
+"""Outlines of the shapes: polygons around the origin, within a circle of radius 1, with y pointing down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Shape(NamedTuple):
 
     Attributes:
         outline: (n, 2) corners.
-        hole: (n, 2) corners of what is cut out of it, or None.
+        hole: (n, 2) corners of the part that is cut out; None: nothing is.
     """
 
     outline: Polygon
@@ -25,7 +25,7 @@ class Shape(NamedTuple):
 def _arc(
     radius: float, start: float, stop: float, centre: tuple[float, float] = (0.0, 0.0), points: int = 36
 ) -> Polygon:
-    """Points of a circle from one angle to another, in degrees."""
+    """Points on a circle from one angle to another, in degrees, (points, 2)."""
     angles = np.radians(np.linspace(start, stop, points))
     return np.stack([centre[0] + radius * np.cos(angles), centre[1] + radius * np.sin(angles)], axis=1)
 

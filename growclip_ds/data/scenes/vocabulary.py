@@ -1,9 +1,9 @@
-"""What the built-in pictures are made of, and which combinations are kept out of training.
+"""What the built-in images consist of, and which combinations are held out of training.
 
-Colours and shapes are twelve each, so the 144 combinations fall into twelve *diagonals* of twelve: combination
-(colour i, shape j) lies on diagonal (j - i) mod 12, and every diagonal has each colour once and each shape once.
-Sets of classes are whole diagonals, so that the colour alone, or the shape alone, leaves equally many classes to
-choose from, whatever the picture shows.
+There are twelve colours and twelve shapes, so the 144 combinations form twelve *diagonals* of twelve: combination
+(colour i, shape j) is on diagonal (j - i) mod 12, and every diagonal has each colour once and each shape once. Sets of
+classes consist of whole diagonals, so that knowing only the colour, or only the shape, always leaves the same number of
+candidate classes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHAPES = (
     "arrow",
 )
 TEXTURES = ("plain", "striped", "dotted", "checkered", "glossy")
-SIZES: dict[str, tuple[float, float]] = {  # radius as a fraction of the picture's side
+SIZES: dict[str, tuple[float, float]] = {  # range of the radius, as fractions of the image's side
     "small": (0.13, 0.16),
     "medium": (0.22, 0.27),
     "large": (0.35, 0.44),
@@ -52,7 +52,7 @@ BACKGROUNDS = ("plain", "gradient", "striped", "checkered", "cloudy")
 
 
 class Combination(NamedTuple):
-    """A colour and a shape: what a class is, and what is or is not seen in training."""
+    """A colour and a shape: a class, and the unit that is seen in training or held out."""
 
     colour: str
     shape: str
@@ -71,11 +71,11 @@ def _diagonals(*numbers: int) -> tuple[Combination, ...]:
 
 
 HELD_OUT = _diagonals(0, 6)
-"""Combinations that no picture and no caption of the training data has."""
+"""Combinations that do not occur in images or captions of the training data."""
 
 TRAINING = _diagonals(1, 2, 3, 4, 5, 7, 8, 9, 10, 11)
 OBJECT_CLASSES = _diagonals(0, 2, 4, 7, 9)
-"""Classes of the reported set: 60, a fifth of them held out."""
+"""Classes of the reported evaluation set: 60, a fifth of them held out of training."""
 
 SELECTION_CLASSES = _diagonals(6, 1, 3, 8, 10)
-"""Classes of the set that selects: 60 others, a fifth of them held out."""
+"""Classes of the set for selecting architectures: 60 others, a fifth of them held out of training."""

@@ -1,10 +1,10 @@
-"""Writes the built-in data: training subsets as img2dataset lays them out, evaluation sets as CLIP-benchmark does.
+"""Writes the built-in data: training subsets in img2dataset's layout, evaluation sets in CLIP-benchmark's.
 
-    OUT/scenes.json                                   what was asked for, and what is there
-    OUT/train/subset_1/10000.tar, 10000_stats.json    subset s has the shards from s0000 on
-    OUT/eval/scenes_objects/test/0.tar, …             beside each set's class names and templates
+    OUT/scenes.json                                   the arguments, and the number of samples of every set
+    OUT/train/subset_1/10000.tar, 10000_stats.json    shards of subset s are numbered from s0000 on
+    OUT/eval/scenes_objects/test/0.tar, …             with each set's class names and templates
 
-Shards depend on the arguments alone, so writing is resumed by writing what is missing.
+Shards depend only on the arguments, so an interrupted call is resumed by writing the missing shards.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from growclip_ds.data.scenes.sets import CLASSES, EVALUATION_SETS, TEMPLATES, ev
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_json, write_text
 
-GENERATOR_VERSION = 1  # to be raised with every change that changes the samples
+GENERATOR_VERSION = 1  # increment with every change of the samples
 SHARDS_PER_SUBSET = 10_000
-MOST_SHARD_SAMPLES = 10_000  # keys have four digits for the place within the shard
+MOST_SHARD_SAMPLES = 10_000  # keys have four digits for the position in the shard
 MANIFEST = "scenes.json"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What decides every byte of the data; see `write_scenes`."""
+    """The arguments that determine every byte of the data; see `write_scenes`."""
 
     samples: int
     subsets: int
@@ -39,7 +39,7 @@ class Arguments:
     generator_version: int = GENERATOR_VERSION
 
     def check(self) -> None:
-        """Raises InputError where no data can be made of these."""
+        """Raises an InputError if an argument is out of its range."""
         most_classes = max(map(len, CLASSES.values()))
         for name, least, most, why in (
             ("subsets", 1, None, ""),
@@ -60,14 +60,14 @@ class Arguments:
             )
 
     def subset_sizes(self) -> list[int]:
-        """Samples of each subset, equal to within one."""
+        """Number of samples in each subset; they differ by at most one."""
         share, rest = divmod(self.samples, self.subsets)
         return [share + (subset < rest) for subset in range(self.subsets)]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: samples first … first + count - 1 of a training subset, or of an evaluation set."""
+    """A tar with samples `first` to `first + count - 1` of a training subset, or of an evaluation set."""
 
     path: Path
     first: int
@@ -81,7 +81,7 @@ class Shard:
 
     @property
     def finished(self) -> bool:
-        """Whether all of the shard is on disk; of a training shard, the stats come last."""
+        """Whether the shard is complete on disk; the stats of a training shard are written last."""
         return self.path.is_file() and (bool(self.dataset) or self.stats_path.is_file())
 
 
@@ -96,26 +96,26 @@ def write_scenes(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Writes the built-in data to a folder, or what of it is not there yet.
+    """Writes the built-in data to a folder, skipping shards that are already there.
 
-    Sample i of a subset is the same for every number of samples, subsets, shards and workers.
+    Sample i of a subset does not depend on the numbers of samples, subsets, shards and workers.
 
     Args:
-        out: an empty or new folder, or one that an earlier call with the same arguments has begun or filled.
-        samples: training pairs in all subsets together.
-        subsets: parts of equal size (to within one) that the training pairs are divided into.
-        seed: what the data is drawn from.
-        size: side of the square pictures in pixels.
-        shard_size: most samples of a tar.
-        eval_samples: pictures of each evaluation set.
-        workers: processes that draw; with 1, this one does.
-        progress: called with the number of finished shards and of all shards after each one.
+        out: a new or empty folder, or one that an earlier call with the same arguments wrote to.
+        samples: number of training pairs in all subsets.
+        subsets: number of training subsets, of equal size (to within one).
+        seed: random seed.
+        size: side of the square images in pixels.
+        shard_size: maximum samples per tar.
+        eval_samples: images per evaluation set.
+        workers: number of processes that draw; 1: only this one.
+        progress: called after each shard with the number of finished shards and of all shards.
 
     Returns:
-        The number of shards written; 0 if everything was there.
+        The number of shards written; 0 if the data was complete.
 
     Raises:
-        InputError: an argument out of its range, or the folder holds something else.
+        InputError: an argument is out of its range, or the folder holds something else or cannot be written.
     """
     arguments = Arguments(samples, subsets, seed, size, shard_size, eval_samples)
     arguments.check()
@@ -146,7 +146,7 @@ def _plan(out: Path, arguments: Arguments) -> Iterator[Shard]:
 
 
 def _claim(out: Path, arguments: Arguments) -> None:
-    """Leaves the manifest in the folder; InputError if the folder holds anything but this data."""
+    """Writes the manifest to the folder; raises an InputError if the folder holds anything but this data."""
     manifest = out / MANIFEST
     contents = {
         "arguments": asdict(arguments),
@@ -178,8 +178,8 @@ def _write_all(shards: list[Shard], arguments: Arguments, workers: int) -> Itera
             write_shard(shard, arguments)
             yield
         return
-    # A fork server: forking this process would be unsafe where it has threads, and a fresh interpreter for every
-    # worker would import webdataset, and with it torch, every time.
+    # A fork server: forking this process would be unsafe if it has threads, and spawned workers would each import
+    # webdataset, and with it torch.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "webdataset"])
     with ProcessPoolExecutor(min(workers, len(shards)), mp_context=context) as pool:
@@ -193,11 +193,11 @@ def _write_all(shards: list[Shard], arguments: Arguments, workers: int) -> Itera
 
 
 def write_shard(shard: Shard, arguments: Arguments) -> None:
-    """Draws the samples of a shard and writes its tar, and its stats beside it; each appears whole or not at all."""
-    from webdataset.writer import TarWriter  # late, as it imports torch, which nothing else here needs
+    """Draws a shard's samples and writes its tar, and for training its stats, each atomically."""
+    from webdataset.writer import TarWriter  # imports torch, which nothing else here needs
 
     part = part_of(shard.path)
-    # Raw bytes, fixed times and owners: the same arguments give the same tar to the byte.
+    # Raw bytes, fixed times and owners: the same arguments give a bit-identical tar.
     with part.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
         for place in range(shard.count):
             index = shard.first + place
@@ -214,7 +214,7 @@ def write_shard(shard: Shard, arguments: Arguments) -> None:
 
 
 def _describe_set(folder: Path, dataset: str, shards: int) -> None:
-    """Writes what CLIP-benchmark's layout has beside the tars."""
+    """Writes the text files of CLIP-benchmark's layout."""
     texts = {"test/nshards.txt": [str(shards)], "dataset_type.txt": ["retrieval"]}
     if dataset in CLASSES:
         texts["dataset_type.txt"] = ["classification"]
@@ -227,5 +227,5 @@ def _describe_set(folder: Path, dataset: str, shards: int) -> None:
 
 
 def part_of(path: Path) -> Path:
-    """The name of a file that is still being written."""
+    """The temporary name of a file while it is written."""
     return path.with_name(f"{path.name}.part")
