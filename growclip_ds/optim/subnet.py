@@ -94,7 +94,7 @@ class SubnetOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Updates the shards that DeepSpeed has put into the parameter groups from their `grad`, whose memory is reused."""
+        """Updates the shards that DeepSpeed has put into the parameter groups; their `grad` may be overwritten."""
         for group in self.param_groups:
             for flat in group["params"]:
                 shard = self._shard_of[flat]

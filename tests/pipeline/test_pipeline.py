@@ -133,7 +133,7 @@ def test_a_run_that_begins_with_an_exported_model_is_the_run_that_it_came_from(
     group(2).run(grow, data, again.path, 2, None, overrides)
     assert_same_weights(run, again)
     assert [record.start for record in again.records()] == [str(start), None, None, None]
-    with pytest.raises(RankError, match="has been through growth step 1, but the run ends with step 1: append"):
+    with pytest.raises(RankError, match="has finished growth step 1, but the run ends with step 1: append"):
         group(2).run(grow, data, tmp_path / "short", 2, None, (*overrides, "growth.steps=1"))
 
 
