@@ -124,8 +124,10 @@ class GrowCLIPRecipe(Recipe):
         self._train(step, self._spec(chosen), weights)
 
     def _supernet(self, step: int, phase: Phase) -> Callable[[str], Tensor]:
-        """Returns a reader of the supernet's tensors at the start of a phase: as the step's previous phase trained them,
-        or, in its first phase, as inherited from the previous step's model."""
+        """Returns a reader of the supernet's tensors at the start of a phase.
+
+        They are as the step's previous phase left them; in its first phase, they inherit from the last step's model.
+        """
         before = list(itertools.takewhile(lambda other: other is not phase, phase_epochs(self.config, step)))
         if before:
             return self._weights(step, before[-1]).read
