@@ -206,8 +206,8 @@ def test_a_rank_that_hangs_is_named(data: Path, tmp_path: Path) -> None:
     ranks = Ranks(arguments(data, tmp_path / "run", "health.hang_minutes=0.1"), tmp_path / "log", hang_in_iteration)
     assert ranks.wait(60) == [1, 1], ranks.output
     assert (
-        "no rank has got on for 0.1 minutes (health.hang_minutes): rank 1, last seen at iteration 4, is behind the "
-        "others; the run ends"
+        "no rank has made progress for 0.1 minutes (health.hang_minutes): rank 1, last seen at iteration 4, is behind "
+        "the others; the run ends"
     ) in ranks.output
     assert "rank 1 hangs here:" in ranks.output
     assert "in __iter__" in ranks.output.partition("rank 1 hangs here:")[2]  # where it sleeps
