@@ -124,7 +124,7 @@ class CheckpointWriting:
 
     def _start_folder(self) -> None:
         if self.folder.exists():
-            raise InputError(f"{self.folder} exists already; remove it first or choose another folder")
+            raise InputError(f"{self.folder} exists already; remove it first or name another")
         try:
             if self._partial.exists():
                 shutil.rmtree(self._partial)
@@ -159,7 +159,7 @@ class CheckpointWriting:
             raise self._as_input_error(error, self.folder) from error
 
     def _as_input_error(self, error: OSError, path: Path) -> InputError:
-        return InputError(f"{path} cannot be written: {error}; free disk space or choose another folder")
+        return InputError(f"{path} cannot be written: {error}; make room or name another folder")
 
 
 def index_checksum(index: Mapping[str, Any]) -> str:

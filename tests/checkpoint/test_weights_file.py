@@ -119,5 +119,5 @@ def test_refuses_what_was_not_announced(tmp_path: Path) -> None:
     writer.write("a", torch.zeros(2))
     with pytest.raises(ValueError, match="a was written before"):
         writer.write("a", torch.zeros(2))
-    with pytest.raises(ValueError, match="1 tensors were not written, b for one"):
+    with pytest.raises(ValueError, match="1 tensors were not written, such as b"):
         writer.close()
