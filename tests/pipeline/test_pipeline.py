@@ -204,7 +204,7 @@ def test_steps_out_of_order_and_other_runs_are_refused(
 ) -> None:
     with pytest.raises(RankError, match="growth step 2 needs step 1"):
         group(2).run(grow, data, tmp_path / "new", 2, 2)
-    with pytest.raises(RankError, match=r"the run has growth steps 1 to 2, as many as data\.subsets"):
+    with pytest.raises(RankError, match=r"the run has growth steps 1 to 2, as set by data\.subsets"):
         group(2).run(grow, data, tmp_path / "new", 2, 3)
     with pytest.raises(RankError, match=r"growth\.max_parameters is 1,000, but model\.base \(.*\) has"):
         group(2).run(grow, data, tmp_path / "new", 2, None, ("growth.max_parameters=1000",))
