@@ -133,7 +133,7 @@ def test_started_twice(data: Path, whole: tuple[RunFolder, float], tmp_path: Pat
     first.wait_for("step 1/3 train: model")
     second = Ranks(arguments(data, run.path, *FIRST), tmp_path / "second", wait_for_no_lock)
     assert second.wait(60) == [2, 2], second.output
-    assert f"pid {first.processes[0].pid}); end that one first" in second.output.splitlines()[-1]
+    assert f"pid {first.processes[0].pid}); end that process first" in second.output.splitlines()[-1]
     assert "Traceback" not in second.output
     assert first.wait() == [0, 0], first.output
     assert_same_weights(whole[0], run, PHASES[:1])
