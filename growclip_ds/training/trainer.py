@@ -76,11 +76,11 @@ class Trainer:
                 run, or a checkpoint cannot be written.
             Stopped: on every rank, after a whole iteration and its checkpoint, if some rank was asked to stop.
         """
-        lap = _Lap()
+        interval = _Interval()
         loss, most = math.nan, 0
         stream = self.stream
         self.watch.reached(f"iteration {stream.start_iteration + 1}")  # the wait for its batch is watched too
-        for iteration, batches in enumerate(lap.waiting_for(iter(stream)), start=stream.start_iteration):
+        for iteration, batches in enumerate(interval.waiting_for(iter(stream)), start=stream.start_iteration):
             size = stream.order.batch_size(iteration)
             self.watch.reached(f"iteration {iteration + 1}")
             stopping, due, counts = self._agree(batches, size)
@@ -88,17 +88,17 @@ class Trainer:
             outcome = self._train_step(iteration, batches, rate, subnet(iteration), counts)
             for batch in batches:
                 self.seen.update(pairs_seen=len(batch), text_tokens_seen=batch.text.ids.numel())
-            lap.samples += size
-            lap.skipped += outcome.skipped
+            interval.samples += size
+            interval.skipped += outcome.skipped
             if size >= most:  # a smaller batch has fewer negatives and so a lower loss
                 loss, most = outcome.loss, size
             done = iteration + 1
             if done % self.report_every == 0 or done == stream.iterations:
-                self.report(self._progress(done, rate, outcome._replace(loss=loss), lap))
-                lap.start()
+                self.report(self._progress(done, rate, outcome._replace(loss=loss), interval))
+                interval.start()
             if done in self.evaluate_after and not stopping:
                 self.watch.reached("")
-                with lap.stopped():
+                with interval.stopped():
                     try:
                         self.evaluate(done)
                     except Stopped:
@@ -141,7 +141,7 @@ class Trainer:
         keys = itertools.chain.from_iterable(batch.keys for batch in batches)
         return self.health.check(attempt(), attempt, self.engine, iteration + 1, list(keys))
 
-    def _progress(self, done: int, rate: float, outcome: Outcome, lap: _Lap) -> Progress:
+    def _progress(self, done: int, rate: float, outcome: Outcome, interval: _Interval) -> Progress:
         loss_scale = self.engine.loss_scale
         return Progress(
             iteration=done,
@@ -150,16 +150,16 @@ class Trainer:
             learning_rate=rate,
             logit_scale=outcome.logit_scale,
             gradient_norm=outcome.gradient_norm,
-            skipped=lap.skipped,
+            skipped=interval.skipped,
             loss_scale=None if loss_scale is None else loss_scale["cur_scale"],
-            samples=lap.samples,
-            seconds=lap.seconds,
-            data_wait_share=max(distributed.all_gather_object(lap.waited / lap.seconds)),  # others wait for that rank
+            samples=interval.samples,
+            seconds=interval.seconds,
+            data_wait_share=max(distributed.all_gather_object(interval.waited / interval.seconds)),  # others wait
             broken_samples={str(cause): n for cause, n in self.limit.broken.items()},
         )
 
 
-class _Lap:
+class _Interval:
     """Counts and times since the last report.
 
     Attributes:
