@@ -254,7 +254,7 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
         known = folder.config_file.exists()
         if begun and not known:
             raise InputError(
-                f"{folder.path} holds growth steps, but no config.yaml that says of which run; use another --output-dir"
+                f"{folder.path} holds growth steps, but no config.yaml to say whose; use another --output-dir"
             )
         if begun:
             _require_same_run(folder, config)
@@ -275,8 +275,8 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether a run has saved anything. Not by `glob`, which takes errors for empty folders: the files of a run that has
-    saved nothing are removed.
+    """Whether a run has saved anything. Not by `glob`, which takes errors for empty folders: a run that has saved nothing
+    is removed.
     """
     try:
         phases = [phase for step in _inside(path) if step.name.startswith("step_") for phase in _inside(step)]
