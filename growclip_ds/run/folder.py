@@ -275,8 +275,8 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether a run has saved anything. Not by `glob`, which takes errors for empty folders: a run that has saved nothing
-    is removed.
+    """Whether a run has saved anything. Not by `glob`, which takes errors for empty folders: the files of a run
+    that has saved nothing are removed.
     """
     try:
         phases = [phase for step in _inside(path) if step.name.startswith("step_") for phase in _inside(step)]
