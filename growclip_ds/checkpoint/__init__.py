@@ -1,1 +1,1 @@
-"""The checkpoint format."""
+"""Model weights on disk: the checkpoint format and exported models."""

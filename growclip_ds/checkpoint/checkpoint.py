@@ -1,8 +1,8 @@
 """The checkpoint format: named tensors, independent of ranks, ZeRO stages and engines.
 
-A checkpoint is a folder with one safetensors file per writing rank and `weights.json`, which gives the file and the
-checksum of each tensor and describes the model. It serves resuming, growth, evaluation and export; a run's moments are
-tensors of the same checkpoint under names of their own. It is written and read one tensor at a time.
+A checkpoint is a folder with one safetensors file per writing rank and the index `weights.json`, which lists the file
+and checksum of each tensor and describes the model. It is used to resume, grow, evaluate and export; optimizer moments
+are further tensors of the same checkpoint. Checkpoints are written and read one tensor at a time.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from growclip_ds.errors import InputError
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.spec import GrowCLIPSpec, ModelSpec
 
-MOST_OPEN = 64  # files of a checkpoint at a time: as many as ranks have written it, and a process may have 1,024
+MOST_OPEN = 64  # files open at a time: a checkpoint has one per writing rank, and a process may open 1,024
 
 
 class DamagedError(InputError):
-    """What is on the disk is not what was written: proof, not a failure to read it."""
+    """The data on disk differ from what was written; raised on proof, not on a failure to read."""
 
 
 def owners(shapes: Mapping[str, Shape], ranks: int) -> dict[str, int]:
-    """Which rank writes each tensor: largest first to whoever has least, the same wherever it is computed."""
+    """The rank that writes each tensor: the largest first, to the least loaded rank; deterministic."""
     loads = [0] * ranks
     owner = {}
     for name, shape in sorted(shapes.items(), key=lambda item: (-math.prod(item[1]), item[0])):
@@ -48,20 +48,20 @@ def write_checkpoint(
     owner: Callable[[str], int],
     description: Mapping[str, Any],
 ) -> None:
-    """Writes a checkpoint that appears whole or not at all; all ranks call it together.
+    """Writes a checkpoint atomically. Collective.
 
-    Everything is written into a hidden folder beside `folder`, on a file system that the ranks share, brought to the
-    disk and renamed. What an interrupted write of the same folder left behind is removed.
+    Files are written to a hidden folder next to `folder`, on a file system that all ranks share, synced to the disk and
+    renamed. Leftovers of an interrupted write of the same folder are removed.
 
     Args:
-        folder: of the new checkpoint; must not exist.
-        tensors: every name once, with the whole tensor on the rank that owns it; elsewhere its value is ignored.
-        shapes: of all tensors, which are fp32.
-        owner: the rank that writes a tensor, as `owners` chooses them.
-        description: what the weights are of, as JSON. Rank 0's is kept.
+        folder: folder of the new checkpoint; must not exist.
+        tensors: every name once, with the full tensor on the rank that owns it; ignored on other ranks.
+        shapes: shape of every tensor by name; all are fp32.
+        owner: returns the rank that writes a tensor, as assigned by `owners`.
+        description: describes the weights, as JSON; rank 0's is stored.
 
     Raises:
-        InputError: on every rank, if the folder exists already, or cannot be written on some rank.
+        InputError: on every rank, if the folder exists already, or some rank cannot write.
     """
     writing = CheckpointWriting(Path(folder), shapes, owner, description)
     writing.write(tensors)
@@ -69,16 +69,16 @@ def write_checkpoint(
 
 
 class Checkpoint(ModelWeights):
-    """A checkpoint opened for reading; tensors are read when asked for.
+    """A checkpoint opened for reading; tensors are read on demand.
 
     Attributes:
-        folder: where it is.
-        description: as it was written.
+        folder: the checkpoint's folder.
+        description: the description that it was written with.
 
     Raises:
-        DamagedError: there is none, its index is damaged, or a file is missing or of another size.
-        InputError: it cannot be read, its index is of an unknown version, or the weights are not those of the
-            architecture that the description names.
+        DamagedError: there is no checkpoint, its index is damaged, or a file is missing or has the wrong size.
+        InputError: it cannot be read, its index is of an unknown version, or the weights do not match the architecture
+            in the description.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -107,14 +107,14 @@ class Checkpoint(ModelWeights):
 
     @property
     def spec(self) -> ModelSpec:
-        """The model whose weights these are, not built.
+        """Specification of the model that these weights belong to.
 
         Raises:
-            InputError: they are of no model.
+            InputError: the description names no model.
         """
         if self._spec is None:
             raise InputError(
-                f"{self.folder / INDEX}: the description has no architecture; these are not a model's weights"
+                f"{self.folder / INDEX}: the description has no architecture, so these are not a model's weights"
             )
         return self._spec
 
@@ -125,15 +125,15 @@ class Checkpoint(ModelWeights):
         return tuple(self._entry(name)["shape"])
 
     def digest(self, names: Iterable[str]) -> str:
-        """A digest of these tensors' names, types, shapes and checksums, whatever files they are in."""
+        """Digest of these tensors' names, dtypes, shapes and checksums, independent of the files that hold them."""
         entries = ((name, self._entry(name)) for name in names)
         return digest_of((name, entry["dtype"], entry["shape"], entry["crc32"]) for name, entry in entries)
 
     def read(self, name: str) -> Tensor:
-        """The tensor on the CPU, the caller's own.
+        """A new copy of the tensor, on the CPU.
 
         Raises:
-            DamagedError: it is damaged.
+            DamagedError: the tensor is damaged.
             InputError: there is no such tensor, or it cannot be read.
         """
         entry = self._entry(name)
@@ -156,13 +156,13 @@ class Checkpoint(ModelWeights):
         return tensor
 
     def close(self) -> None:
-        """Lets go of the files, which another read would open again: on NFS what is open cannot be removed."""
+        """Closes the files, as open ones cannot be removed on NFS; a later read opens them again."""
         for reader in self._open.values():
             reader.close()
         self._open.clear()
 
     def verify(self) -> None:
-        """Reads every tensor once. Raises what `read` does."""
+        """Reads every tensor once. Raises the errors of `read`."""
         for name in self.names:
             self.read(name)
 
@@ -177,17 +177,17 @@ class Checkpoint(ModelWeights):
                 found = f"has shape {self.shape(name)}" if name in self else "is missing"
                 raise InputError(
                     f"{self.folder}: {name} {found}, but {spec.architecture} needs {shape}; "
-                    "the weights are of another model than their description"
+                    "the weights do not belong to the model in their description"
                 )
 
 
 def save_model(model: GrowCLIP, folder: Path | str, **more: Any) -> None:
-    """Writes a model that every rank holds whole; all ranks call it together, each writes its part.
+    """Writes a model that is replicated on all ranks, each of which writes a part. Collective.
 
     Args:
-        model: in any dtype; fp32 is what is written.
-        folder: of the new checkpoint.
-        more: goes into the description.
+        model: the model, in any dtype; written as fp32.
+        folder: folder of the new checkpoint; must not exist.
+        more: further entries of the description.
     """
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
@@ -198,7 +198,7 @@ def save_model(model: GrowCLIP, folder: Path | str, **more: Any) -> None:
 
 
 def load_model(folder: Path | str) -> nn.Module:
-    """The model of a checkpoint, a `GrowCLIP` or a `FixedCLIP`, whole, in fp32 on the CPU."""
+    """Loads the complete model of a checkpoint, a `GrowCLIP` or a `FixedCLIP`, in fp32 on the CPU."""
     return Checkpoint(folder).load()
 
 
@@ -216,7 +216,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise DamagedError(
             f"{file}: damaged or not a checkpoint's index ({error!r}); copy the checkpoint again"
         ) from error
-    if (kind, version) != (FORMAT, VERSION):  # before its checksum, which another version may compute otherwise
+    if (kind, version) != (FORMAT, VERSION):  # before the checksum, which another version may compute differently
         raise InputError(
             f"{file}: format {kind!r} version {version!r}; this program reads {FORMAT!r} version {VERSION}"
         )
@@ -236,5 +236,5 @@ def _size(file: Path) -> int | None:
 
 
 def _unreadable(file: Path, error: OSError) -> InputError:
-    """Says nothing about what was written."""
+    """The error for a file that cannot be read, which is no proof of damage."""
     return InputError(f"{file} cannot be read: {error.strerror or error}; check its disk, then try again")

@@ -1,4 +1,4 @@
-"""An exported folder opened as a checkpoint: growing and evaluating read its weights by the same names."""
+"""An exported model opened like a checkpoint: growth and evaluation read its weights by the same names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TYPES = ("F32", "F16", "BF16")
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder holds a GrowCLIP in Hugging Face format."""
+    """Whether the folder holds a GrowCLIP in Hugging Face format."""
     try:
         return json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
     except (OSError, ValueError, KeyError, TypeError):
@@ -34,15 +34,15 @@ def is_exported(folder: Path) -> bool:
 
 
 class ExportedModel(ModelWeights):
-    """A GrowCLIP in Hugging Face format, opened for reading; what a `Checkpoint` offers, by the same names.
+    """A GrowCLIP in Hugging Face format, opened for reading with the interface and tensor names of a `Checkpoint`.
 
     Attributes:
-        folder: where it is.
-        description: the model as a checkpoint describes it, with its `growth_step` where that is known.
-        growth: the growth steps that it has been through, each with its step, architecture, parameters and samples.
+        folder: the model's folder.
+        description: the description as in a checkpoint, with `growth_step` if known.
+        growth: the growth steps that the model has finished, each with its step, architecture, parameters and samples.
 
     Raises:
-        InputError: there is none, a file is missing or damaged, or the weights are of another model than config.json.
+        InputError: there is no such model, a file is missing or damaged, or the weights do not match config.json.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -50,8 +50,8 @@ class ExportedModel(ModelWeights):
         config = _read_json(self.folder / CONFIG)
         if config.get("model_type") != MODEL_TYPE:
             raise InputError(
-                f"{self.folder / CONFIG}: a model of type {config.get('model_type')!r}, but only GrowCLIP's can grow; "
-                "name a folder that `growclip export` has written"
+                f"{self.folder / CONFIG}: a model of type {config.get('model_type')!r}, but only a GrowCLIP can grow; "
+                "give a folder that `growclip export` has written"
             )
         try:
             architecture = Architecture(**{field.name: config[field.name] for field in fields(Architecture)})
@@ -83,12 +83,12 @@ class ExportedModel(ModelWeights):
         return tuple(self._slice(name).get_shape())
 
     def digest(self, names: Iterable[str]) -> str:
-        """Of these tensors as fp32; the digest of the checkpoint that was exported. Reads them."""
+        """Digest of these tensors in fp32, equal to that of the exported checkpoint. Reads the tensors."""
         tensors = ((name, self.read(name)) for name in names)
         return digest_of((name, "F32", tensor.shape, checksum(tensor_bytes(tensor))) for name, tensor in tensors)
 
     def read(self, name: str) -> Tensor:
-        """The tensor in fp32 on the CPU, the caller's own.
+        """A new copy of the tensor, in fp32 on the CPU.
 
         Raises:
             InputError: there is no such tensor, or its file cannot be read.
@@ -104,7 +104,7 @@ class ExportedModel(ModelWeights):
         return self._files[self._places[name]].get_slice(name)
 
     def _find_tensors(self) -> dict[str, str]:
-        """Which file holds each tensor; opens the files."""
+        """Opens the files and returns which one holds each tensor."""
         if (self.folder / INDEX).exists():
             files = sorted(set(_read_json(self.folder / INDEX).get("weight_map", {}).values()))
         else:
@@ -126,7 +126,7 @@ class ExportedModel(ModelWeights):
                 found = f"{self._slice(name).get_dtype()} {list(self.shape(name))}"
                 raise InputError(
                     f"{self.folder}: {name} is {found}, but {CONFIG} describes a model in which it is a floating-point "
-                    f"{list(shape)}; the weights are of another model than their configuration"
+                    f"{list(shape)}; the weights do not belong to this configuration"
                 )
 
     def _unreadable(self, file: str, error: Exception) -> InputError:

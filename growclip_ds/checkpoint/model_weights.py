@@ -1,4 +1,4 @@
-"""A model's weights on disk, whatever format they are in."""
+"""A model's weights on disk, in any format."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class ModelWeights(ABC):
     @property
     @abstractmethod
     def spec(self) -> ModelSpec:
-        """The model whose weights these are, not built."""
+        """Specification of the model that these weights belong to."""
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """A tensor on the CPU, the caller's own."""
+        """A new copy of a tensor, on the CPU."""
 
     @property
     def architecture(self) -> Architecture:
@@ -40,7 +40,7 @@ class ModelWeights(ABC):
         return self.spec.end_of_text
 
     def load(self) -> nn.Module:
-        """The whole model, as training and evaluation run it, in fp32 on the CPU. Raises what `read` does."""
+        """The complete model, as used in training and evaluation, in fp32 on the CPU. Raises the errors of `read`."""
         model = self.spec.build()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -49,12 +49,12 @@ class ModelWeights(ABC):
 
 
 def digest_of(entries: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
-    """A digest of tensors' names, safetensors types, shapes and checksums, whatever files they are in."""
+    """Digest of tensors' names, safetensors dtypes, shapes and checksums, independent of the files that hold them."""
     return hashlib.blake2b(json.dumps(list(entries)).encode(), digest_size=16).hexdigest()
 
 
 def spec_of(description: Mapping[str, Any]) -> ModelSpec | None:
-    """The model that a checkpoint's description is of; None if it is of no model.
+    """Specification of the model in a checkpoint's description; None if it describes no model.
 
     Raises:
         KeyError, TypeError, ValueError: the description is damaged.

@@ -1,7 +1,7 @@
 """Safetensors files, written and read one tensor at a time.
 
 The library's own writer needs all tensors in memory at once. Its reader maps the file into memory: if a page cannot be
-read, because of a failing disk, a stale file handle or a truncated file, the process dies of SIGBUS, without a message.
+read (failing disk, stale file handle, truncated file), the process is killed by SIGBUS without a message.
 """
 
 from __future__ import annotations
@@ -35,15 +35,19 @@ _DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 class SafetensorsWriter:
-    """Writes a file of known tensors in any order, each straight to its place.
+    """Writes tensors of known dtypes and shapes in any order, each directly to its place in the file.
 
-    Format: https://huggingface.co/docs/safetensors: the header's length (8 bytes, little-endian), a JSON header, the
-    tensors' bytes without gaps. Leaving a `with` block by an exception closes the file as it is, incomplete.
+    Format (https://huggingface.co/docs/safetensors): the header's length (8 bytes, little-endian), a JSON header, the
+    tensors' bytes without gaps. An exception in the `with` block closes the file incomplete.
 
     Args:
-        path: of the new file.
+        path: path of the new file.
         tensors: dtype and shape of every tensor by name.
-        metadata: strings to keep in the header.
+        metadata: strings to store in the header.
+
+    Attributes:
+        checksums: CRC-32 of every tensor written so far, by name.
+        size: size of the complete file in bytes.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class SafetensorsWriter:
         self._offsets: dict[str, int] = {}
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         end = 0
-        # Widest elements first, so that every tensor is aligned to its own.
+        # Widest dtypes first, so that every tensor is aligned to its element size.
         for name, (dtype, shape) in sorted(self._tensors.items(), key=lambda item: -item[1][0].itemsize):
             start, end = end, end + math.prod(shape) * dtype.itemsize
             self._offsets[name] = start
@@ -71,13 +75,13 @@ class SafetensorsWriter:
         self._write_at(len(encoded).to_bytes(8, "little") + encoded, 0)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Writes one tensor, from whatever device, and notes the CRC-32 of its bytes in `checksums`.
+        """Writes one tensor, from any device, and records the CRC-32 of its bytes in `checksums`.
 
         Raises:
-            ValueError: the file has no such tensor, or has it already, or as another dtype or shape.
+            ValueError: the file has no such tensor, it was written before, or its dtype or shape differ.
         """
         if name not in self._tensors or name in self.checksums:
-            problem = "was written before" if name in self.checksums else "is none of the file's tensors"
+            problem = "was written before" if name in self.checksums else "is not one of the file's tensors"
             raise ValueError(f"{self.path}: {name} {problem}")
         if (tensor.dtype, tuple(tensor.shape)) != self._tensors[name]:
             dtype, shape = self._tensors[name]
@@ -87,7 +91,7 @@ class SafetensorsWriter:
         self.checksums[name] = checksum(data)
 
     def close(self) -> None:
-        """Brings the file to the disk.
+        """Syncs the file to the disk and closes it.
 
         Raises:
             ValueError: a tensor was never written.
@@ -95,13 +99,13 @@ class SafetensorsWriter:
         missing = [name for name in self._tensors if name not in self.checksums]
         if missing:
             self._file.close()
-            raise ValueError(f"{self.path}: {len(missing)} tensors were not written, {missing[0]} for one")
+            raise ValueError(f"{self.path}: {len(missing)} tensors were not written, such as {missing[0]}")
         os.fsync(self._file.fileno())
         self._file.close()
 
     def _write_at(self, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
-        while view:  # a call writes 2 GiB at most
+        while view:  # a system call writes 2 GiB at most
             written = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[written:], offset + written
 
@@ -118,14 +122,14 @@ class SafetensorsWriter:
 
 
 class SafetensorsReader:
-    """Reads single tensors of a file, with ordinary reads. The file is open until `close`, or while this object lives.
+    """Reads single tensors of a file without memory-mapping it. The file is open until `close` or garbage collection.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no safetensors file.
+        OSError: the file cannot be read.
+        ValueError: it is not a safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -146,8 +150,8 @@ class SafetensorsReader:
         """The tensor, on the CPU.
 
         Raises:
-            OSError: it cannot be read.
-            ValueError: the file has no such tensor, what its header says of it is damaged, or the file was cut.
+            OSError: the file cannot be read.
+            ValueError: the file has no such tensor, its header entry is damaged, or the file is truncated.
         """
         try:
             entry = self._entries[name]
@@ -162,7 +166,7 @@ class SafetensorsReader:
         return tensor
 
     def _read_at(self, view: memoryview, offset: int) -> None:
-        while view:  # a call reads 2 GiB at most
+        while view:  # a system call reads 2 GiB at most
             count = os.preadv(self._descriptor, [view], offset)
             if not count:
                 raise ValueError(f"the file ends at byte {offset}")
@@ -170,10 +174,10 @@ class SafetensorsReader:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The tensor's elements in row-major order."""
+    """The bytes of the tensor's elements in row-major order, copied to the CPU if need be."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def checksum(data: memoryview) -> str:
-    """CRC-32, which finds damage; it is no defence against forgery."""
+    """CRC-32 as 8 hexadecimal digits. Detects damage, but is no protection against tampering."""
     return f"{zlib.crc32(data):08x}"

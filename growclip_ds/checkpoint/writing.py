@@ -1,4 +1,4 @@
-"""Writing a checkpoint in three parts; the longest needs no other rank and can run in the background."""
+"""Writing a checkpoint in three stages; the longest needs no communication and can run in the background."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ VERSION = 1
 
 
 class CheckpointWriting:
-    """A checkpoint on its way to the disk, where it appears whole or not at all.
+    """A checkpoint that is being written and is published atomically.
 
-    It is made by all ranks together (what an interrupted writing of the same folder left is removed), each then calls
-    `write`, or has it done by a thread with `start`, and all together call `publish`.
+    All ranks create it together, which removes leftovers of an interrupted write of the same folder. Each rank then
+    calls `write`, or `start` to write in a thread, and all ranks together call `publish`.
 
     Args:
-        folder: of the new checkpoint, on a file system that the ranks share; must not exist.
-        shapes: of all tensors, which are fp32.
-        owner: the rank that writes a tensor.
-        description: what the weights are of, as JSON. Rank 0's is kept.
+        folder: folder of the new checkpoint, on a file system that all ranks share; must not exist.
+        shapes: shape of every tensor by name; all are fp32.
+        owner: returns the rank that writes a tensor.
+        description: describes the weights, as JSON; rank 0's is stored.
 
     Attributes:
-        seconds: that this rank took to write its file; 0 before it has.
+        seconds: time that this rank took to write its file; 0 until it is written.
 
     Raises:
-        InputError: on every rank, if the folder exists already or cannot be made.
+        InputError: on every rank, if the folder exists already or cannot be created.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class CheckpointWriting:
         on_main(self._start_folder)
 
     def write(self, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
-        """Writes this rank's file. What goes wrong on the disk is for `publish` to say, on every rank.
+        """Writes this rank's file. File system errors are raised by `publish`, on every rank.
 
         Args:
-            tensors: every name that this rank owns, with the whole tensor; what others own is passed over. Is run
-                through to its end, as making the tensors may take all ranks together.
+            tensors: the full tensors that this rank owns, by name; those of other ranks are ignored. Always exhausted,
+                as the iterator may be collective.
         """
         start = time.monotonic()
         remaining = iter(tensors)
@@ -75,7 +75,7 @@ class CheckpointWriting:
                     if name in self._mine:
                         assert tensor is not None  # on its owner
                         writer.write(name, tensor)
-                    del tensor  # before the next one is made
+                    del tensor  # free it before the next one is created
             self._written = writer.checksums, writer.size
         except OSError as error:
             self._error = self._as_input_error(error, self._partial / self._file)
@@ -84,20 +84,20 @@ class CheckpointWriting:
         self.seconds = time.monotonic() - start
 
     def start(self, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
-        """As `write`, by a thread; making the tensors must not take other ranks."""
+        """Calls `write` in a thread; the iterator must not be collective."""
         self._thread = threading.Thread(target=self._write_in_thread, args=(tensors,), daemon=True)
         self._thread.start()
 
     @property
     def is_written(self) -> bool:
-        """Whether this rank's thread has come to its end, well or not."""
+        """Whether this rank's thread has ended, successfully or not."""
         return self._thread is None or not self._thread.is_alive()
 
     def publish(self) -> None:
-        """Waits for all ranks' files and makes the checkpoint appear. Collective.
+        """Waits for all ranks' files and publishes the checkpoint. Collective.
 
         Raises:
-            InputError: on every rank, if some file could not be written; nothing is left of the others.
+            InputError: on every rank, if some file could not be written; the others are removed.
         """
         if self._thread is not None:
             self._thread.join()
@@ -113,7 +113,7 @@ class CheckpointWriting:
     def _write_in_thread(self, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
         try:
             self.write(tensors)
-        except Exception as error:  # raised where it is waited for
+        except Exception as error:  # raised by `publish`
             self._error = error
 
     def _result(self) -> tuple[dict[str, str], int]:
@@ -163,7 +163,7 @@ class CheckpointWriting:
 
 
 def index_checksum(index: Mapping[str, Any]) -> str:
-    """The checksum of an index as it is read again, its own left out."""
+    """Checksum of an index as it reads back from JSON, without its own `crc32` entry."""
     rest = json.loads(json.dumps({key: value for key, value in index.items() if key != "crc32"}))
     return checksum(memoryview(json.dumps(rest, sort_keys=True).encode()))
 

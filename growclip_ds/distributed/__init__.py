@@ -1,4 +1,4 @@
-"""Communication between ranks: a thin layer over torch.distributed, rendezvous, and the watchdog over all ranks."""
+"""Communication between ranks: collectives on torch.distributed, rendezvous, and the watchdog over all ranks."""
 
 from growclip_ds.distributed.collectives import (
     OtherRankError,

@@ -1,4 +1,4 @@
-"""A thin layer over torch.distributed in which a single process is a world of one."""
+"""Collectives as a thin layer over torch.distributed that also works without a process group, as a world of size 1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class OtherRankError(RuntimeError):
-    """An error that another rank raises itself, and knows more about: its own has the traceback and the exit code."""
+    """Raised for an error on another rank, which itself raises the original, with the traceback and the exit code."""
 
 
 def rank() -> int:
@@ -31,7 +31,7 @@ def is_main() -> bool:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """Every rank's value, in the order of the ranks."""
+    """Every rank's value, in rank order."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -56,11 +56,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Runs the function on rank 0 and gives its result to every rank.
+    """Runs the function on rank 0 and returns its result on every rank.
 
     Raises:
         InputError: on every rank, if the function raised one, so that all stop for the same reason.
-        OtherRankError: on the other ranks, if it raised anything else; rank 0 raises that itself.
+        OtherRankError: on the other ranks, if it raised any other error; rank 0 raises the original.
     """
     result, error = _attempt(function) if is_main() else (None, None)
     result, shared = broadcast_object((result, error and _for_every_rank(error)))
@@ -70,11 +70,11 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def on_every_rank(function: Callable[[], T]) -> T:
-    """Runs the function on every rank; an error on one is raised on all, the lowest rank's first.
+    """Runs the function on every rank; an error on any rank is raised on all, that of the lowest failing rank.
 
     Raises:
-        InputError: some rank's function raised one.
-        OtherRankError: some other rank's function raised anything else; that rank raises it itself.
+        InputError: the function raised one on some rank.
+        OtherRankError: the function raised any other error on another rank, which raises the original.
     """
     result, error = _attempt(function)
     for shared in all_gather_object(error and _for_every_rank(error)):
@@ -84,11 +84,11 @@ def on_every_rank(function: Callable[[], T]) -> T:
 
 
 def in_lockstep(items: Iterator[T]) -> Iterator[T | None]:
-    """As many items on every rank as on the one that has most: None where there are no more.
+    """Yields equally many items on every rank, by padding with None to the longest iterator. Collective.
 
     Raises:
-        InputError: some rank's iterator raised one.
-        OtherRankError: some other rank's iterator raised anything else; that rank raises it itself.
+        InputError: the iterator raised one on some rank.
+        OtherRankError: the iterator raised any other error on another rank, which raises the original.
     """
     while True:
         item, error = _attempt(lambda: next(items, None))
@@ -109,7 +109,7 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def _for_every_rank(error: Exception) -> Exception:
-    """An error of this rank as all ranks raise it."""
+    """This rank's error in the form that all ranks raise."""
     if isinstance(error, InputError):
         return InputError(str(error))
     return OtherRankError(f"rank {rank()}: {type(error).__name__}: {error}")
@@ -122,7 +122,7 @@ def _raise(shared: Exception, own: Exception | None) -> NoReturn:
 
 
 def ragged_all_gather(local: Tensor) -> Tensor:
-    """Concatenates the ranks' tensors (n_r, ...), whose first dimension may differ and may be 0."""
+    """Concatenates the ranks' tensors (n_r, ...) in rank order; n_r may differ between ranks and may be 0."""
     if world_size() == 1:
         return local
     sizes = [torch.zeros(1, dtype=torch.int64, device=local.device) for _ in range(world_size())]

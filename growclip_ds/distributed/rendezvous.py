@@ -1,4 +1,4 @@
-"""Rendezvous and shutdown of the ranks: a timeout of minutes at the start, of hours in collectives later."""
+"""Rendezvous and shutdown of the ranks: a timeout of minutes at start-up, and of hours for later collectives."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from torch.distributed.rendezvous import rendezvous
 
 from growclip_ds.errors import InputError
 
-COLLECTIVE_HOURS = 2  # one rank may count shards or train a tokenizer for all
-JOIN_MINUTES = 15.0  # covers imports from a slow file system that all machines share
+COLLECTIVE_HOURS = 2  # the others wait while rank 0 counts shards or trains a tokenizer
+JOIN_MINUTES = 15.0  # allows for imports from a slow shared file system
 _PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def init_distributed() -> None:
-    """Joins the process group that the launcher's environment describes, or takes over the one that there is.
+    """Joins the process group described by the launcher's environment, or uses an existing one.
 
-    A process that was started alone makes a group of its own.
+    A process started without a launcher creates a group of size 1.
 
     Raises:
-        InputError: it is one of several, but the launcher did not say which, or others do not come; the machine has
-            not a GPU for each of its ranks.
+        InputError: several processes were started without RANK and WORLD_SIZE, not all ranks connect in time, or the
+            machine has fewer GPUs than ranks.
     """
     if "RANK" not in os.environ:
-        # Not SLURM_NTASKS: what a job may start is told to the one process of its script too.
+        # Not SLURM_NTASKS, which is also set in a batch script, a single process.
         for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
             if int(os.environ.get(variable, "1")) > 1:
                 raise InputError(
@@ -41,55 +41,55 @@ def init_distributed() -> None:
                     "and MASTER_PORT for each process"
                 )
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    if "LOCAL_SIZE" in os.environ:  # as the deepspeed launcher calls what it is to torchrun and slurm/rank.sh
+    if "LOCAL_SIZE" in os.environ:  # the deepspeed launcher's name for LOCAL_WORLD_SIZE
         os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
-    # An all-reduce for inference on the CPU, which DeepSpeed otherwise spends a minute to compile where it finds a
-    # compiler, and announces with a print. (On a GPU the mere look at this has every operator probed, with prints.)
+    # DeepSpeed's all-reduce for inference on the CPU: if it finds a compiler, compiling it takes a minute and prints a
+    # message. (Not on a GPU, where reading this dictionary probes every operator, with prints.)
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _take_device()
-    with _wait_for_all_ranks():  # not for hours
+    with _wait_for_all_ranks():  # with a limit of minutes, not hours
         deepspeed.init_distributed(verbose=False, timeout=collective_limit())
 
 
 def _take_device() -> None:
-    """Takes the GPU of this rank, before any collective: NCCL would take the first one on every rank.
+    """Selects this rank's GPU before any collective; otherwise NCCL would use the first GPU on every rank.
 
     Raises:
-        InputError: alike on all ranks of a machine that has fewer GPUs.
+        InputError: on all ranks of a machine that has fewer GPUs than ranks.
     """
     accelerator, local_rank = get_accelerator(), int(os.environ.get("LOCAL_RANK", "0"))
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
     if accelerator.device_name() != "cpu" and (gpus := accelerator.device_count()) < ranks:
         raise InputError(
-            f"{socket.gethostname()} has {ranks} ranks, but torch {torch.__version__} sees {gpus} GPUs there: start a "
-            "rank for each GPU; if there are as many, see to the driver (nvidia-smi) and that torch is CUDA's build; "
-            "DS_ACCELERATOR=cpu trains without"
+            f"{socket.gethostname()} has {ranks} ranks, but torch {torch.__version__} sees {gpus} GPUs there: start "
+            "one rank per GPU; if there are enough GPUs, check the driver (nvidia-smi) and that torch is a CUDA build; "
+            "DS_ACCELERATOR=cpu trains without GPUs"
         )
     accelerator.set_device(local_rank)
 
 
 def collective_limit() -> datetime.timedelta:
-    """How long ranks wait for each other in a collective; DeepSpeed's DEEPSPEED_TIMEOUT, in minutes, overrides it."""
+    """The timeout of collectives; DeepSpeed's DEEPSPEED_TIMEOUT, in minutes, overrides it."""
     if "DEEPSPEED_TIMEOUT" in os.environ:
         return default_pg_timeout
     return datetime.timedelta(hours=COLLECTIVE_HOURS)
 
 
 def leave_distributed() -> None:
-    """Leaves the process group in good order: its threads, ended by the interpreter's end, may abort the process."""
+    """Destroys the process group: if its threads ran until the interpreter exits, they might abort the process."""
     dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def _wait_for_all_ranks() -> Iterator[None]:
-    """Waits until all ranks of the launcher's environment are there, and keeps the key-value store by which they found
-    each other until the group, which goes by it too, is made. Does nothing where a group is there or no other rank is.
+    """Waits until all ranks of the launcher's environment have connected, and keeps their rendezvous store alive until
+    the process group, which uses it too, is created. Does nothing if there is a group already or only one rank.
 
-    `init_process_group` has one time limit, for ranks that have not come and for collectives.
+    Needed because `init_process_group` has a single timeout, for the rendezvous and for collectives.
 
     Raises:
-        InputError: they have not come in time, or the one that has the store has ended.
+        InputError: not all ranks connected in time, or the one that holds the store has ended.
     """
     if dist.is_initialized() or any(name not in os.environ for name in _PLACE) or int(os.environ["WORLD_SIZE"]) == 1:
         yield
@@ -97,14 +97,14 @@ def _wait_for_all_ranks() -> Iterator[None]:
     size, limit = int(os.environ["WORLD_SIZE"]), datetime.timedelta(minutes=JOIN_MINUTES)
     try:
         store, rank, _ = next(rendezvous("env://", timeout=limit))
-        # Rank 0 has waited for the others already where the store is its own; torchrun's agent, who else has it, waits
-        # for none. (When it starts ranks again, it has the last start's signs, and nobody waits.)
+        # If rank 0 holds the store, it has waited for the others already; if torchrun's agent holds it, nobody has.
+        # (When the agent restarts the ranks, the previous start's keys are still there, so nobody waits.)
         store.set(_sign(rank), "")
         store.wait([_sign(other) for other in range(size)], limit)
     except dist.DistError as error:
         raise InputError(
             f"not all {size} ranks connected within {JOIN_MINUTES:g} minutes, or one has ended "
-            f"({str(error).splitlines()[0]}); the output of the others says why"
+            f"({str(error).splitlines()[0]}); see the output of the other ranks"
         ) from error
     yield
 

@@ -1,10 +1,10 @@
-"""When one rank fails or hangs, all end, and its error is reported rather than those that follow from it.
+"""A watchdog that ends all ranks when one fails or hangs, and reports the first error, not those that follow from it.
 
-Every rank has a thread that polls the rendezvous key-value store once a second. Ranks that wait in a collective for
-one that is gone need not be woken: the thread ends the process.
+A thread on every rank polls the rendezvous key-value store once per second. A rank that waits in a collective for one
+that is gone need not be woken up: its thread ends the process.
 
-Only time in which the process runs counts: one that was suspended with all others (Slurm's `scontrol suspend`, gang
-scheduling, Ctrl-Z) has not hung.
+Only time in which the process runs counts, so a run that is suspended as a whole (Slurm's `scontrol suspend`, gang
+scheduling, Ctrl-Z) does not count as hung.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ import torch.distributed as dist
 from growclip_ds import distributed
 from growclip_ds.errors import InputError
 
-PERIOD = 1.0  # seconds from one look to the next
-# Seconds: rank 0, with which the store goes, gives the others time to see why the run ends; a rank that was only told
-# of an error gives the one that raised it time to report it.
+PERIOD = 1.0  # seconds between polls
+# Seconds before exiting: rank 0, which may hold the store, gives the others time to read why the run ends; a rank that
+# raises OtherRankError gives the failed rank time to report its own error.
 LINGER = 3 * PERIOD
-SILENCE = 10.0  # seconds without a heartbeat after which a process counts as stopped, when the run hangs
-FAILED, INPUT_ERROR = 1, 2  # exit codes: of any error, and of one that the user can mend
+SILENCE = 10.0  # seconds without a heartbeat after which a rank of a hung run is reported as not answering
+FAILED, INPUT_ERROR = 1, 2  # exit codes: of any error, and of one that the user can fix
 _FAILURE = "growclip/failure"
 
 
 class Watchdog:
-    """The watchdog of a process that is alone.
+    """The watchdog of a single-process run, and the interface of `StoreWatchdog`.
 
     Args:
         program: the program's name, for error messages.
@@ -45,15 +45,15 @@ class Watchdog:
         self._program = program
 
     def reached(self, place: str) -> None:
-        """Says how far this rank is; an empty place: where its time is not watched."""
+        """Reports this rank's position, such as `iteration 7`; an empty position suspends hang detection."""
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Ends this process at once, and with it all ranks. The first to fail says why, the others nothing."""
+        """Ends this process at once, and with it all ranks. Only the first rank to fail prints its error."""
         self._print(error)
         _exit(_exit_code(error))
 
     def close(self) -> None:
-        """Ends the watchdog; all ranks have come to their end. Collective."""
+        """Stops the watchdog once all ranks have finished. Collective."""
 
     def _print(self, error: BaseException) -> None:
         if isinstance(error, InputError):
@@ -67,17 +67,17 @@ class Watchdog:
 
 
 class StoreWatchdog(Watchdog):
-    """The watchdog of one of several ranks, made by all of them when torch.distributed is initialised.
+    """The watchdog of one rank of several; created collectively, once torch.distributed is initialised.
 
     Args:
-        hang_seconds: time without any rank's getting on after which the run is ended.
+        hang_seconds: seconds without progress of any rank after which the run is ended.
         program: the program's name, for error messages.
     """
 
     def __init__(self, hang_seconds: float, program: str = "train.py") -> None:
         super().__init__(program)
         self._hang_seconds = hang_seconds
-        # A connection of its own: a call that waits would hold up the other thread's.
+        # A connection of its own: a blocking call of another thread would delay the watchdog's.
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
@@ -85,17 +85,17 @@ class StoreWatchdog(Watchdog):
             wait_for_workers=False,
             timeout=datetime.timedelta(seconds=2 * SILENCE),
         )
-        # torchrun's agent keeps the store when it starts the ranks again: the last start's failure is none of this
-        # one's. (Not by TORCHELASTIC_RESTART_COUNT: the agents of several machines may count differently.)
+        # A random prefix, as torchrun's agent keeps the store when it restarts the ranks, with the last start's failure
+        # in it. (Not TORCHELASTIC_RESTART_COUNT, which may differ between the agents of several machines.)
         self._store = dist.PrefixStore(distributed.broadcast_object(secrets.token_hex(8)), store)
         self._rank, self._world_size = distributed.rank(), distributed.world_size()
         self._beats = self._moves = 0
         self._place = ""
         self._closed = threading.Event()
-        self._awake = 0.0  # seconds that this process has run since
+        self._awake = 0.0  # seconds that this process has run, not counting suspensions
         self._beat()
         self._answered = self._awake
-        dist.barrier()  # every rank has a heartbeat
+        dist.barrier()  # every rank's first heartbeat is in the store
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._poll, self._watch_store)]
         for thread in self._threads:
             thread.start()
@@ -107,10 +107,10 @@ class StoreWatchdog(Watchdog):
     def fail(self, error: BaseException) -> NoReturn:
         code = _exit_code(error)
         if isinstance(error, distributed.OtherRankError):
-            time.sleep(LINGER)  # the thread ends this process once that rank has failed
+            time.sleep(LINGER)  # the polling thread ends this process once that rank has reported
         try:
             first = self._claim({"rank": self._rank, "code": code})
-        except dist.DistError:  # rank 0, which has the store, was gone before
+        except dist.DistError:  # rank 0, with the store, has ended before
             self._say(f"rank {self._rank} ends, as rank 0 has ended ({_first_line(error)})")
             _exit(code)
         if first["rank"] == self._rank:
@@ -119,13 +119,13 @@ class StoreWatchdog(Watchdog):
         _exit(first["code"])
 
     def close(self) -> None:
-        dist.barrier()  # rank 0 takes the store with it
+        dist.barrier()  # the store ends with rank 0
         self._closed.set()
         for thread in self._threads:
             thread.join()
 
     def _poll(self) -> None:
-        last: dict[int, tuple[str, float]] = {}  # each rank's last heartbeat, and since when it is the same
+        last: dict[int, tuple[str, float]] = {}  # each rank's last heartbeat and when it was first seen
         moved, since = None, self._awake
         while not self._closed.wait(PERIOD):
             try:
@@ -151,13 +151,13 @@ class StoreWatchdog(Watchdog):
                 self._report_hang(places, [rank for rank, seconds in silence.items() if seconds > SILENCE])
 
     def _watch_store(self) -> None:
-        """Keeps the time, and ends this process where rank 0, with the store, has stopped without ending: calls to it
-        wait for ever.
+        """Measures the running time, and ends this process if rank 0, with the store, is stopped without having ended:
+        calls to the store then block for ever.
         """
         before = time.monotonic()
         while not self._closed.wait(PERIOD):
             now = time.monotonic()
-            self._awake += min(now - before, 2 * PERIOD)  # longer: it was suspended
+            self._awake += min(now - before, 2 * PERIOD)  # more than that: the process was suspended
             before = now
             if self._awake - self._answered > self._hang_seconds + SILENCE:
                 self._say(f"rank {self._rank} ends, as rank 0 does not answer")
@@ -168,7 +168,7 @@ class StoreWatchdog(Watchdog):
         self._store.set(_heartbeat(self._rank), f"{self._beats} {self._moves} {self._place}")
 
     def _claim(self, failure: dict[str, Any]) -> dict[str, Any]:
-        """The first failure: this one, unless there is one already."""
+        """Registers a failure unless there is one already; returns the first one."""
         return json.loads(self._store.compare_set(_FAILURE, "", json.dumps(failure)))
 
     def _report_hang(self, places: list[list[str]], silent: list[int]) -> NoReturn:
@@ -181,11 +181,11 @@ class StoreWatchdog(Watchdog):
             state = "does not answer" if silent else "is behind the others"
             who = f"{ranks} {state}" if named else f"all ranks are at {places[0][1]}; see below where each one waits"
             minutes = self._hang_seconds / 60
-            self._say(f"no rank has got on for {minutes:g} minutes (health.hang_minutes): {who}; the run ends")
+            self._say(f"no rank has made progress for {minutes:g} minutes (health.hang_minutes): {who}; the run ends")
         self._follow(failure)
 
     def _follow(self, failure: dict[str, Any]) -> NoReturn:
-        time.sleep(PERIOD)  # its error is on top
+        time.sleep(PERIOD)  # so that the failed rank's error is printed first
         if self._rank in failure.get("hung", []):
             self._say(f"rank {self._rank} hangs here:")
             faulthandler.dump_traceback(all_threads=True)
@@ -193,14 +193,14 @@ class StoreWatchdog(Watchdog):
         _exit(failure["code"])
 
     def _lose_store(self, error: Exception) -> None:
-        """Ends this process, as rank 0 is gone; not if all are done."""
+        """Ends this process because rank 0 is gone, unless the run has finished."""
         if not self._closed.wait(2 * PERIOD):
             self._say(f"rank {self._rank} ends, as rank 0 has ended or does not answer ({_first_line(error)})")
             _exit(FAILED)
 
 
 def start_watchdog(hang_seconds: float, program: str = "train.py") -> Watchdog:
-    """This rank's watchdog; torch.distributed is initialised. Collective. For the arguments see `StoreWatchdog`."""
+    """Starts this rank's watchdog, after torch.distributed is initialised. Collective. Arguments as `StoreWatchdog`."""
     return StoreWatchdog(hang_seconds, program) if distributed.world_size() > 1 else Watchdog(program)
 
 
@@ -219,4 +219,4 @@ def _first_line(error: BaseException) -> str:
 def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # at once: other threads may wait for ranks that are gone
+    os._exit(code)  # without clean-up: other threads may wait for ranks that are gone

@@ -1,4 +1,4 @@
-"""LAMB and AdamW that are correct under ZeRO and for sampled subnets."""
+"""LAMB and AdamW that work on ZeRO shards and update sampled subnets exactly."""
 
 from growclip_ds.optim.adamw import AdamW
 from growclip_ds.optim.lamb import Lamb

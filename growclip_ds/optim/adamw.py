@@ -10,7 +10,7 @@ from growclip_kernels.optimizer import Buffers, adamw
 
 
 class AdamW(SubnetOptimizer):
-    """Adam with decoupled weight decay, which one-dimensional tensors (norms, biases, the temperature) do not have."""
+    """Adam with decoupled weight decay; one-dimensional tensors (norms, biases, the temperature) are not decayed."""
 
     def update(
         self, shard: FlatShard, buffers: Buffers, tensors: ActiveTensors, steps: list[int], group: dict[str, Any]

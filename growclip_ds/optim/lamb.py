@@ -12,12 +12,12 @@ from growclip_kernels.optimizer import Buffers, lamb_apply, lamb_direction, trus
 
 
 class Lamb(SubnetOptimizer):
-    """Adam's update plus weight decay, scaled tensor by tensor to the norm of the weights.
+    """Adam's update plus weight decay, scaled per tensor to the norm of the weights.
 
-    u = m̂ / (√v̂ + eps) + weight_decay · w, then w ← w - lr · (‖w‖ / ‖u‖) · u, moments bias-corrected. Norms are taken
-    over the whole sampled slice of a tensor, wherever its pieces lie: ranks add up their squares in one all-reduce of
-    two numbers a tensor. The ratio is not clamped, and is 1 where a norm is 0. One-dimensional tensors (norms, biases,
-    the temperature) have neither trust ratio nor weight decay. Gradients are not normalised beforehand.
+    u = m̂ / (√v̂ + eps) + weight_decay · w, then w ← w - lr · (‖w‖ / ‖u‖) · u, with bias-corrected moments. Norms cover
+    the whole sampled slice of a tensor: ranks sum the squares of their pieces in one all-reduce of two numbers per
+    tensor. The trust ratio ‖w‖ / ‖u‖ is not clamped, and is 1 if either norm is 0. One-dimensional tensors (norms,
+    biases, the temperature) have neither trust ratio nor weight decay. Gradients are not normalised beforehand.
     """
 
     def update(

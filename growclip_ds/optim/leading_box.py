@@ -1,8 +1,8 @@
-"""The elements of a flat piece of a tensor that lie in a leading slice of that tensor.
+"""The intersection of a leading slice of a tensor with a contiguous range of its elements.
 
-A sampled subnet uses the leading rows and columns of a weight, of which a rank holds a contiguous range that begins
-and ends anywhere. Both cuts together leave a few strided views, so an update that is confined to the subnet needs no
-mask in memory and touches nothing else.
+A sampled subnet uses the leading rows and columns of a weight; a rank holds a contiguous range of the weight, with
+arbitrary ends. Their intersection is a few strided views, so updating only the subnet needs no mask in memory and
+touches no other element.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from growclip_ds.architecture import Shape
 from growclip_kernels.optimizer import Span
 
 
-@functools.lru_cache(maxsize=1 << 16)  # the same few candidates come up again and again
+@functools.lru_cache(maxsize=1 << 16)  # the same candidates are sampled repeatedly
 def leading_box(shape: Shape, box: Shape, start: int, numel: int) -> tuple[Span, ...]:
     """The part of a leading slice that lies in a contiguous range of a row-major tensor.
 
     Args:
-        shape: of the tensor.
-        box: of the leading slice, no larger than `shape` in any dimension.
-        start: first element of the range.
-        numel: elements in the range.
+        shape: shape of the tensor.
+        box: shape of the leading slice, no larger than `shape` in any dimension.
+        start: index of the range's first element in the flat tensor.
+        numel: number of elements in the range.
 
     Returns:
-        Disjoint spans in order, offsets counted from the start of the range: at most one where only the first
-        dimension is cut, at most three where two are.
+        Disjoint spans in ascending order, with offsets from the start of the range: at most one if only the first
+        dimension is cut, at most three if two are.
 
     Raises:
         ValueError: the box does not fit into the shape.
@@ -37,7 +37,7 @@ def leading_box(shape: Shape, box: Shape, start: int, numel: int) -> tuple[Span,
 
 
 def _merge(shape: Shape, box: Shape) -> tuple[list[int], list[int]]:
-    """The same slice with as few dimensions as possible: a dimension that is not cut joins the one before it."""
+    """The same slice in as few dimensions as possible: a dimension that is not cut is merged into the one before it."""
     sizes, limits = [1], [1]
     for size, limit in zip(shape, box, strict=True):
         if limit == size:
@@ -52,7 +52,7 @@ def _merge(shape: Shape, box: Shape) -> tuple[list[int], list[int]]:
 
 
 def _spans(sizes: list[int], limits: list[int], start: int, end: int, shift: int) -> list[Span]:
-    """Spans of the slice `limits` of a tensor of `sizes` that lie in [start, end), offsets moved by `shift`."""
+    """Spans of the slice `limits` of a tensor of shape `sizes` within [start, end), with offsets moved by `shift`."""
     if len(sizes) == 1:
         start, end = max(start, 0), min(end, limits[0])
         return [Span(start + shift, 1, end - start, end - start)] if start < end else []
@@ -75,6 +75,6 @@ def _spans(sizes: list[int], limits: list[int], start: int, end: int, shift: int
 
 
 def _row(sizes: list[int], limits: list[int], row: int, start: int, end: int, shift: int, width: int) -> list[Span]:
-    """Spans within one row, of which the range [start, end) is part."""
+    """Spans within one row, which contains the range [start, end)."""
     begin = row * width
     return _spans(sizes[1:], limits[1:], start - begin, end - begin, begin + shift)

@@ -1,4 +1,4 @@
-"""What LAMB and AdamW have in common: named tensors inside flat ZeRO shards, and the sampled subnet."""
+"""Base class of LAMB and AdamW, which updates the named tensors of a sampled subnet inside flat ZeRO shards."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from growclip_ds.optim.zero_shards import FlatShard, flat_shards
 from growclip_kernels.optimizer import Buffers, Region, Regions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-REMEMBERED = 256  # subnets whose layout is kept, of each shard: the same candidates come up again and again
+REMEMBERED = 256  # subnets whose layout is cached, per shard: the same candidates are sampled repeatedly
 
 
 class ActiveTensors(NamedTuple):
-    """The tensors of a shard that take part in an iteration, also those of which this rank holds nothing.
+    """The tensors of a shard that an iteration updates, including those of which this rank holds nothing.
 
     Attributes:
-        names: of the parameters, the same on every rank.
-        regions: what this rank has of each one's sampled slice.
+        names: names of the parameters, the same on every rank.
+        regions: this rank's part of each parameter's sampled slice.
     """
 
     names: tuple[str, ...]
@@ -31,23 +31,25 @@ class ActiveTensors(NamedTuple):
 
 
 class SubnetOptimizer(torch.optim.Optimizer, ABC):
-    """An optimiser under DeepSpeed's ZeRO that knows the tensors in its shards and updates a sampled subnet alone.
+    """An optimizer for DeepSpeed's ZeRO that knows the tensors in its shards and can update only a sampled subnet.
 
-    DeepSpeed hands flat shards to `step`, several times an iteration where there are several. The layout inside comes
-    from `attach`, which must be called when the engine has been built. Every rank must make the same calls.
+    DeepSpeed calls `step` with flat shards in the parameter groups, several times per iteration if there are several
+    shards. `attach` finds the layout of the tensors in them and must be called once the engine is built. Every rank
+    must make the same calls.
 
-    A tensor that the active subnet does not have keeps its weights, moments and number of updates, and so does
-    every element outside the leading slice that the subnet uses: to the bit.
+    Tensors that the active subnet does not have, and elements outside the leading slice that it uses, keep their
+    weights and moments bit for bit; such tensors also keep their number of updates.
 
-    State of each shard: `exp_avg` and `exp_avg_sq`, laid out like it. `steps`: number of updates by parameter name.
+    The state of each shard is `exp_avg` and `exp_avg_sq`, laid out like the shard. `steps` has the number of updates
+    by parameter name.
 
     Args:
-        params: the parameters, as for any optimiser; one group is enough, as what decays is decided by tensor.
+        params: the parameters, as for any optimizer; one group is enough, as weight decay depends on each tensor.
         lr: learning rate.
-        betas: decay of the first and second moment.
+        betas: decay rates of the first and second moments.
         eps: added to the root of the second moment.
-        weight_decay: of tensors with more than one dimension.
-        upper_bounds: largest value that the elements of a parameter may have after an update, by name.
+        weight_decay: weight decay of tensors with more than one dimension.
+        upper_bounds: by parameter name, the largest value of its elements after an update.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class SubnetOptimizer(torch.optim.Optimizer, ABC):
         self._known: dict[Any, ActiveTensors] = {}
 
     def attach(self, zero_optimizer: Any, names: Mapping[nn.Parameter, str]) -> None:
-        """Learns the layout of the shards and makes the moments, zero. For each engine once, after it is built."""
+        """Finds the layout of the shards and creates zero moments. Call it once per engine, after it is built."""
         self.shards = flat_shards(zero_optimizer, names)
         self._known.clear()
         self.steps = {segment.name: 0 for shard in self.shards for segment in shard.segments}
@@ -77,28 +79,28 @@ class SubnetOptimizer(torch.optim.Optimizer, ABC):
         self._shard_of = {shard.flat: shard for shard in self.shards}
 
     def set_active(self, shapes: Mapping[str, Shape] | None) -> None:
-        """Chooses what the next updates are confined to.
+        """Sets the slices to which the next updates are confined.
 
         Args:
-            shapes: by parameter name, the shape of the leading slice that the sampled subnet uses; None for all of
-                every parameter.
+            shapes: by parameter name, the shape of the leading slice that the sampled subnet uses; None for the whole
+                model.
 
         Raises:
-            ValueError: a name that no parameter has.
+            ValueError: there is no parameter of some name.
         """
         if shapes is not None and (unknown := shapes.keys() - self.steps.keys()):
-            raise ValueError(f"the sampled subnet has parameters that the model has not: {sorted(unknown)[:3]}")
+            raise ValueError(f"the sampled subnet has parameters that the model does not have: {sorted(unknown)[:3]}")
         self._active = shapes
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Updates the shards that DeepSpeed has put into the parameter groups, from their `grad`, which is used up."""
+        """Updates the shards that DeepSpeed has put into the parameter groups; their `grad` may be overwritten."""
         for group in self.param_groups:
             for flat in group["params"]:
                 shard = self._shard_of[flat]
                 tensors = self._active_tensors(shard)
                 if not tensors.names:
-                    continue  # on every rank
+                    continue  # on every rank alike
                 for name in tensors.names:
                     self.steps[name] += 1
                 buffers = Buffers(flat.detach(), flat.grad, *(self.state[flat][moment] for moment in MOMENTS))
@@ -112,14 +114,14 @@ class SubnetOptimizer(torch.optim.Optimizer, ABC):
     def update(
         self, shard: FlatShard, buffers: Buffers, tensors: ActiveTensors, steps: list[int], group: dict[str, Any]
     ) -> None:
-        """One update of a shard's active tensors, collective over `shard.group`.
+        """Updates a shard's active tensors. Collective over `shard.group`.
 
         Args:
-            shard: that is updated.
-            buffers: its masters, gradient and moments.
-            tensors: what takes part.
-            steps: updates that each of these has had, this one included.
-            group: hyper-parameters.
+            shard: the shard to update.
+            buffers: the shard's masters, gradient and moments.
+            tensors: the tensors to update.
+            steps: number of updates of each of these tensors, including this one.
+            group: the parameter group, with the hyper-parameters.
         """
 
     def _active_tensors(self, shard: FlatShard) -> ActiveTensors:

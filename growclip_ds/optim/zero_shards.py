@@ -1,11 +1,11 @@
-"""Where each named parameter lies in the flat fp32 shards that a DeepSpeed ZeRO optimizer keeps.
+"""The layout of named parameters in the flat fp32 shards of a DeepSpeed ZeRO optimizer.
 
 ZeRO stages 1 and 2 concatenate the parameters and cut the result into one shard per rank, wherever the cuts fall.
 Stage 3 cuts every parameter into equal pieces and concatenates a rank's pieces, in sub-groups. Everything that must
-know about tensors inside shards (trust ratios, masks, reading and loading weights) uses the layout found here.
+find tensors inside shards (trust ratios, subnet updates, reading and loading weights) uses this layout.
 
-DeepSpeed's own `safe_get_*` and `safe_set_*` are not used: in 0.19 they fail where a size does not divide by the number
-of ranks, hang before the first step, and leave the working copies as they were.
+DeepSpeed's own `safe_get_*` and `safe_set_*` are not used: in 0.19 they fail if a size is not divisible by the number
+of ranks, hang before the first step, and do not update the working copies.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Piece:
     """The part of a parameter that one rank holds.
 
     Attributes:
-        flat_offset: where it begins in the rank's flat shard.
-        param_offset: where it begins in the parameter, row-major.
-        numel: its elements; 0 if the rank holds none.
+        flat_offset: index of its first element in the rank's flat shard.
+        param_offset: index of its first element in the flattened (row-major) parameter.
+        numel: number of its elements; 0 if the rank holds none.
     """
 
     flat_offset: int
@@ -38,13 +38,13 @@ class Piece:
     numel: int
 
     def of(self, flat: Tensor) -> Tensor:
-        """This piece of a tensor that is laid out like the shard, as a view."""
+        """A view of this piece in a tensor that is laid out like the shard."""
         return flat[self.flat_offset : self.flat_offset + self.numel]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A parameter's place in the shards: one piece a rank, in the order of the ranks."""
+    """A parameter's place in the shards: one piece per rank, in rank order."""
 
     name: str
     shape: Shape
@@ -56,11 +56,11 @@ class FlatShard:
     """This rank's shard of a group of parameters.
 
     Attributes:
-        flat: (n,) the fp32 masters; between the pieces, and behind the last, there may be padding.
-        segments: every parameter of the group, also those of which this rank holds nothing; the same on every rank.
-        group: the ranks that hold the other shards.
-        rank: this rank's place in `group`.
-        device: what `group` communicates from, which with CPU offload is not where `flat` is.
+        flat: (n,) the fp32 masters; there may be padding between the pieces and after the last one.
+        segments: every parameter of the group, including those of which this rank holds nothing; the same on all ranks.
+        group: process group of the ranks that hold the shards.
+        rank: this rank's index in `group`.
+        device: the device that `group` communicates from; with CPU offload, it is not the device of `flat`.
     """
 
     flat: Tensor
@@ -75,16 +75,16 @@ class FlatShard:
 
 
 def flat_shards(zero_optimizer: Any, names: Mapping[nn.Parameter, str]) -> list[FlatShard]:
-    """The shards of a ZeRO optimizer (stages 1, 2 and 3, and DeepSpeed's BF16_Optimizer) and what lies in them.
+    """The shards of a ZeRO optimizer (stages 1, 2 and 3, and DeepSpeed's BF16_Optimizer) with their layout.
 
     Args:
         zero_optimizer: `engine.optimizer` of a DeepSpeed engine.
-        names: of the parameters that it was given.
+        names: the name of each of its parameters.
     """
     if hasattr(zero_optimizer, "fp32_partitioned_groups_flat"):
         return [_stage3_shard(zero_optimizer, index, names) for index in range(len(zero_optimizer.fp16_groups))]
     if hasattr(zero_optimizer, "single_partition_of_fp32_groups"):
-        groups = zero_optimizer.round_robin_bit16_groups  # the order in the flat tensor, round robin or not
+        groups = zero_optimizer.round_robin_bit16_groups  # in the order of the flat tensor, also without round robin
         offsets = zero_optimizer.round_robin_bit16_offsets
         flats = zero_optimizer.single_partition_of_fp32_groups
     else:  # BF16_Optimizer: stage 1 with fp32 accumulation of bf16 gradients
@@ -103,17 +103,17 @@ def gather(
     owner: Callable[[str], int],
     source: Callable[[FlatShard], Tensor] = lambda shard: shard.flat,
 ) -> Iterator[tuple[str, Tensor | None]]:
-    """Puts parameters together, one at a time, each on one rank; every element travels once.
+    """Gathers parameters one at a time, each on one rank; every element is sent at most once.
 
-    Collective: every rank must run through the whole iterator, with the same owners.
+    Collective: every rank must exhaust the iterator, with the same owners.
 
     Args:
-        shards: from `flat_shards`.
-        owner: the rank, within the shards' group, that gets the parameter of a name.
-        source: a tensor laid out like `shard.flat`; the fp32 masters by default.
+        shards: the shards, from `flat_shards`.
+        owner: returns the rank, within the shards' group, that receives the parameter of a name.
+        source: returns the tensor to read, laid out like `shard.flat`; by default the fp32 masters.
 
     Yields:
-        The name and, on its owner, the full tensor on the CPU; elsewhere None.
+        The name, and the full tensor on the CPU of its owner; None on other ranks.
     """
     for shard in shards:
         for segment in shard.segments:
@@ -129,9 +129,9 @@ def scatter(shard: FlatShard, segment: Segment, full: Tensor, destination: Tenso
 
 @torch.no_grad()
 def refresh_weights(zero_optimizer: Any) -> None:
-    """Makes the model's working weights what the fp32 masters say. Collective."""
+    """Copies the fp32 masters into the model's working copies. Collective."""
     if hasattr(zero_optimizer, "fp32_partitioned_groups_flat"):
-        zero_optimizer._partition_all_parameters()  # drops whole copies, which would not be gathered anew
+        zero_optimizer._partition_all_parameters()  # drops gathered copies, which would not be refreshed
         for index in range(len(zero_optimizer.fp16_groups)):
             zero_optimizer._reassign_or_swap_out_partitioned_parameters(index)
         if persistent := zero_optimizer.persistent_parameters:
@@ -141,7 +141,7 @@ def refresh_weights(zero_optimizer: Any) -> None:
 
 
 def _stage3_shard(zero_optimizer: Any, index: int, names: Mapping[nn.Parameter, str]) -> FlatShard:
-    parameters = zero_optimizer.fp16_groups[index]  # so called whatever their dtype
+    parameters = zero_optimizer.fp16_groups[index]  # called so for any dtype
     group = parameters[0].ds_process_group
     segments = []
     for parameter in parameters:
@@ -171,7 +171,7 @@ def _stage12_shard(
 
 
 def _shard(flat: Tensor, segments: list[Segment], group: dist.ProcessGroup) -> FlatShard:
-    from deepspeed.accelerator import get_accelerator  # not to be loaded for the arithmetic of shards alone
+    from deepspeed.accelerator import get_accelerator  # not needed for the arithmetic of shards
 
     device = torch.device(get_accelerator().current_device_name())
     return FlatShard(flat, tuple(segments), group, dist.get_rank(group), device)
@@ -179,7 +179,7 @@ def _shard(flat: Tensor, segments: list[Segment], group: dist.ProcessGroup) -> F
 
 @torch.no_grad()
 def _gather_one(shard: FlatShard, segment: Segment, flat: Tensor, owner: int) -> Tensor | None:
-    # In one batch, as NCCL makes a communicator for every pair of ranks that talk outside of one.
+    # In one batch: outside of one, NCCL creates a communicator for every pair of ranks.
     transfers: list[dist.P2POp] = []
     if shard.rank != owner:
         piece = shard.piece(segment)

@@ -1,1 +1,1 @@
-"""Growth steps as sequences of phases; the method's recipe says which weights each phase starts from."""
+"""Growth steps as sequences of phases; the recipe of a method defines the initial weights of each phase."""

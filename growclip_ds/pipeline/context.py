@@ -15,16 +15,16 @@ from growclip_ds.signals import StopRequest
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all phases of a run have in common.
+    """Everything that all phases of a run share.
 
     Attributes:
-        config: its configuration.
-        deepspeed: how to build engines.
-        folder: where it is on disk.
+        config: the run's configuration.
+        deepspeed: the DeepSpeed settings that engines are built with.
+        folder: the run's folder.
         inputs: the data, the tokenizer and the evaluation sets.
-        monitor: told what happens.
+        monitor: logs progress and metrics.
         stop: whether this rank was asked to stop.
-        watch: over the ranks.
+        watch: the watchdog over all ranks.
     """
 
     config: Config

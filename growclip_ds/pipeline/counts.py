@@ -1,4 +1,4 @@
-"""Counts of what a phase has trained on so far, over all ranks and earlier starts."""
+"""Counts of the data that a phase has trained on so far, over all ranks and starts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from growclip_ds.training.health import Health
 
 
 class PhaseCounts:
-    """Counts on from where the last start of a phase has left off.
+    """The counts of a phase, continued from its previous start.
 
     Args:
-        before: what that has counted.
-        stream: of this start.
-        health: of the phase.
+        before: the training record of the previous start.
+        stream: the training stream of this start.
+        health: the numerical health of the phase.
 
     Attributes:
-        seen: what this rank has trained on in this start.
+        seen: numbers of pairs and caption tokens that this rank has trained on in this start.
     """
 
     def __init__(self, before: Training, stream: TrainingStream, health: Health) -> None:
         self._before, self._stream, self._health = before, stream, health
         self.seen: Counter[str] = Counter()
-        if is_main():  # for all ranks, whichever they were
+        if is_main():  # the total of all ranks, whose number may have changed
             stream.faults.update(before.broken_samples)
 
     def added_to(self, training: Training) -> Training:
-        """The training with what was counted up to now. Collective."""
+        """The training record with the counts up to now. Collective."""
         mine = self.seen + Counter(dead_workers=self._stream.dead_workers)
         seen: Counter[str] = sum(all_gather_object(mine), Counter())
         broken: Counter[Cause] = sum(all_gather_object(self._stream.faults), Counter())

@@ -1,4 +1,4 @@
-"""Evaluation of a phase's model: after training, during it, and as a supernet of candidates."""
+"""Evaluation of a phase's model during and after training, and of a supernet's candidates."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class PhaseEvaluator:
     All methods but `evaluation_iterations` are collective.
 
     Attributes:
-        config: of the run.
-        inputs: of the run.
+        config: the run's configuration.
+        inputs: the run's data, tokenizer and evaluation sets.
         step: the growth step.
-        engine: with the model.
+        engine: the engine that holds the model.
         stop_if_asked: called before each set; raises Stopped on every rank if some rank was asked to stop.
     """
 
@@ -40,7 +40,7 @@ class PhaseEvaluator:
     stop_if_asked: Callable[[], None]
 
     def evaluate(self) -> list[Result]:
-        """Evaluates the model as it is on every set that is reported."""
+        """Evaluates the current model on every reported set."""
         module = self.engine.module
         was_training = module.training
         encoder = ModelEncoder(module, self.engine.device, self.engine.dtype)
@@ -53,11 +53,11 @@ class PhaseEvaluator:
         return results
 
     def evaluation_iterations(self, stream: TrainingStream, epochs: int) -> frozenset[int]:
-        """After which iterations the model is evaluated while it is trained; the end of the phase is none of them."""
+        """The numbers of finished iterations after which to evaluate during training, all before the last."""
         every = self.config.evaluation.every_epochs
-        if every is None or not epochs:  # a supernet that only inherits
+        if every is None or not epochs:  # a supernet that inherits and is not trained
             return frozenset()
-        batches = every * stream.iterations / epochs  # of streamed data, an epoch's last one is short
+        batches = every * stream.iterations / epochs  # fractional for streamed data: an epoch's last is short
         done = (math.ceil(batches * number) for number in itertools.count(1))
         return frozenset(itertools.takewhile(lambda iteration: iteration < stream.iterations, done))
 
@@ -65,7 +65,7 @@ class PhaseEvaluator:
         """Evaluates every candidate with the supernet's weights.
 
         Returns:
-            The name of the set that they were compared on, and the candidates, best by Eq. 7 first.
+            The name of the set on which the candidates were compared, and the candidates, best by Eq. 7 first.
         """
         encoder = SupernetEncoder(self.engine.module, space.candidates)
         size, batch_size = self.inputs.sizes.image_size, self.config.selection.batch_size

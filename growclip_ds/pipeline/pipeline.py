@@ -1,7 +1,7 @@
-"""The growth pipeline (Section 3.4): each growth step as phases, weights in, weights out.
+"""The growth pipeline (Section 3.4): growth steps as sequences of phases, each from weights to weights.
 
 Only weights pass from phase to phase, through the run folder, so a restarted run resumes with its first unfinished
-phase, and within that from its newest checkpoint.
+phase, from the newest checkpoint of that phase.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ def prepare_growth(
     stop: StopRequest | None = None,
     watch: Watchdog | None = None,
 ) -> GrowthPipeline:
-    """Opens the run and all that it reads, so that whatever of it cannot be used shows before any training. Collective.
+    """Opens the run and all of its inputs, so that unusable ones are reported before any training. Collective.
 
     Args:
-        config: of the run.
-        deepspeed: how to build engines.
-        output_dir: the run's folder, new or of a run to go on with.
-        growth_step: the only growth step to run; all of them if None.
-        stop: whether this rank was asked to stop; it never is if None.
-        watch: over the ranks; none is kept if None.
+        config: the run's configuration.
+        deepspeed: the DeepSpeed settings that engines are built with.
+        output_dir: the run's folder; new, or that of a run to resume.
+        growth_step: the only growth step to run; None for all.
+        stop: whether this rank was asked to stop; None if it never is.
+        watch: the watchdog over all ranks; None for no watchdog.
 
     Raises:
-        InputError: on every rank alike.
+        InputError: on every rank, if the run or one of its inputs cannot be used.
     """
     steps = range(1, config.num_growth_steps + 1)
     if growth_step is not None:
         if growth_step not in steps:
             raise InputError(
-                f"--growth-step {growth_step}: the run has growth steps 1 to {len(steps)}, as many as data.subsets has "
-                "subsets, or growth.steps says; append a subset, or name one of these steps"
+                f"--growth-step {growth_step}: the run has growth steps 1 to {len(steps)}, as set by data.subsets or "
+                "growth.steps; append a subset, or choose one of these steps"
             )
         steps = range(growth_step, growth_step + 1)
-    lock = RunLock(output_dir)  # before anything in the folder is looked at
+    lock = RunLock(output_dir)  # before anything in the folder is read
     folder = open_run(output_dir, config)
     with folder.errors_explained():
         run, steps = _open_inputs(config, deepspeed, folder, steps, stop or StopRequest(), watch or Watchdog())
@@ -66,17 +66,17 @@ def prepare_growth(
 def _open_inputs(
     config: Config, deepspeed: ResolvedDeepSpeed, folder: RunFolder, steps: range, stop: StopRequest, watch: Watchdog
 ) -> tuple[RunContext, range]:
-    """What the growth steps work with, and those of them that did not come with `model.start`."""
+    """The context of the growth steps, and the steps to run: those that did not come with `model.start`."""
     if config.model.start is None:
         folder.require_step_before(steps.start)
     inputs = prepare(config, folder, last_step=steps[-1])
-    folder.write_config(config)  # not before its data was seen to be there
+    folder.write_config(config)  # only once the data has been found usable
     base, name = config.model.base, "model.base"
     if config.model.start is not None:
         last, base, name = *adopt(config.model.start, folder, inputs), "model.start"
         if last >= config.num_growth_steps:
             raise InputError(
-                f"model.start, {config.model.start}, has been through growth step {last}, but the run ends with step "
+                f"model.start, {config.model.start}, has finished growth step {last}, but the run ends with step "
                 f"{config.num_growth_steps}: append the subset of step {last + 1} to data.subsets"
             )
         steps = range(max(last + 1, steps.start), max(last + 1, steps.stop))
@@ -86,9 +86,9 @@ def _open_inputs(
     monitor = open_monitor(folder, config, samples)
     if left_out := inputs.data.left_out:
         list_left_out(inputs.data, folder)
-        monitor.note(f"left out of the data: {in_words(left_out)}; {folder.faults('index')} lists them")
+        monitor.note(f"samples left out of the data: {in_words(left_out)}; {folder.faults('index')} lists them")
     if elsewhere := inputs.data.indexes_elsewhere():
-        monitor.note(f"the index of {elsewhere:,} shards is in the user's cache, as their folders cannot be written")
+        monitor.note(f"the index of {elsewhere:,} shards is in the user's cache, as their folders are not writable")
     if changes := folder.keep_numerics(deepspeed.numerics):
         monitor.note(f"the DeepSpeed file has changed; the run continues with it: {'; '.join(changes)}")
     return RunContext(config, deepspeed, folder, inputs, monitor, stop, watch), steps
@@ -98,9 +98,9 @@ class GrowthPipeline:
     """Runs growth steps.
 
     Args:
-        run: that they belong to.
+        run: the context of the run.
         steps: the growth steps to run.
-        lock: on the run's folder, released at their end.
+        lock: the lock on the run's folder, released after `run`.
     """
 
     def __init__(self, run: RunContext, steps: range, lock: RunLock) -> None:
@@ -110,7 +110,7 @@ class GrowthPipeline:
         self._less_memory = (
             f"lower training.micro_batch_size (now {run.deepspeed.micro_batch_size:,}) or, if a model was being "
             "evaluated, evaluation.batch_size or selection.batch_size; or set training.activation_checkpointing, or "
-            "take a higher ZeRO stage or offloading; growclip plan says what fits. The same command then goes on from "
+            "use a higher ZeRO stage or offloading; growclip plan shows what fits. The same command then resumes from "
             "the last checkpoint"
         )
         self.phases = [(step, phase) for step in steps for phase in phase_epochs(run.config, step)]
@@ -119,9 +119,9 @@ class GrowthPipeline:
         """Runs the unfinished phases of the growth steps, in order.
 
         Raises:
-            Stopped: on every rank, if some rank was asked to stop; started again, the run goes on.
+            Stopped: on every rank, if some rank was asked to stop; started again, the run resumes.
         """
-        # Around the monitor too: what threads could not write of the curves comes up when it is closed, at the latest.
+        # Around the monitor too: closing it raises the errors of its writer threads.
         with self.folder.errors_explained(), contextlib.closing(self._lock), contextlib.closing(self.monitor):
             self._run_phases()
             self.monitor.finish()

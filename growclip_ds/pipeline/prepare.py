@@ -1,4 +1,4 @@
-"""Opens and checks everything that a run reads besides its configuration, before any training."""
+"""Opens and checks all inputs of a run besides its configuration, before any training."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from growclip_ds.run.records import data_subsets
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What the growth steps of a run share.
+    """The inputs that all growth steps of a run share.
 
     Attributes:
-        data: the data subsets that have been opened; growth step t trains on the first t.
-        tokenizer: of the captions.
-        sizes: of the model's input and embedding space.
-        evaluation_sets: reported after every growth step.
-        selection_set: what candidates are compared on; None: on held-out pairs.
+        data: the opened data subsets; growth step t trains on the first t.
+        tokenizer: the tokenizer of the captions.
+        sizes: the sizes of the model's inputs and embedding space.
+        evaluation_sets: the sets on which the model of every growth step is evaluated.
+        selection_set: the set on which candidates are compared; None for held-out pairs.
     """
 
     data: OpenSubsets
@@ -46,7 +46,7 @@ class RunInputs:
     selection_set: EvaluationSet | None
 
     def samples(self, step: int) -> int:
-        """N^t of Eq. 7: all samples that have arrived by a growth step."""
+        """N^t of Eq. 7: number of samples in the first `step` subsets."""
         return sum(subset.samples or 0 for subset in self.data.subsets[:step])
 
 
@@ -56,12 +56,12 @@ def prepare(config: Config, folder: RunFolder, last_step: int) -> RunInputs:
     Collective.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        last_step: the last growth step to be run; the data of later ones need not be there yet.
+        config: the run's configuration.
+        folder: the run's folder.
+        last_step: the last growth step to run; the data of later steps need not exist yet.
 
     Raises:
-        InputError: on every rank alike, for whatever of it cannot be used.
+        InputError: on every rank, if an input cannot be used.
     """
     evaluation_sets = on_main(lambda: [_open_set(one) for one in config.evaluation.datasets])
     dataset = config.selection.dataset
@@ -86,7 +86,7 @@ def _open_data(config: Config, file: Path, last_step: int) -> OpenSubsets:
             staged=config.data.staged,
         )
     _check_left_out(opened, config.data.max_broken_share)
-    # Nothing of subsets that are only listed, though their samples may be counted: until they are used they may change.
+    # Subsets that are listed but not used yet are not recorded, even if they are counted: they may still change.
     on_main(lambda: write_subsets([*opened.subsets, *recorded[last_step:]], file))
     return opened
 
@@ -95,7 +95,7 @@ def _check_left_out(data: OpenSubsets, share: float) -> None:
     """Checks that not too many samples are missing from the index.
 
     Raises:
-        InputError: there are.
+        InputError: their share exceeds the limit.
     """
     left_out = data.left_out
     missing, there = sum(left_out.values()), sum(subset.samples or 0 for subset in data.subsets)
@@ -109,13 +109,13 @@ def _check_left_out(data: OpenSubsets, share: float) -> None:
 
 
 def list_left_out(data: OpenSubsets, folder: RunFolder) -> None:
-    """Lists the samples that are not in the index in the run's folder. Collective."""
+    """Writes the list of samples missing from the index to the run's folder. Collective."""
     lines = (json.dumps({"key": fault.key, "cause": fault.cause}) + "\n" for fault in data.faults())
     on_main(lambda: write_text(folder.faults("index"), "".join(lines)))
 
 
 def _open_tokenizer(config: Config, folder: Path, train: ShardIndex | RemoteShards) -> Tokenizer:
-    """The run's tokenizer: from its folder, or loaded or trained and then kept there for all steps."""
+    """The run's tokenizer; the first time it is loaded or trained and saved to the run's folder for all later steps."""
     section, context_length = config.data.tokenizer, config.model.context_length
 
     def make() -> None:
@@ -124,7 +124,7 @@ def _open_tokenizer(config: Config, folder: Path, train: ShardIndex | RemoteShar
         if section.name_or_path is not None:
             load_tokenizer(section.name_or_path, context_length).save(folder)
         else:
-            assert section.vocab_size is not None  # the configuration sees to it
+            assert section.vocab_size is not None  # checked by the configuration
             read = captions(train) if isinstance(train, ShardIndex) else stream_captions(train)
             train_tokenizer(read, section.vocab_size, context_length).save(folder)
 
@@ -133,6 +133,6 @@ def _open_tokenizer(config: Config, folder: Path, train: ShardIndex | RemoteShar
     if section.name_or_path is not None and section.vocab_size not in (None, tokenizer.vocab_size):
         raise InputError(
             f"data.tokenizer.vocab_size is {section.vocab_size}, but {section.name_or_path} has "
-            f"{tokenizer.vocab_size} tokens; state that number or leave it out"
+            f"{tokenizer.vocab_size} tokens; set this number or leave it out"
         )
     return tokenizer

@@ -1,7 +1,7 @@
-"""The methods: for each phase of a growth step, which model is trained, what its weights start as, and what is sampled.
+"""The methods: each defines, for every phase of a growth step, the model, its initial weights and the sampled subnets.
 
-Everything else (the data and its order, schedule, optimizer, checkpoints, evaluation) belongs to the phase, and is the
-same for all methods. `growclip_ds.growth.phases` has the length of phases; docs/baselines.md has a table of it all.
+Everything else (data and their order, schedule, optimizer, checkpoints, evaluation) belongs to the phase and is the
+same for all methods. `growclip_ds.growth.phases` defines the length of phases; docs/baselines.md has an overview.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from growclip_ds.seeds import named_seed
 
 
 class Recipe(ABC):
-    """A method.
+    """A method as a sequence of phases.
 
     Args:
-        run: that is made by it.
+        run: the context of the run.
     """
 
     def __init__(self, run: RunContext) -> None:
@@ -46,26 +46,26 @@ class Recipe(ABC):
 
     @abstractmethod
     def run(self, step: int, phase: Phase) -> None:
-        """Runs a phase of a growth step, those before it being finished.
+        """Runs a phase of a growth step, all earlier phases being finished.
 
         Raises:
             Stopped: on every rank, if some rank was asked to stop.
         """
 
     def _train(self, step: int, spec: ModelSpec, weights: Weights) -> None:
-        """The phase that every growth step ends with: its model, trained and evaluated."""
+        """Trains and evaluates the model of a growth step, in the step's last phase."""
         with PhaseRun(self._run, step, Phase.TRAIN, spec, weights) as run:
             run.train(self._epochs(step, Phase.TRAIN))
             run.evaluate()
 
     def _select(self, step: int, phase: Phase, space: GrowthSpace, weights: Weights) -> None:
-        """A supernet trained by sampled subnets (Eq. 6), every candidate evaluated, the best by Eq. 7 taken."""
+        """Trains a supernet by sampled subnets (Eq. 6), evaluates every candidate and selects the best by Eq. 7."""
         with PhaseRun(self._run, step, phase, self._spec(space.supernet), weights) as run:
             run.train(self._epochs(step, phase), space)
             run.select(space)
 
     def _growth_space(self, step: int) -> GrowthSpace:
-        """What the last step's architecture may grow into."""
+        """The space that the previous step's architecture may grow into."""
         base = self._weights(step - 1, Phase.TRAIN).architecture
         return growth_space(self.config, base, self.inputs.sizes.parameters_of)
 
@@ -79,7 +79,7 @@ class Recipe(ABC):
         return on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
 
     def _seed(self, step: int, phase: Phase) -> str:
-        """What random weights are drawn from, together with their names."""
+        """Seed of a phase's random weights, combined with each tensor's name."""
         return f"{self.config.seed}/{step}/{phase}"
 
 
@@ -98,19 +98,19 @@ class GrowCLIPRecipe(Recipe):
                 self.train_selected(step)
 
     def train_base(self) -> None:
-        """Growth step 1: the base model from scratch."""
+        """Growth step 1: trains the base model from scratch."""
         spec = self._spec(self.config.model.base)
         self._train(1, spec, spec.initial(self._seed(1, Phase.TRAIN)))
 
     def finetune_supernet(self, step: int) -> None:
-        """Phase 1: the supernet inherits from the last step's model (Eq. 5) and is trained whole, shortly."""
+        """Phase 1: the supernet inherits from the previous step's model (Eq. 5) and is briefly trained as a whole."""
         spec = self._spec(self._growth_space(step).supernet)
         read = self._supernet(step, Phase.FINETUNE)
         with PhaseRun(self._run, step, Phase.FINETUNE, spec, ((name, read(name)) for name in spec.shapes)) as run:
             run.train(self._epochs(step, Phase.FINETUNE))
 
     def select_architecture(self, step: int) -> None:
-        """Phase 2: goes on with the supernet, by sampled subnets."""
+        """Phase 2: trains the supernet further by sampled subnets and selects a candidate."""
         space = self._growth_space(step)
         read = self._supernet(step, Phase.SELECTION)
         self._select(step, Phase.SELECTION, space, ((name, read(name)) for name in self._spec(space.supernet).shapes))
@@ -124,7 +124,10 @@ class GrowCLIPRecipe(Recipe):
         self._train(step, self._spec(chosen), weights)
 
     def _supernet(self, step: int, phase: Phase) -> Callable[[str], Tensor]:
-        """Gives tensors of the supernet as a phase finds it: as the phase before left it, or as it has inherited."""
+        """Returns a reader of the supernet's tensors at the start of a phase.
+
+        They are as the step's previous phase left them; in its first phase, they inherit from the last step's model.
+        """
         before = list(itertools.takewhile(lambda other: other is not phase, phase_epochs(self.config, step)))
         if before:
             return self._weights(step, before[-1]).read
@@ -144,7 +147,7 @@ class GrowCLIPRecipe(Recipe):
 
 
 class SearchRecipe(Recipe):
-    """NAS: a supernet of the same growth space as GrowCLIP's, but all weights from scratch."""
+    """NAS: searches the same growth space as GrowCLIP, but trains everything from scratch."""
 
     def run(self, step: int, phase: Phase) -> None:
         seed = self._seed(step, phase)
@@ -158,12 +161,12 @@ class SearchRecipe(Recipe):
 
 
 class FixedRecipe(Recipe):
-    """A model that does not grow: in every growth step from scratch (TFS, MS-CLIP), or the last one's (TWP, SAP)."""
+    """A model that does not grow: steps start from scratch (TFS, MS-CLIP) or from the previous step's (TWP, SAP)."""
 
     def __init__(self, run: RunContext) -> None:
         super().__init__(run)
         if run.config.baselines.start is not None and self.folder.is_trained(1, Phase.TRAIN):
-            self.model = self._weights(1, Phase.TRAIN).spec  # the run needs the checkpoint that it began with no more
+            self.model = self._weights(1, Phase.TRAIN).spec  # the checkpoint is no longer needed
         else:
             self.model = fixed_model(run.config, run.inputs)
 
@@ -197,7 +200,7 @@ def fixed_model(config: Config, inputs: RunInputs) -> ModelSpec:
     """The model of TFS, TWP, SAP or MS-CLIP.
 
     Raises:
-        InputError: the checkpoint that it is to start from cannot be read, or does not fit the run.
+        InputError: the checkpoint of `baselines.start` cannot be read, or does not fit the run.
     """
     section, sizes, end_of_text = config.baselines, inputs.sizes, inputs.tokenizer.end_of_text
     if not config.fixed_model_is_clip:
@@ -213,7 +216,7 @@ def fixed_model(config: Config, inputs: RunInputs) -> ModelSpec:
     if section.architecture not in (None, spec.architecture):
         raise InputError(
             f"{where} has architecture {spec.architecture}, but baselines.architecture is {section.architecture}; "
-            "leave that out"
+            "leave the latter out"
         )
     for name in ("context_length", "image_size", "embed_dim"):
         theirs, ours = getattr(spec.sizes, name), getattr(sizes, name)
@@ -221,8 +224,8 @@ def fixed_model(config: Config, inputs: RunInputs) -> ModelSpec:
             raise InputError(f"{where} has {name} {theirs}, but model.{name} is {ours}; set it to {theirs}")
     if (inputs.tokenizer.vocab_size, end_of_text) != (spec.sizes.vocab_size, spec.end_of_text):
         raise InputError(
-            f"{where} has {spec.sizes.vocab_size} tokens, the end of text being {spec.end_of_text}, but the run's "
-            f"tokenizer has {inputs.tokenizer.vocab_size}, and {end_of_text}: take the model's own tokenizer "
+            f"{where} has {spec.sizes.vocab_size} tokens with end-of-text token {spec.end_of_text}, but the run's "
+            f"tokenizer has {inputs.tokenizer.vocab_size} with {end_of_text}: use the model's own tokenizer "
             "(data.tokenizer.name_or_path)"
         )
     return spec

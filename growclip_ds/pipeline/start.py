@@ -1,4 +1,4 @@
-"""Runs that start from an exported model: its growth steps are done, and the run continues with the next one."""
+"""Runs that start from an exported model: its growth steps count as finished, and the run begins with the next."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from growclip_ds.run.records import PhaseRecord, described
 
 
 def adopt(start: str, folder: RunFolder, inputs: RunInputs) -> tuple[int, Architecture]:
-    """Puts an exported model into a run's folder, in the place of the growth steps that it has been through.
+    """Writes an exported model into a run's folder as the result of the growth steps that it has finished. Collective.
 
-    Collective. After that the run is as if it had trained the model itself, and needs the exported folder no more.
+    The run then continues as if it had trained the model itself, and no longer needs the exported folder.
 
     Args:
-        start: the exported folder.
-        folder: of the run.
-        inputs: that the run will go on with.
+        start: path of the exported folder.
+        folder: the run's folder.
+        inputs: the inputs of the run.
 
     Returns:
-        The last growth step that came with the model, and its architecture.
+        The last growth step that the model has finished, and its architecture.
 
     Raises:
-        InputError: on every rank, if it is no exported GrowCLIP, or does not fit the run.
+        InputError: on every rank, if `start` is not an exported GrowCLIP, or does not fit the run.
     """
     if not folder.is_finished(1, Phase.TRAIN):
         model = on_every_rank(lambda: ExportedModel(start))
@@ -38,7 +38,7 @@ def adopt(start: str, folder: RunFolder, inputs: RunInputs) -> tuple[int, Archit
         last = max(records)
         if not folder.is_trained(last, Phase.TRAIN):
             _write_weights(model, folder, records[last])
-        for step in sorted(records, reverse=True):  # the first one last: once it is there, all are
+        for step in sorted(records, reverse=True):  # step 1 last: once it is finished, all are
             folder.finish(records[step])
     last = on_main(lambda: sum(record.start is not None for record in folder.records()))
     return last, folder.record(last, Phase.TRAIN).architecture
@@ -53,14 +53,14 @@ def _check_fits(model: ExportedModel, inputs: RunInputs) -> None:
     tokenizer = inputs.tokenizer
     if (tokenizer.vocab_size, tokenizer.end_of_text) != (model.sizes.vocab_size, model.end_of_text):
         raise InputError(
-            f"{where} has {model.sizes.vocab_size} tokens, the end of text being {model.end_of_text}, but the run's "
-            f"tokenizer has {tokenizer.vocab_size}, and {tokenizer.end_of_text}: take the model's own "
+            f"{where} has {model.sizes.vocab_size} tokens with end-of-text token {model.end_of_text}, but the run's "
+            f"tokenizer has {tokenizer.vocab_size} with {tokenizer.end_of_text}: use the model's own tokenizer "
             f"(data.tokenizer.name_or_path={model.folder})"
         )
 
 
 def _records(model: ExportedModel, start: str) -> dict[int, PhaseRecord]:
-    """Of each growth step that the model has been through."""
+    """The record of each growth step that the model has finished."""
     parameters = model.sizes.parameters_of(model.architecture)
     first = {"step": 1, "architecture": asdict(model.architecture), "parameters": parameters, "samples": 0}
     growth = {step["step"]: step for step in model.growth or [first]}

@@ -1,1 +1,1 @@
-"""A run on disk, and when its next growth step is due."""
+"""A run's folder on disk, and when its next growth step is due."""

@@ -9,10 +9,10 @@ from typing import Any
 from growclip_ds.config.config import Config
 from growclip_ds.config.sections import DataSection, TokenizerSection
 
-# It bears on speed, memory and reports, not on the weights.
+# These settings affect speed, memory and reports, not the weights.
 MAY_CHANGE = (
     "growth.steps",
-    "data.subsets",  # data.yaml knows which ones have been used
+    "data.subsets",  # checked against data.yaml, which records the used ones
     "data.staged",
     "data.workers",
     "data.max_broken_share",
@@ -29,19 +29,19 @@ _NOT_SET = object()
 
 
 def may_change(key: str) -> bool:
-    """Whether a setting, by its dotted key, may change in a run that goes on."""
+    """Whether a setting, by its dotted key, may change when a run is resumed."""
     return any(f"{key}.".startswith(f"{other}.") for other in MAY_CHANGE)
 
 
 def forbidden_changes(there: dict[str, Any], config: Config) -> list[tuple[str, str, str]]:
-    """Where a configuration is not the one that a run began with, and has to be.
+    """The changes to a run's configuration that a resumed run must not make.
 
     Args:
-        there: the run's configuration as it was written; settings that have been added since count as their defaults.
+        there: the run's configuration as stored in its folder; missing (newer) settings count as their defaults.
         config: the configuration to resume the run with.
 
     Returns:
-        Dotted key, value there, value now, of each difference.
+        For each change: the dotted key, the stored value and the new value, as JSON.
     """
     data = DataSection.model_construct(tokenizer=TokenizerSection.model_construct())
     defaults = Config.model_construct(data=data).model_dump(mode="json")
@@ -50,7 +50,7 @@ def forbidden_changes(there: dict[str, Any], config: Config) -> list[tuple[str, 
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
-    """The dotted keys in which two nested values differ, with what they are."""
+    """Yields the dotted key, old value and new value (as JSON) of each difference between two nested values."""
     if isinstance(old, list) and isinstance(new, list) and old and isinstance(old[0], dict):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):

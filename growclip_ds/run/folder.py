@@ -5,10 +5,10 @@
     faults/                   unusable samples as JSON lines: found by the index, and by each rank
     tokenizer/
     tensorboard/
-    bad_iterations/           iterations without an update: the tensor that was not finite, and the samples
+    bad_iterations/           iterations without an update: the first non-finite tensor, and the samples
     deepspeed.json            the parts of the DeepSpeed file that affect the weights
-    train.lock                locked while the run trains; says by whom
-    step_1/train/             weights/, written when trained, and, written last, phase.json: what the phase did;
+    train.lock                locked while the run trains; names the process
+    step_1/train/             weights/, written after training, and phase.json, written last: the record of the phase;
                               until then checkpoints/ to resume from
     step_2/finetune/          phase 1, the supernet
     step_2/selection/         phase 2, the supernet trained by subnets; phase.json lists the candidates
@@ -16,8 +16,8 @@
     step_2/train/             phase 3, the selected model; the only phase of a fixed model
     step_3/…
 
-A phase is finished once its phase.json exists. A restarted run skips finished phases; of one that has its weights
-already, only the evaluation is repeated; one that has a checkpoint resumes from it.
+A phase is finished once its phase.json exists. A restarted run skips finished phases, repeats only the evaluation of a
+phase that has its weights, and resumes a phase from its newest checkpoint otherwise.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from growclip_ds.yaml_files import read_yaml
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run's files are, and which of its phases are finished.
+    """The files of a run, and which of its phases are finished.
 
-    Methods that read or write are collective but where they say that they are not.
+    Methods that read or write are collective unless they say otherwise.
     """
 
     path: Path
@@ -70,11 +70,11 @@ class RunFolder:
         return self.path / "tokenizer"
 
     def faults(self, source: str) -> Path:
-        """Where samples that could not be used are listed: those of `index`, or of a rank (`rank_0`)."""
+        """File that lists the unusable samples found by a source: `index`, or a rank (`rank_0`)."""
         return self.path / "faults" / f"{source}.jsonl"
 
     def bad_iterations(self, step: int, phase: Phase) -> Path:
-        """Where iterations of a phase are described whose numbers had gone wrong."""
+        """Folder of the reports on a phase's iterations without an update."""
         return self.path / "bad_iterations" / f"step_{step}_{phase}"
 
     @property
@@ -88,19 +88,19 @@ class RunFolder:
         return self.phase(step, phase) / "phase.json"
 
     def weights(self, step: int, phase: Phase) -> Path:
-        """Where a phase's final weights are, or will be."""
+        """Folder of a phase's final weights, which may not exist yet."""
         return self.phase(step, phase) / "weights"
 
     def checkpoints(self, step: int, phase: Phase) -> Path:
-        """Where the checkpoints of a phase are while it is being trained."""
+        """Folder of a phase's checkpoints during its training."""
         return self.phase(step, phase) / "checkpoints"
 
     def remove_checkpoints(self, step: int, phase: Phase) -> None:
-        """Removes what a phase that has its final weights does not need any more."""
+        """Removes a phase's checkpoints, which are not needed once its final weights exist."""
         on_main(lambda: shutil.rmtree(self.checkpoints(step, phase), ignore_errors=True))
 
     def require_there(self) -> None:
-        """Checks that nobody has removed the folder under the run.
+        """Checks that the folder has not been removed during the run.
 
         Raises:
             InputError: on every rank, if it is gone.
@@ -109,10 +109,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def errors_explained(self) -> Iterator[None]:
-        """A context in which errors in writing to the folder become errors that the user can fix. Not collective.
+        """A context that turns errors in writing to the folder into errors that the user can fix. Not collective.
 
         Raises:
-            InputError: instead of an OSError, if the folder is gone or its disk is full.
+            InputError: in place of an OSError, if the folder is gone or its disk is full.
         """
         try:
             yield
@@ -125,22 +125,22 @@ class RunFolder:
     def _require_there(self) -> None:
         if not self.config_file.exists():
             raise InputError(
-                f"{self.config_file} was removed during the run, so nothing can be saved any more: put the folder "
-                "back, or start a new run"
+                f"{self.config_file} was removed during the run, so nothing can be saved any more: restore the folder, "
+                "or start a new run"
             )
 
     def is_finished(self, step: int, phase: Phase) -> bool:
         return on_main(self.record_file(step, phase).exists)
 
     def first_unfinished(self, places: Iterable[tuple[int, Phase]]) -> tuple[int, Phase] | None:
-        """The first of these phases of growth steps that is still to be run, if any."""
+        """The first of these (growth step, phase) pairs that is not finished; None if all are."""
         return next((place for place in places if not self.is_finished(*place)), None)
 
     def require_step_before(self, step: int) -> None:
-        """Checks that a growth step can be run.
+        """Checks that the growth step before this one is finished.
 
         Raises:
-            InputError: on every rank, if the growth step before it is not finished.
+            InputError: on every rank, if it is not.
         """
         if step > 1 and not self.is_finished(step - 1, Phase.TRAIN):
             raise InputError(
@@ -149,25 +149,25 @@ class RunFolder:
             )
 
     def is_trained(self, step: int, phase: Phase) -> bool:
-        """Whether a phase has its final weights, finished or not."""
+        """Whether a phase has its final weights, whether or not it is finished."""
         return on_main(self.weights(step, phase).exists)
 
     def finish(self, record: PhaseRecord) -> None:
-        """Marks the phase of a record finished, its weights being there."""
+        """Marks the phase of a record as finished; its weights must exist."""
         step, phase = record.step, record.phase
-        self.remove_checkpoints(step, phase)  # again, as the run may have been interrupted before it was done
+        self.remove_checkpoints(step, phase)  # again: the run may have been interrupted before it removed them
         on_main(lambda: write_json(self.record_file(step, phase), record.to_json()))
 
     def record(self, step: int, phase: Phase) -> PhaseRecord:
-        """What a finished phase did.
+        """The record of a finished phase.
 
         Raises:
-            InputError: on every rank, if it is not finished, or its phase.json is damaged.
+            InputError: on every rank, if the phase is not finished, or its phase.json is damaged.
         """
         return on_main(lambda: read_record(self.record_file(step, phase), step, phase))
 
     def records(self) -> Iterator[PhaseRecord]:
-        """What the finished phases did, in the order in which they were run. Not collective: for reports.
+        """Yields the records of all finished phases, in the order in which they ran. Not collective, for reports.
 
         Raises:
             InputError: a phase.json is damaged.
@@ -180,14 +180,14 @@ class RunFolder:
                 return
 
     def write_config(self, config: Config) -> None:
-        """Keeps the configuration that the run goes on with."""
+        """Stores the configuration that the run continues with."""
         on_main(lambda: write_text(self.config_file, config.to_yaml()))
 
     def keep_numerics(self, numerics: dict[str, Any]) -> list[str]:
-        """Keeps what of the DeepSpeed file bears on the weights, and says what has changed since it was last kept.
+        """Stores the DeepSpeed settings that affect the weights, and compares them with those stored before.
 
         Returns:
-            A line for each change: ranks, stages and offloading may change freely, but this the user should know.
+            A line per change, to show to the user. Ranks, ZeRO stages and offloading may change without mention.
         """
         before = on_main(self._read_numerics)
         on_main(lambda: write_json(self.deepspeed_file, numerics))
@@ -204,7 +204,7 @@ class RunFolder:
             raise InputError(f"{self.deepspeed_file} cannot be read ({error}); remove it") from None
 
     def iterations_before(self, step: int, phase: Phase) -> int:
-        """Iterations of the run before a phase began: where its curves start."""
+        """Number of iterations of the run before a phase, which is where its curves start."""
         order = list(Phase)
 
         def is_before(record: PhaseRecord) -> bool:
@@ -213,10 +213,10 @@ class RunFolder:
         return on_main(lambda: sum(record.iterations for record in self.records() if is_before(record)))
 
     def selected_architecture(self, step: int, phase: Phase = Phase.SELECTION) -> Architecture:
-        """The candidate that a phase of a growth step found best.
+        """The candidate that a phase of a growth step has selected.
 
         Raises:
-            InputError: on every rank, if its record cannot be read, or has no candidates.
+            InputError: on every rank, if the phase's record cannot be read, or has no candidates.
         """
         candidates = self.record(step, phase).candidates
         if not candidates:
@@ -225,23 +225,23 @@ class RunFolder:
 
 
 def existing_run(path: Path) -> RunFolder:
-    """The folder of a run that has begun. Not collective.
+    """The folder of an existing run. Not collective.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no run in `path`.
     """
     folder = RunFolder(path)
     if not path.is_dir():
-        raise InputError(f"there is no folder {path}; name the --output-dir of a training")
+        raise InputError(f"there is no folder {path}; name the --output-dir of a run")
     if not folder.config_file.exists():
         raise InputError(f"{path} is not a run: it has no {folder.config_file.name}; name the --output-dir of one")
     return folder
 
 
 def open_run(output_dir: str | Path, config: Config) -> RunFolder:
-    """Creates a run's folder, or opens that of a run to go on with. Collective.
+    """Creates a run's folder, or opens that of a run to resume. Collective.
 
-    A run that has kept neither weights, nor a checkpoint, even a damaged one, nor the record of a phase may begin anew
+    A run that has saved no weights, no checkpoint (not even a damaged one) and no record of a phase may be started over
     with another configuration.
 
     Raises:
@@ -254,13 +254,13 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
         known = folder.config_file.exists()
         if begun and not known:
             raise InputError(
-                f"{folder.path} holds growth steps, but no config.yaml to tell whose; use another --output-dir"
+                f"{folder.path} holds growth steps, but no config.yaml to say whose; use another --output-dir"
             )
         if begun:
             _require_same_run(folder, config)
             return
         try:
-            if known:  # its tokenizer may not be what this configuration asks for
+            if known:  # its tokenizer may not fit this configuration
                 folder.data_file.unlink(missing_ok=True)
                 folder.deepspeed_file.unlink(missing_ok=True)
                 for leftover in (folder.tokenizer, *folder.path.glob("step_*")):
@@ -275,8 +275,8 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether a run has kept anything. Not by `glob`, which takes errors for empty folders: what is left of a run that
-    has not begun is removed.
+    """Whether a run has saved anything. Not by `glob`, which takes errors for empty folders: the files of a run
+    that has saved nothing are removed.
     """
     try:
         phases = [phase for step in _inside(path) if step.name.startswith("step_") for phase in _inside(step)]

@@ -1,4 +1,4 @@
-"""A lock against training a run twice at a time: the second start would remove and rename what the first is writing."""
+"""A lock against training a run twice at once: the second start would remove or rename files that the first writes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from typing import IO
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
 
-WAIT = 30.0  # seconds in which the ranks of a job that is started again may still come to their end
-WAIT_FOR_SERVER = 300.0  # and in which a file server may still keep the lock of a node that such a job has lost
-PERIOD = 0.5  # seconds from one try to the next
+WAIT = 30.0  # seconds to wait for a previous start's ranks to end
+WAIT_FOR_SERVER = 300.0  # the same if this job was requeued: a file server may hold the lock of a lost node this long
+PERIOD = 0.5  # seconds between attempts
 NAME = "train.lock"
-_UNKNOWN = "by whom is not known"
-_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # file systems that have none
+_UNKNOWN = "holder unknown"
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of file systems without locks
 
 
 class RunLock:
-    """The lock on a run's folder, held by rank 0 until it is closed or the process ends, however it ends.
+    """The lock on a run's folder, held by rank 0 until it is closed or the process ends, even if it is killed.
 
-    The folder is made if need be. Where the file system has no locks, nothing is locked.
+    Creates the folder if it does not exist. On a file system without locks, nothing is locked.
 
     Args:
         folder: the run's folder.
 
     Raises:
-        InputError: on every rank, if another start of the run holds it, or the folder cannot be written.
+        InputError: on every rank, if another process still holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +40,7 @@ class RunLock:
         on_main(self._take)
 
     def close(self) -> None:
-        """Not collective: does nothing where it is not held."""
+        """Releases the lock; does nothing on a rank that does not hold it. Not collective."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -54,27 +54,27 @@ class RunLock:
                 if end is None:
                     wait = WAIT_FOR_SERVER if _is_of_this_job(holder) else WAIT
                     end = time.monotonic() + wait
-                    print(f"{self._path.parent} is in use ({holder}); waiting {wait:.0f} s for its end", flush=True)
+                    print(f"{self._path.parent} is in use ({holder}); waiting up to {wait:.0f} s for it", flush=True)
                 if time.monotonic() > end:
                     raise InputError(
-                        f"{self._path.parent}: this run is already being trained ({holder}); end that one "
+                        f"{self._path.parent}: this run is already being trained ({holder}); end that process "
                         f"first, or use another --output-dir. If its machine is gone, remove {self._path}"
                     )
                 time.sleep(PERIOD)
         except OSError as error:
             raise InputError(
-                f"the output folder {self._path.parent} cannot be written: {error.strerror}; see that you may write "
-                "there, or take another --output-dir"
+                f"the output folder {self._path.parent} cannot be written: {error.strerror}; check your "
+                "permissions there, or use another --output-dir"
             ) from None
         self._file = file
-        with contextlib.suppress(OSError):  # a disk that is full: it is only told
+        with contextlib.suppress(OSError):  # such as a full disk: the name of the holder is only informative
             file.truncate(0)
             file.write(f"{socket.gethostname()}, pid {os.getpid()}{_slurm_job()}\n")
             file.flush()
             os.fsync(file.fileno())
 
     def _try(self) -> IO[str] | None:
-        """The file, locked; None if another process has locked it. Opened anew each time: it may have been removed."""
+        """The locked file; None if another process holds the lock. Opens it each time, as it may have been replaced."""
         file = self._path.open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,16 +94,16 @@ def _slurm_job() -> str:
 
 
 def _is_of_this_job(holder: str) -> bool:
-    """Whether it is an earlier start of the Slurm job that this process belongs to."""
+    """Whether the holder is an earlier start of this process's Slurm job, which has been requeued."""
     return bool(_slurm_job()) and holder.endswith(_slurm_job()) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def running(folder: Path) -> str | None:
-    """Which process runs a run at this moment, in words; None if none does, or the file system's locks do not tell."""
+    """Describes the process that is training a run; None if there is none, or if the file system has no locks."""
     path = folder / NAME
     try:
         with path.open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # and closed: a start that comes just now tries again
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released at once; a run that starts meanwhile retries
     except BlockingIOError:
         with contextlib.suppress(OSError):
             return path.read_text(encoding="utf-8").strip() or _UNKNOWN

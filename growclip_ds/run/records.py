@@ -1,4 +1,4 @@
-"""Typed records of a run: of a phase, in its `phase.json` and checkpoints, and of the data."""
+"""Typed records of a run: of a phase (in its `phase.json` and checkpoints), and of the data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """An evaluation in the course of a phase.
+    """An evaluation during a phase.
 
     Attributes:
-        iteration: the iteration of the phase after which it was made.
-        evaluation: what it found.
+        iteration: number of the phase's iterations before the evaluation.
+        evaluation: the results, one per set.
     """
 
     iteration: int
@@ -36,7 +36,7 @@ class CurvePoint:
 
     @property
     def results(self) -> dict[str, Result]:
-        """By set."""
+        """The results by name of the set."""
         return {result.dataset: result for result in self.evaluation}
 
     def to_json(self) -> dict[str, Any]:
@@ -56,10 +56,10 @@ class Training:
         ranks: number of ranks of its last start.
         device: the device they ran on: a GPU's name, or `CPU`.
         kernels: the kernels used, `torch` or `triton`.
-        pairs_seen: over all ranks.
-        text_tokens_seen: over all ranks, without padding.
+        pairs_seen: image-caption pairs trained on, over all ranks.
+        text_tokens_seen: caption tokens trained on, over all ranks, without padding.
         dead_workers: data loading processes that died and were replaced.
-        broken_samples: met in the data, over all ranks, by cause.
+        broken_samples: number of broken samples met in the data, over all ranks, by cause.
         skipped_iterations: iterations without an update.
     """
 
@@ -94,25 +94,25 @@ class Training:
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What a phase of a growth step did; in a checkpoint, what it has done so far.
+    """The record of a phase of a growth step; in a checkpoint, of the phase so far.
 
     Attributes:
         step: growth step, from 1.
         phase: its phase.
-        samples: N^t, of all subsets that had arrived; 0 where an exported model did not say.
-        parameters: the model's, for a supernet all of them; without the temperature.
+        samples: N^t, samples of all subsets that had arrived; 0 if an exported model did not record them.
+        parameters: number of parameters of the model or of the whole supernet, without the temperature.
         kind: the model's kind, `growclip`, or `clip`, which does not grow.
         architecture: the model's architecture.
         iterations: iterations of the phase; 0 until it is trained.
-        first_iteration: iterations of the run before it.
+        first_iteration: iterations of the run before the phase.
         seconds: wall-clock time, including start-up and evaluation.
-        device_seconds: the same summed over ranks, whose number may have changed.
-        training: None until it begins, and of a growth step that came with `model.start`.
+        device_seconds: wall-clock time summed over ranks, whose number may change between starts.
+        training: how the phase was trained; None until it begins, and for a growth step that came with `model.start`.
         curve: evaluations during the phase, if any.
-        evaluation: of the growth step's trained model, on the sets that are reported; empty of a supernet.
+        evaluation: results of the growth step's trained model on the reported sets; empty for a supernet.
         selection_set: the set on which candidates were compared; None if nothing is selected.
         candidates: the candidates compared, best first.
-        start: the exported model that the growth step came with; None of one that the run has trained.
+        start: the exported model that the growth step came with; None if the run trained the growth step itself.
     """
 
     step: int
@@ -134,22 +134,22 @@ class PhaseRecord:
 
     @property
     def results(self) -> dict[str, Result]:
-        """Those of the evaluation, by set."""
+        """The results of the evaluation, by name of the set."""
         return {result.dataset: result for result in self.evaluation}
 
     @property
     def samples_subnets(self) -> bool:
-        """Whether each iteration trained a subnet, and not the whole model."""
+        """Whether each iteration trains a sampled subnet instead of the whole model."""
         return self.phase in (Phase.SELECTION, Phase.SEARCH)
 
     def epochs_after(self, iterations: int) -> float:
-        """Passes over the growth step's data in so many iterations of the phase."""
+        """Epochs over the growth step's data in this number of iterations of the phase."""
         if self.training is None or not iterations:
             return 0.0
         return self.training.epochs * iterations / self.iterations
 
     def to_json(self) -> dict[str, Any]:
-        """As phase.json has it, where the folder says which phase of which growth step it is."""
+        """The content of phase.json, whose path says which phase of which growth step it is."""
         values: dict[str, Any] = {} if self.start is None else {"start": self.start}
         values |= {
             "samples": self.samples,
@@ -172,14 +172,14 @@ class PhaseRecord:
 
     @classmethod
     def from_json(cls, step: int, phase: Phase, values: Mapping[str, Any]) -> PhaseRecord:
-        """What `to_json` made.
+        """The inverse of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: it is something else.
+            KeyError, TypeError, ValueError, AttributeError: `values` is not the result of `to_json`.
         """
         came_with_model = "start" in values
         if came_with_model:
-            values = {"device_seconds": 0.0, "curve": (), **values}  # which came to be recorded later
+            values = {"device_seconds": 0.0, "curve": (), **values}  # added to records later
         return cls(
             step=step,
             phase=phase,
@@ -204,7 +204,7 @@ def read_record(file: Path, step: int, phase: Phase) -> PhaseRecord:
     """The record of a finished phase.
 
     Raises:
-        InputError: it is not finished, or its phase.json is damaged.
+        InputError: the phase is not finished, or its phase.json is damaged.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -224,12 +224,12 @@ def read_record(file: Path, step: int, phase: Phase) -> PhaseRecord:
 
 
 def described(record: PhaseRecord) -> dict[str, Any]:
-    """A phase in the description of its checkpoints; `record_so_far` reads it."""
+    """The record of a phase as part of a checkpoint's description; read by `record_so_far`."""
     return {"growth_step": record.step, "phase": str(record.phase), "record": record.to_json()}
 
 
 def record_so_far(checkpoint: Checkpoint) -> PhaseRecord | None:
-    """What the phase of a checkpoint had done when it was written; None of weights that no run has written.
+    """The record of a checkpoint's phase when it was written; None for weights that were not written by a run.
 
     Raises:
         InputError: the checkpoint's description is damaged.
@@ -242,7 +242,7 @@ def record_so_far(checkpoint: Checkpoint) -> PhaseRecord | None:
     except _DAMAGE as error:
         raise InputError(
             f"{checkpoint.folder}: the record of its phase is damaged, or of another version: {_in_words(error)}; "
-            "bring back its weights.json as it was, or go on with the version that wrote it"
+            "restore its weights.json, or continue with the version that wrote it"
         ) from None
 
 
@@ -282,10 +282,10 @@ def _number(values: Mapping[str, Any], key: str) -> float:
 
 
 def data_subsets(config: Config, data_file: Path) -> tuple[list[Subset], list[Subset]]:
-    """The subsets that a run has recorded, and all of them: what is recorded, then what is configured besides.
+    """The subsets that a run has recorded, and all of its subsets: the recorded ones, then those only configured.
 
     Raises:
-        InputError: `data.yaml` is damaged, or the configuration changes what is recorded.
+        InputError: `data.yaml` is damaged, or the configuration changes a recorded subset.
     """
     recorded = read_subsets(data_file) if data_file.exists() else []
     return recorded, continue_subsets(recorded, [Subset(**dict(subset)) for subset in config.data.subsets])

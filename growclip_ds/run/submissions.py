@@ -1,4 +1,4 @@
-"""Which growth steps of a run have been submitted, by one process at a time. Imports no torch."""
+"""Record of the growth steps of a run that a watch has submitted to Slurm. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_json
 
-# In the project's folder, as slurm/grow_run.sh does it.
+# Run in the project's folder, the same way as in slurm/grow_run.sh.
 _COMMON = "slurm/common.sh"
 _FIND_JOB = f'set -uo pipefail; source {_COMMON} && leave_allocation && open_run_dir && job_of_step "$1"'
 
 
 class Submissions:
-    """Which growth steps of a run a watch has submitted, on disk: none is submitted twice, whatever comes between.
+    """The growth steps of a run that a watch has submitted, stored on disk so that a restart submits none twice.
 
     Args:
         folder: the run's folder.
@@ -28,10 +28,10 @@ class Submissions:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "slurm"
         self.file = self.folder / "watch.json"
-        self._added: dict[int, str] = {}  # counts also where the disk is full
+        self._added: dict[int, str] = {}  # also holds steps that could not be stored, such as on a full disk
 
     def read(self) -> dict[int, str]:
-        """By growth step, what was printed when it was submitted.
+        """The output of each submission, by growth step.
 
         Raises:
             InputError: the file is damaged.
@@ -42,22 +42,26 @@ class Submissions:
         except FileNotFoundError:
             return dict(self._added)
         except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.file} cannot be read ({error}); remove it if nothing is submitted") from None
+            raise InputError(f"{self.file} cannot be read ({error}); remove it if no step is submitted") from None
 
     def add(self, step: int, said: str) -> None:
-        """Keeps that a growth step has been submitted.
+        """Stores that a growth step has been submitted.
+
+        Args:
+            step: the growth step.
+            said: the output of the submission.
 
         Raises:
-            InputError: the file cannot be written; that there is a submission is known until the process ends.
+            InputError: the file cannot be written; this object still remembers the submission.
         """
         self._added[step] = said
         try:
             write_json(self.file, self.read())
         except OSError as error:
-            raise InputError(f"{self.file} cannot be written: {error.strerror}; submitted was {said}") from None
+            raise InputError(f"{self.file} cannot be written: {error.strerror}; submitted: {said}") from None
 
     def has_job(self, step: int) -> bool | None:
-        """Whether a growth step has a job that waits or runs, whoever submitted it; None where Slurm does not say.
+        """Whether a growth step has a pending or running job, whoever submitted it; None if Slurm does not answer.
 
         Raises:
             InputError: the working directory is not the project's folder.
@@ -73,15 +77,15 @@ class Submissions:
         return None if answer.returncode else bool(answer.stdout.strip())
 
     def log(self, step: int) -> Path:
-        """The newest output of a growth step's jobs; the folder of all jobs' if there is none."""
+        """The newest log file of a growth step's jobs; the folder of all logs if there is none."""
         return max(self.folder.glob(f"*-step{step}-*.log"), key=lambda file: file.stat().st_mtime, default=self.folder)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """For one process at a time; the lock ends with the process, however it ends.
+        """A context that only one process can be in at a time; its lock is released even if the process is killed.
 
         Raises:
-            InputError: another one is watching the run, or the folder cannot be written or locked.
+            InputError: another process is watching the run, or the folder cannot be written or locked.
         """
         lock = self.folder / "watch.lock"
         try:
@@ -97,6 +101,6 @@ class Submissions:
             except OSError as error:  # Lustre without locks: ENOSYS
                 raise InputError(
                     f"{lock} cannot be locked ({error.strerror}): mount the file system with locks (Lustre: -o flock), "
-                    "or take a run's folder on another"
+                    "or use a run folder on another file system"
                 ) from None
             yield

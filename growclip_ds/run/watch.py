@@ -1,4 +1,4 @@
-"""Online growth: a growth step is due when enough new data has arrived, or the loss has plateaued.
+"""Online growth: a growth step is due once enough new data has arrived or the loss has plateaued.
 
 The paper grows by quarters of an existing dataset, and names continuously arriving data as future work (Limitations).
 """
@@ -17,17 +17,17 @@ from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.records import data_subsets
 
-_FEWEST_POINTS = 8  # of a curve that is judged
+_FEWEST_POINTS = 8  # points of a curve below which it is not judged
 
 
 @dataclass(frozen=True)
 class GrowthRule:
-    """When a growth step is due, its data subset being in the list.
+    """When a growth step whose data subset is listed is due: by growth of the data, or by a plateau of the loss.
 
     Attributes:
-        growth: least N^t / N^{t-1}: samples of the step over those of the step before.
-        plateau: whatever the growth, if the loss fell by no more than this share from the third to the last quarter of
-            the last step's training; None: that does not count.
+        growth: smallest N^t / N^{t-1} (samples of the step over samples of the previous step) at which it is due.
+        plateau: largest relative fall of the loss, from the third to the last quarter of the previous step's training,
+            at which it is due whatever the growth; None to ignore the loss.
     """
 
     growth: float
@@ -36,11 +36,11 @@ class GrowthRule:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a look at a run came to.
+    """Whether a run's next growth step is due.
 
     Attributes:
-        step: the next growth step; None: all that the configuration allows are finished.
-        is_due: whether to begin it now.
+        step: the next growth step; None if all steps that the configuration allows are finished.
+        is_due: whether to start the step now.
         reason: why, or why not, in words.
     """
 
@@ -50,7 +50,7 @@ class Decision:
 
 
 def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
-    """Looks whether a run's next growth step is due.
+    """Decides whether a run's next growth step is due.
 
     Raises:
         InputError: a data subset or the run's folder cannot be used.
@@ -83,7 +83,7 @@ def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
 
 
 def _remedy(subsets: Sequence[Subset], step: int, is_used: bool) -> str:
-    """What makes a growth step due whose data is too little: subsets that are listed behind its own do not."""
+    """How the user can make a growth step with too little data due; subsets listed after its own do not count."""
     name = subsets[step - 1].name
     if is_used:
         return f"subset '{name}' is in use and cannot be extended: lower --growth, or run slurm/grow_run.sh"
@@ -94,7 +94,7 @@ def _remedy(subsets: Sequence[Subset], step: int, is_used: bool) -> str:
 def _samples(subset: Subset) -> int:
     if subset.samples:
         return subset.samples
-    # Local shards have an index, which is cheap to look at and notices changes.
+    # Local shards have an index, which is cheap to read and notices changes; remote ones are counted once.
     return _streamed_samples(subset) if is_remote(subset.shards) else _counted(subset)
 
 
@@ -102,16 +102,16 @@ def _counted(subset: Subset) -> int:
     return count_subsets([subset])[0].samples or 0
 
 
-_streamed_samples = functools.cache(_counted)  # all of the shards may have to be fetched, and a watch looks often
+_streamed_samples = functools.cache(_counted)  # counting may fetch all shards, and a watch asks often
 
 
 def training_losses(folder: RunFolder, step: int) -> list[float]:
-    """The recorded losses of the training of a growth step's final model."""
+    """The logged losses of the training phase of a growth step, in order; empty if there are none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     record = folder.record(step, Phase.TRAIN)
     first = record.first_iteration
-    if not (folder.tensorboard / "training").exists():  # the step came with model.start, or somebody left it out
+    if not (folder.tensorboard / "training").exists():  # the step came with model.start, or the folder was not copied
         return []
     events = EventAccumulator(str(folder.tensorboard / "training"), size_guidance={"scalars": 0}).Reload()
     if "train/loss" not in events.Tags()["scalars"]:
@@ -121,7 +121,7 @@ def training_losses(folder: RunFolder, step: int) -> list[float]:
 
 
 def fall_of_loss(losses: Sequence[float]) -> float | None:
-    """By what share the mean loss fell from the third to the last quarter; None of too few points."""
+    """Relative fall of the mean loss from the third to the last quarter; None if there are too few points."""
     quarter = len(losses) // 4
     if len(losses) < _FEWEST_POINTS:
         return None

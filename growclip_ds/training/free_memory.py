@@ -1,4 +1,4 @@
-"""Main memory still available to a process: what the machine has left, or less if a cgroup limits it."""
+"""Main memory available to this process: the machine's free memory, or less if a cgroup limits it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import psutil
 
 
 def available_memory() -> int:
-    """Bytes, by the machine and by the limits of Slurm's `--mem` and of containers, which the machine's figure is not
-    told of."""
+    """Bytes of available memory, within the limits of Slurm's `--mem` and of containers, which the machine's own figure
+    ignores."""
     return min([psutil.virtual_memory().available, *left_by_groups(Path("/"))])
 
 
 def left_by_groups(root: Path) -> Iterator[int]:
-    """What each of this process's memory control groups (cgroup v2 and v1), from its own up, leaves under its limit.
+    """Yields the bytes left under the limit of each memory cgroup (v1 or v2) of this process, from its own upwards.
 
-    Pages of files that the kernel would give up first count as free, as in the machine's own figure.
+    Inactive file pages, which the kernel reclaims first, count as free, as in the machine's own figure.
 
     Args:
-        root: of the file system, with `proc` and `sys` in it.
+        root: root of the file system, which holds `proc` and `sys`.
     """
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -33,7 +33,7 @@ def left_by_groups(root: Path) -> Iterator[int]:
             continue
         group = top / path.strip("/")
         for folder in (group, *group.parents):
-            limit, usage = _text(folder / most), _text(folder / used)  # in a container, only the top's may be seen
+            limit, usage = _text(folder / most), _text(folder / used)  # a container may only see the top's
             if limit is not None and limit.isdecimal() and usage is not None:
                 yield max(0, int(limit) - int(usage) + _statistic(folder / "memory.stat", cache))
             if folder == top:

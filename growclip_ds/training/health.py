@@ -1,4 +1,4 @@
-"""Non-finite iterations and loss spikes: skipped on all ranks alike, reported, and limited in number."""
+"""Numerical health: non-finite iterations and loss spikes are skipped on all ranks alike, reported and limited."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from growclip_ds.files import write_json
 from growclip_ds.training.engine import Engine
 from growclip_ds.training.iteration import Outcome
 
-MEDIAN_OVER = 100  # losses
-FEWEST_LOSSES = 20  # before which no loss is a spike
+MEDIAN_OVER = 100  # last losses
+FEWEST_LOSSES = 20  # with fewer, no loss counts as a spike
 
 
 class Health:
     """Checks the iterations of a phase. Every rank makes the same calls with the same outcomes.
 
     Args:
-        section: of the configuration.
-        folder: where iterations without an update are described, a file each.
-        note: tells the user.
+        section: the `health` section of the configuration.
+        folder: folder for the reports of iterations without an update, one file per iteration.
+        note: shows a line to the user.
 
     Attributes:
-        skipped: iterations of the phase without an update.
-        in_a_row: of these, the last ones, those that are part of the search for a loss scale left out.
+        skipped: number of the phase's iterations without an update.
+        in_a_row: number of consecutive iterations without an update up to now, not counting the loss scale's search.
     """
 
     def __init__(self, section: HealthSection, folder: Path, note: Callable[[str], None]) -> None:
@@ -44,7 +44,7 @@ class Health:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a resumed phase needs to know, as JSON."""
+        """The state that a resumed phase restores, as JSON."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "losses": list(self._losses)}
 
     @state.setter
@@ -54,7 +54,7 @@ class Health:
 
     @property
     def loss_limit(self) -> float:
-        """The loss from which on an iteration is a spike; infinite where none is."""
+        """The loss at and above which an iteration is a spike; infinite if there is no limit (yet)."""
         if self.section.spike_factor is None or len(self._losses) < FEWEST_LOSSES:
             return math.inf
         return self.section.spike_factor * statistics.median(self._losses)
@@ -62,20 +62,24 @@ class Health:
     def check(
         self, outcome: Outcome, again: Callable[[], Outcome], engine: Engine, iteration: int, keys: Sequence[str]
     ) -> Outcome:
-        """Takes note of an iteration. Collective where there was no update.
+        """Counts an iteration and handles a skipped update. Collective if there was no update.
 
-        An iteration whose numbers were not finite is run again under observation, to find the tensor that was the
-        first. Should it then end well, as after a computing error of the machine, that is its outcome.
+        A non-finite iteration is repeated with hooks that find the first non-finite tensor. If the repetition succeeds,
+        as after a transient hardware error, its outcome is the iteration's.
 
         Args:
-            outcome: of the iteration.
-            again: runs it once more.
-            engine: that it was run on.
-            iteration: counted from 1.
-            keys: of this rank's samples.
+            outcome: the iteration's outcome, the same on every rank.
+            again: repeats the iteration.
+            engine: the engine that ran it.
+            iteration: number of the iteration, from 1.
+            keys: keys of this rank's samples.
+
+        Returns:
+            The outcome, or that of the repetition if this made the update.
 
         Raises:
-            InputError: on every rank, if this was one too many.
+            InputError: on every rank, if the limit of consecutive iterations without an update is reached, or the loss
+                is a spike at which the run is to stop.
         """
         if not outcome.skipped:
             return self._count(outcome)
@@ -83,7 +87,7 @@ class Health:
         if math.isfinite(outcome.loss):
             if outcome.loss >= limit:
                 if engine.loss_scale_before is not None:
-                    engine.loss_scale = engine.loss_scale_before  # the gradients did not overflow, they were made NaN
+                    engine.loss_scale = engine.loss_scale_before  # no overflow: the gradients were made NaN
                 return self._skip_spike(outcome, limit, iteration, keys)
             if engine.searches_loss_scale:
                 self.skipped += 1
@@ -92,10 +96,10 @@ class Health:
         with _FirstBadTensor(engine.module) as first:
             repeated = again()
         if not repeated.skipped:
-            self.note(f"iteration {iteration}: gradients were not finite, but were finite when it was run again")
+            self.note(f"iteration {iteration}: gradients were not finite, but were finite when it was repeated")
             return self._count(repeated)
         if loss_scale is not None:
-            engine.loss_scale = loss_scale  # once is enough to lower it
+            engine.loss_scale = loss_scale  # lowered once per iteration, not twice
         found = [place for place in distributed.all_gather_object(first.found) if place is not None]
         tensor = "the loss" if not found else min(found)[1]
         self._skip(f"{tensor} is not finite", outcome, iteration, keys, tensor=tensor)
@@ -112,8 +116,8 @@ class Health:
         self._skip(what, outcome, iteration, keys, loss_limit=limit)
         if self.section.spike_action == "stop":
             raise InputError(
-                f"iteration {iteration}: {what}; {self._file(iteration)} lists its samples. Restarted, the run "
-                "resumes from its last checkpoint: with health.spike_action skip, or a higher health.spike_factor"
+                f"iteration {iteration}: {what}; {self._file(iteration)} lists its samples. Restart the run with "
+                "health.spike_action skip or a higher health.spike_factor; it resumes from its last checkpoint"
             )
         return outcome
 
@@ -126,10 +130,10 @@ class Health:
         self.note(f"iteration {iteration}: no update, {what}; {self._file(iteration)} lists its samples")
         if self.in_a_row >= self.section.max_bad_iterations:
             raise InputError(
-                f"{self.in_a_row} iterations in a row without an update, all that health.max_bad_iterations allows; "
-                f"the last is {iteration}: {what}. {self.folder} names the tensors and the samples. Earlier "
+                f"{self.in_a_row} iterations in a row without an update, the limit of health.max_bad_iterations; "
+                f"the last is {iteration}: {what}. {self.folder} lists the tensors and samples. Earlier "
                 "checkpoints are unchanged; check the samples, or start a new run with a lower training.learning_rate, "
-                "or with bf16 if this is fp16"
+                "or with bf16 instead of fp16"
             )
 
     def _file(self, iteration: int) -> Path:
@@ -137,10 +141,10 @@ class Health:
 
 
 class _FirstBadTensor:
-    """While it is entered, looks at all outputs of modules and gradients of parameters.
+    """A context in which hooks check all outputs of modules and gradients of parameters.
 
     Attributes:
-        found: the first that is not finite, as its number among all looked at and its name; None if there is none.
+        found: the first non-finite tensor, as its position among those checked and its name; None if all are finite.
     """
 
     def __init__(self, module: nn.Module) -> None:

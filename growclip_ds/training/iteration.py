@@ -1,8 +1,8 @@
-"""One training iteration, in which the negatives are the whole global batch.
+"""One training iteration, with negatives from the whole global batch.
 
-However the global batch is divided into ranks and micro-batches, loss and gradients are those of one process with all
-of it. With several micro-batches that takes two passes (GradCache, Gao et al. 2021): features of all without a graph,
-the loss and its gradients in them, then each micro-batch once more with its graph, into which those gradients flow.
+Loss and gradients do not depend on how the global batch is split over ranks and micro-batches. Several micro-batches
+take two passes (GradCache, Gao et al. 2021): the features of all without a graph, the loss and its gradients with
+respect to the features, then a second forward pass of each micro-batch with a graph to back-propagate them through.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MicroBatch = tuple[Tensor, PackedTokens]
 
 
 class Outcome(NamedTuple):
-    """What an iteration did.
+    """The outcome of an iteration.
 
     Attributes:
         loss: the contrastive loss of the global batch, before the update.
-        gradient_norm: of the global batch's gradient, before clipping.
-        logit_scale: what similarities were multiplied by.
-        skipped: whether the update was left out because loss or gradients were not finite, or the loss too large.
+        gradient_norm: norm of the global batch's gradient, before clipping.
+        logit_scale: the factor of the similarities (inverse temperature).
+        skipped: whether the update was skipped because the loss or gradients were not finite, or the loss too large.
     """
 
     loss: float
@@ -51,16 +51,16 @@ def train_iteration(
     loss_limit: float = math.inf,
     counts: Sequence[int] | None = None,
 ) -> Outcome:
-    """Trains on a global batch, or on the sampled subnet with it. Collective.
+    """Trains the model, or a sampled subnet of it, on one global batch. Collective.
 
     Args:
-        engine: of a GrowCLIP.
-        micro_batches: this rank's part: pictures (n, 3, S, S), bytes or normalised, and their captions. As many on
-            every rank; n may differ, and be 0.
-        learning_rate: of this iteration.
-        architecture: the candidate to run and update alone; the whole model if None.
-        loss_limit: with a loss that is not below it there is no update.
-        counts: pairs of each rank, in all its micro-batches; see `contrastive_loss`.
+        engine: the engine that holds the model.
+        micro_batches: this rank's part: images (n, 3, S, S), uint8 or normalised, and their packed captions. The number
+            of micro-batches is the same on every rank; n may differ, and be 0.
+        learning_rate: learning rate of this iteration.
+        architecture: the candidate that is run and updated; None for the whole model.
+        loss_limit: the update is skipped unless the loss is below it.
+        counts: number of pairs of each rank, over all its micro-batches; see `contrastive_loss`.
     """
     if len(micro_batches) == 1:
         image_features, text_features, logit_scale = _forward(engine, micro_batches[0], architecture)
@@ -76,7 +76,7 @@ def train_iteration(
 def _forward(
     engine: Engine, micro_batch: MicroBatch, architecture: Architecture | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The model's outputs. Bytes become the model's input only here: all micro-batches' would fill the memory."""
+    """The model's outputs. Images are normalised here, one micro-batch at a time, to save memory."""
     images, text = micro_batch
     if images.dtype == torch.uint8:
         images = normalise(images, engine.dtype)
@@ -84,10 +84,11 @@ def _forward(
 
 
 def _scaled(loss: Tensor, limit: float) -> Tensor:
-    """What is to be differentiated: DeepSpeed averages over the ranks, the loss's gradients want the sum.
+    """The loss to differentiate, times the number of ranks: DeepSpeed averages gradients over ranks, this loss needs
+    their sum.
 
-    Gradients of a loss that is not below the limit are made NaN, so that the update is skipped, on all ranks alike,
-    without waiting here for the device to know the loss.
+    A loss that is not below the limit gets NaN gradients, so that all ranks skip the update without a synchronisation
+    with the device.
     """
     return loss * torch.where(loss.detach() < limit, float(world_size()), math.nan)
 
@@ -99,7 +100,7 @@ def _two_passes(
     loss_limit: float,
     counts: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and temperature, the gradients left in the engine."""
+    """The loss and the logit scale; the gradients are accumulated in the engine."""
     with torch.no_grad():
         outputs = [_forward(engine, micro_batch, architecture) for micro_batch in micro_batches]
     sizes = [image_features.shape[0] for image_features, _, _ in outputs]

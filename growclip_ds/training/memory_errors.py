@@ -1,4 +1,4 @@
-"""Out-of-memory errors that say what was being done, and what would need less memory."""
+"""Out-of-memory errors that tell the user what was running, and how to use less memory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from growclip_ds import distributed
 from growclip_ds.errors import InputError
 
-# Only PyTorch's GPU allocator has an exception of its own; these are its CPU allocator, CUDA, NCCL and cuBLAS.
+# Only PyTorch's GPU allocator has its own exception type; these match its CPU allocator, CUDA, NCCL and cuBLAS.
 _RAN_OUT = re.compile(r"can't allocate memory|out of memory|ALLOC_FAILED")
 
 
 @contextmanager
 def memory_explained(doing: str, remedy: str) -> Iterator[None]:
-    """A context in which running out of memory, the device's or the machine's, is the user's to mend.
+    """A context that turns out-of-memory errors, of the device or the machine, into errors that the user can fix.
 
     Args:
-        doing: what goes on, at the beginning of the message.
-        remedy: at its end.
+        doing: what the program is doing; begins the message.
+        remedy: how to use less memory; ends the message.
 
     Raises:
-        InputError: instead of whatever was raised for want of memory.
+        InputError: in place of any out-of-memory error.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def memory_explained(doing: str, remedy: str) -> Iterator[None]:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so."""
+    """Whether an error means that the device or the machine is out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None
     )

@@ -1,8 +1,8 @@
 """Checkpoints within a phase: when they are due, how they are written, which one to resume from.
 
 A checkpoint holds the fp32 masters under the parameters' names, the moments as `exp_avg/NAME` and `exp_avg_sq/NAME`,
-and in its description under `resume` what else the rest of the phase depends on. Learning rates, sampled subnets and
-the order of the data follow from the configuration and the iteration; no random generator has a state.
+and the rest of the training state in its description, under `resume`. Learning rates, sampled subnets and the order of
+the data are functions of the configuration and the iteration, so there is no random state to save.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from growclip_ds.optim.subnet import MOMENTS
 from growclip_ds.training.engine import Engine
 from growclip_ds.training.free_memory import available_memory
 
-MOST_OF_MEMORY = 0.5  # of what is available, for the copies that are written in the background
-SECOND_TRY = 2.0  # seconds after which a checkpoint that could not be read is read once more
+MOST_OF_MEMORY = 0.5  # share of the available memory for the copies that are written in the background
+SECOND_TRY = 2.0  # seconds before a checkpoint that could not be read is retried, once
 
 
 def newest_good(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint of a phase of which every byte is as it was written; None if it has none. Collective.
+    """The newest checkpoint of a phase that is intact to the last byte; None if the phase has none. Collective.
 
-    Those that are proven to be damaged are noted and put aside, as `damaged_…`.
+    Checkpoints that prove damaged are reported and renamed to `damaged_…`.
 
     Raises:
-        InputError: on every rank, if one cannot be read or is of another version of this program, which is no damage,
-            or if all are damaged. Nothing is removed.
+        InputError: on every rank, if a checkpoint cannot be read or is of another version (which is not damage), or if
+            all are damaged. Nothing is removed.
     """
     for path in on_main(lambda: _listed(folder, "iteration_")):
         checkpoint, damage = on_every_rank(partial(_verified, path))
@@ -50,10 +50,10 @@ def newest_good(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
         if not damages:
             return checkpoint
         note(f"skipping a damaged checkpoint: {damages[0]}")
-        on_main(partial(_put_aside, path))
+        on_main(partial(_rename_damaged, path))
     if damaged := on_main(lambda: _listed(folder, "damaged_")):
         raise InputError(
-            f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in damaged)}), and the phase would "
+            f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in damaged)}), so the phase would "
             "restart from its beginning; restore an intact one as iteration_…, or, to restart the phase, remove this "
             "folder or move it out of the run"
         )
@@ -61,7 +61,7 @@ def newest_good(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
 
 
 def load_engine(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Puts the optimiser where the checkpoint left it; the masters are loaded already. Collective."""
+    """Restores the optimizer state and loss scale; the masters are loaded already. Collective."""
     resume = checkpoint.description["resume"]
     for moment in MOMENTS:
         engine.load_moments(moment, ((name, checkpoint.read(f"{moment}/{name}")) for name in resume["steps"]))
@@ -71,18 +71,18 @@ def load_engine(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 class CheckpointKeeper:
-    """Writes the checkpoints of a phase while it is trained. Methods are collective but where they say otherwise.
+    """Writes the checkpoints of a phase during its training. Methods are collective unless they say otherwise.
 
-    In the background a rank's copies are written by a thread. Whether all ranks' are done, they find out where they
-    agree on other things (`is_written`), so that a checkpoint appears at the same iteration for all.
+    In the background, a thread writes a copy of the tensors that this rank owns. The ranks exchange `is_written` in the
+    trainer's all-reduce, so that a checkpoint is published at the same iteration on all of them.
 
     Args:
-        folder: of the phase's checkpoints.
-        section: of the configuration.
-        engine: that is trained.
-        shapes: of the parameters.
-        describe: the description of a checkpoint taken now, but for what the engine knows; collective.
-        monitor: told what it costs.
+        folder: folder of the phase's checkpoints.
+        section: the `checkpoint` section of the configuration.
+        engine: the engine that trains the model.
+        shapes: shape of every parameter by name.
+        describe: makes the description of a checkpoint taken now, without the engine's state; collective.
+        monitor: receives the time that checkpoints cost.
     """
 
     def __init__(
@@ -110,34 +110,34 @@ class CheckpointKeeper:
 
     @property
     def is_due_by_clock(self) -> bool:
-        """Not collective: true on rank 0 alone, whose clock counts."""
+        """Whether `every_minutes` have passed by rank 0's clock; False on other ranks. Not collective."""
         minutes = self.section.every_minutes
         return is_main() and minutes is not None and time.monotonic() - self._last >= 60 * minutes
 
     def is_due(self, iteration: int) -> bool:
-        """Whether one is due after so many iterations, by their number. Not collective."""
+        """Whether a checkpoint is due after this many iterations, by `every_iterations`. Not collective."""
         return self.section.every_iterations is not None and iteration % self.section.every_iterations == 0
 
     @property
     def is_written(self) -> bool:
-        """Whether this rank has written its part of a checkpoint that has not appeared yet. Not collective."""
+        """Whether this rank has written its part of a checkpoint that is not published yet. Not collective."""
         return self._writing is not None and self._writing.is_written
 
     def write(self, iteration: int, now: bool = False) -> None:
-        """Writes a checkpoint after so many iterations of the phase.
+        """Writes a checkpoint, in the background if possible.
 
         Args:
-            iteration: how many.
-            now: it is on disk when this returns.
+            iteration: number of finished iterations of the phase.
+            now: whether the checkpoint must be on disk when this returns.
 
         Raises:
-            InputError: on every rank, if it cannot be written, or the one before it could not.
+            InputError: on every rank, if this checkpoint or the one before it cannot be written.
         """
         self.publish()
         start = self._last = time.monotonic()
         self._iteration = iteration
-        self.monitor.flush()  # the curves that the rest of the phase continues
-        description = copy.deepcopy(self._describe())  # training goes on before it is on disk
+        self.monitor.flush()  # the resumed phase continues these curves
+        description = copy.deepcopy(self._describe())  # training continues before it is on disk
         description["resume"] |= {
             "iteration": iteration,
             "steps": dict(self.engine.optimizer.steps),
@@ -155,7 +155,7 @@ class CheckpointKeeper:
             self.publish()
 
     def publish(self) -> None:
-        """Makes the checkpoint that is being written appear, waiting for it if need be.
+        """Publishes the checkpoint that is being written, if any, after waiting for its files.
 
         Raises:
             InputError: on every rank, if it cannot be written.
@@ -174,7 +174,7 @@ class CheckpointKeeper:
         self.monitor.checkpoint(CheckpointCost(self._iteration, waited, writing.seconds, share))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor | None]]:
-        """All that is kept, one after the other: whole on its owner, None elsewhere."""
+        """Yields all tensors of a checkpoint, one at a time: the full tensor on its owner, None elsewhere."""
         yield from self.engine.masters(self._owners.__getitem__)
         for moment in MOMENTS:
             for name, tensor in self.engine.moments(moment, partial(self._owner_of_moment, moment)):
@@ -184,7 +184,7 @@ class CheckpointKeeper:
         return self._owners[f"{moment}/{name}"]
 
     def _is_room(self) -> bool:
-        """Whether every machine has room for its ranks' copies."""
+        """Whether every machine has enough free memory for its ranks' copies."""
         mine = sum(4 * math.prod(shape) for name, shape in self._shapes.items() if self._owners[name] == rank())
         needed: Counter[str] = Counter()
         available: dict[str, int] = {}
@@ -194,20 +194,20 @@ class CheckpointKeeper:
         return all(need <= MOST_OF_MEMORY * available[machine] for machine, need in needed.items())
 
     def _prune(self) -> None:
-        """Removes what is not to be kept, and what interrupted runs left half removed or half written.
+        """Removes old checkpoints, and those that interrupted runs left half removed or half written.
 
-        Damaged ones are kept until as many good ones are there as are to be kept.
+        Damaged checkpoints are kept until there are `keep_last` good ones.
         """
         good = sorted(self.folder.glob("iteration_*"), reverse=True)
         for path in good[self.section.keep_last :]:
-            path.replace(path.with_name(f".{path.name}.removed"))  # so that no half of it is taken for a checkpoint
+            path.replace(path.with_name(f".{path.name}.removed"))  # half removed, it is no checkpoint
         for pattern in (".iteration_*", *["damaged_*"] * (len(good) >= self.section.keep_last)):
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def _listed(folder: Path, prefix: str) -> list[Path]:
-    """The folder's entries of such names, the last one first. Not by `glob`, which takes errors for an empty folder."""
+    """The folder's entries with this prefix, last first. Not by `glob`, which takes errors for an empty folder."""
     try:
         found = list(folder.iterdir())
     except FileNotFoundError:
@@ -218,14 +218,14 @@ def _listed(folder: Path, prefix: str) -> list[Path]:
 
 
 def _verified(path: Path) -> tuple[Checkpoint | None, str | None]:
-    """The checkpoint, of whose tensors this rank has read its share, and what of it is damaged, if anything."""
+    """The checkpoint, after this rank has read its share of the tensors, or None and a description of the damage."""
     try:
         try:
             return _read_share(path), None
         except InputError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
-        time.sleep(SECOND_TRY)  # a file handle that has become stale is a new one then
+        time.sleep(SECOND_TRY)  # the retry opens a new file handle, in case the old one was stale
         return _read_share(path), None
     except DamagedError as error:
         return None, str(error)
@@ -236,17 +236,17 @@ def _read_share(path: Path) -> Checkpoint:
     for name in checkpoint.names[rank() :: world_size()]:
         checkpoint.read(name)
     if "resume" not in checkpoint.description:
-        raise InputError(f"{path}: only the weights are there, not the state of a phase; move it elsewhere")
+        raise InputError(f"{path} holds only weights, without the training state to resume from; move it elsewhere")
     return checkpoint
 
 
-def _put_aside(path: Path) -> None:
-    aside = path.with_name(f"damaged_{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.replace(aside)
+def _rename_damaged(path: Path) -> None:
+    damaged = path.with_name(f"damaged_{path.name}")
+    shutil.rmtree(damaged, ignore_errors=True)
+    path.replace(damaged)
 
 
 def _taken(tensors: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, each freed when the next one is asked for."""
+    """Yields the tensors from the end of the list, each freed when the next one is requested."""
     while tensors:
         yield tensors.pop()

@@ -1,4 +1,4 @@
-"""The learning rate of a phase: linear warm-up, then a cosine to zero (Section 4.1)."""
+"""The learning rate schedule of a phase: linear warm-up, then cosine decay to zero (Section 4.1)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ def learning_rate(iteration: int, iterations: int, peak: float, warmup_iteration
     """The learning rate of one iteration.
 
     Args:
-        iteration: from 0.
-        iterations: of the phase.
-        peak: reached at the end of the warm-up.
-        warmup_iterations: length of the warm-up, but never more than a tenth of the phase.
+        iteration: number of the iteration, from 0.
+        iterations: number of iterations of the phase.
+        peak: learning rate at the end of the warm-up.
+        warmup_iterations: length of the warm-up, which is capped at a tenth of the phase.
     """
     warmup = min(warmup_iterations, iterations // 10)
     if iteration < warmup:

@@ -31,21 +31,22 @@ T = TypeVar("T")
 
 @dataclass
 class Trainer:
-    """Trains on a stream to its end.
+    """Trains a model on a stream until its end.
 
     Attributes:
-        engine: of the model.
-        stream: gives this rank's micro-batches, an iteration at a time.
-        limit: of broken samples.
-        health: checks what came of the iterations.
-        keeper: of checkpoints.
+        engine: the engine that holds the model.
+        stream: yields this rank's micro-batches, a list per iteration.
+        limit: limit on broken samples.
+        health: checks the outcome of every iteration.
+        keeper: writes the checkpoints.
         stop: whether this rank was asked to stop.
-        watch: is told how far this rank is.
-        report: gets the progress, every `report_every` iterations and at the end.
-        evaluate: called after some iterations, with how many are done; may raise Stopped, and is then called again when
-            training goes on.
-        evaluate_after: which iterations.
-        seen: pairs and their captions' tokens that this rank has trained on.
+        watch: the watchdog, which is told this rank's position.
+        report: receives the progress, every `report_every` iterations and after the last one.
+        report_every: iterations between reports.
+        evaluate: called with the number of finished iterations; if it raises Stopped, the resumed training calls it
+            again.
+        evaluate_after: numbers of finished iterations after which `evaluate` is called.
+        seen: numbers of image-caption pairs and caption tokens that this rank has trained on.
     """
 
     engine: Engine
@@ -67,19 +68,19 @@ class Trainer:
         """Trains. Collective.
 
         Args:
-            learning_rate: of an iteration, counted from 0.
-            subnet: what an iteration trains, the same on every rank; None: the whole model.
+            learning_rate: learning rate by iteration, from 0.
+            subnet: the subnet to train by iteration, the same on every rank; None for the whole model.
 
         Raises:
-            InputError: on every rank, before the iteration in which too many samples are broken, or after one too many
-                without an update, or if a checkpoint cannot be written.
-            Stopped: on every rank, after an iteration and with a checkpoint, if some rank was asked to stop.
+            InputError: on every rank: too many samples are broken (raised before their iteration), `health` stops the
+                run, or a checkpoint cannot be written.
+            Stopped: on every rank, after a whole iteration and its checkpoint, if some rank was asked to stop.
         """
-        lap = _Lap()
+        interval = _Interval()
         loss, most = math.nan, 0
         stream = self.stream
-        self.watch.reached(f"iteration {stream.start_iteration + 1}")  # waiting for its batch is watched too
-        for iteration, batches in enumerate(lap.waiting_for(iter(stream)), start=stream.start_iteration):
+        self.watch.reached(f"iteration {stream.start_iteration + 1}")  # the wait for its batch is watched too
+        for iteration, batches in enumerate(interval.waiting_for(iter(stream)), start=stream.start_iteration):
             size = stream.order.batch_size(iteration)
             self.watch.reached(f"iteration {iteration + 1}")
             stopping, due, counts = self._agree(batches, size)
@@ -87,17 +88,17 @@ class Trainer:
             outcome = self._train_step(iteration, batches, rate, subnet(iteration), counts)
             for batch in batches:
                 self.seen.update(pairs_seen=len(batch), text_tokens_seen=batch.text.ids.numel())
-            lap.samples += size
-            lap.skipped += outcome.skipped
-            if size >= most:  # fewer negatives make a lower loss
+            interval.samples += size
+            interval.skipped += outcome.skipped
+            if size >= most:  # a smaller batch has fewer negatives and so a lower loss
                 loss, most = outcome.loss, size
             done = iteration + 1
             if done % self.report_every == 0 or done == stream.iterations:
-                self.report(self._progress(done, rate, outcome._replace(loss=loss), lap))
-                lap.start()
+                self.report(self._progress(done, rate, outcome._replace(loss=loss), interval))
+                interval.start()
             if done in self.evaluate_after and not stopping:
                 self.watch.reached("")
-                with lap.stopped():
+                with interval.stopped():
                     try:
                         self.evaluate(done)
                     except Stopped:
@@ -110,9 +111,11 @@ class Trainer:
         self.keeper.publish()
 
     def _agree(self, batches: list[Batch], size: int) -> tuple[bool, bool, list[int]]:
-        """In one all-reduce, all that the ranks have to agree on: broken samples, whether to stop after this iteration
-        and whether a checkpoint is due then, and how many pairs each rank has. A checkpoint that all have written
-        appears now. The host waits for the answer here, where the device has nothing else to do.
+        """Agrees with the other ranks in one all-reduce, checks the limit on broken samples, and publishes a checkpoint
+        once all ranks have written it. The host waits for the result here, where the device has nothing else to do.
+
+        Returns:
+            Whether to stop after this iteration, whether a checkpoint is due after it, and each rank's number of pairs.
         """
         pairs = sum(map(len, batches))
         counts = self.limit.counts(self.stream.faults, usable=pairs)
@@ -138,7 +141,7 @@ class Trainer:
         keys = itertools.chain.from_iterable(batch.keys for batch in batches)
         return self.health.check(attempt(), attempt, self.engine, iteration + 1, list(keys))
 
-    def _progress(self, done: int, rate: float, outcome: Outcome, lap: _Lap) -> Progress:
+    def _progress(self, done: int, rate: float, outcome: Outcome, interval: _Interval) -> Progress:
         loss_scale = self.engine.loss_scale
         return Progress(
             iteration=done,
@@ -147,22 +150,22 @@ class Trainer:
             learning_rate=rate,
             logit_scale=outcome.logit_scale,
             gradient_norm=outcome.gradient_norm,
-            skipped=lap.skipped,
+            skipped=interval.skipped,
             loss_scale=None if loss_scale is None else loss_scale["cur_scale"],
-            samples=lap.samples,
-            seconds=lap.seconds,
-            data_wait_share=max(distributed.all_gather_object(lap.waited / lap.seconds)),  # others wait for that rank
+            samples=interval.samples,
+            seconds=interval.seconds,
+            data_wait_share=max(distributed.all_gather_object(interval.waited / interval.seconds)),  # others wait
             broken_samples={str(cause): n for cause, n in self.limit.broken.items()},
         )
 
 
-class _Lap:
-    """What has gone by since the last report.
+class _Interval:
+    """Counts and times since the last report.
 
     Attributes:
-        samples: trained on, over all ranks.
-        skipped: iterations without an update.
-        waited: seconds of waiting for the stream.
+        samples: number of samples, over all ranks.
+        skipped: number of iterations without an update.
+        waited: seconds that this rank waited for the stream.
     """
 
     def __init__(self) -> None:
@@ -178,7 +181,7 @@ class _Lap:
         return time.perf_counter() - self._start
 
     def waiting_for(self, iterator: Iterator[T]) -> Iterator[T]:
-        """The iterator's items; what it takes to get them counts as waiting."""
+        """Yields the iterator's items; the time spent in the iterator counts as waiting."""
         while True:
             before = time.perf_counter()
             try:
@@ -190,7 +193,7 @@ class _Lap:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Leaves out the time that goes by."""
+        """A context whose time is not counted."""
         before = time.perf_counter()
         yield
         self._start += time.perf_counter() - before

@@ -86,7 +86,7 @@ def test_it_is_told_from_other_folders(copy: Path, tmp_path: Path) -> None:
     change_config(copy, model_type="clip")
     assert not is_exported(copy)
     assert not is_exported(tmp_path)
-    with pytest.raises(InputError, match="a model of type 'clip', but only GrowCLIP's can grow"):
+    with pytest.raises(InputError, match="a model of type 'clip', but only a GrowCLIP can grow"):
         ExportedModel(copy)
 
 

@@ -54,7 +54,7 @@ def test_a_machine_with_fewer_gpus_than_ranks(variable: str, local_rank: str, mo
     monkeypatch.setattr(os, "environ", place)
     gpus = mock.Mock(**{"device_name.return_value": "cuda", "device_count.return_value": 2})
     monkeypatch.setattr(rendezvous, "get_accelerator", lambda: gpus)
-    with pytest.raises(InputError, match=r"has 4 ranks, but torch 2\.\S+ sees 2 GPUs there: start a rank for each GPU"):
+    with pytest.raises(InputError, match=r"has 4 ranks, but torch 2\.\S+ sees 2 GPUs there: start one rank per GPU"):
         rendezvous.init_distributed()
     assert not gpus.set_device.called
 

@@ -133,7 +133,7 @@ def test_started_twice(data: Path, whole: tuple[RunFolder, float], tmp_path: Pat
     first.wait_for("step 1/3 train: model")
     second = Ranks(arguments(data, run.path, *FIRST), tmp_path / "second", wait_for_no_lock)
     assert second.wait(60) == [2, 2], second.output
-    assert f"pid {first.processes[0].pid}); end that one first" in second.output.splitlines()[-1]
+    assert f"pid {first.processes[0].pid}); end that process first" in second.output.splitlines()[-1]
     assert "Traceback" not in second.output
     assert first.wait() == [0, 0], first.output
     assert_same_weights(whole[0], run, PHASES[:1])
@@ -206,8 +206,8 @@ def test_a_rank_that_hangs_is_named(data: Path, tmp_path: Path) -> None:
     ranks = Ranks(arguments(data, tmp_path / "run", "health.hang_minutes=0.1"), tmp_path / "log", hang_in_iteration)
     assert ranks.wait(60) == [1, 1], ranks.output
     assert (
-        "no rank has got on for 0.1 minutes (health.hang_minutes): rank 1, last seen at iteration 4, is behind the "
-        "others; the run ends"
+        "no rank has made progress for 0.1 minutes (health.hang_minutes): rank 1, last seen at iteration 4, is behind "
+        "the others; the run ends"
     ) in ranks.output
     assert "rank 1 hangs here:" in ranks.output
     assert "in __iter__" in ranks.output.partition("rank 1 hangs here:")[2]  # where it sleeps

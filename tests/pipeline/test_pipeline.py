@@ -133,7 +133,7 @@ def test_a_run_that_begins_with_an_exported_model_is_the_run_that_it_came_from(
     group(2).run(grow, data, again.path, 2, None, overrides)
     assert_same_weights(run, again)
     assert [record.start for record in again.records()] == [str(start), None, None, None]
-    with pytest.raises(RankError, match="has been through growth step 1, but the run ends with step 1: append"):
+    with pytest.raises(RankError, match="has finished growth step 1, but the run ends with step 1: append"):
         group(2).run(grow, data, tmp_path / "short", 2, None, (*overrides, "growth.steps=1"))
 
 
@@ -204,7 +204,7 @@ def test_steps_out_of_order_and_other_runs_are_refused(
 ) -> None:
     with pytest.raises(RankError, match="growth step 2 needs step 1"):
         group(2).run(grow, data, tmp_path / "new", 2, 2)
-    with pytest.raises(RankError, match=r"the run has growth steps 1 to 2, as many as data\.subsets"):
+    with pytest.raises(RankError, match=r"the run has growth steps 1 to 2, as set by data\.subsets"):
         group(2).run(grow, data, tmp_path / "new", 2, 3)
     with pytest.raises(RankError, match=r"growth\.max_parameters is 1,000, but model\.base \(.*\) has"):
         group(2).run(grow, data, tmp_path / "new", 2, None, ("growth.max_parameters=1000",))

@@ -110,7 +110,7 @@ def test_only_a_model_that_fits_the_run_is_taken(exported: Path, folder: RunFold
         adopt(str(exported), folder, other)
     words = tokenizer()
     words.end_of_text -= 1
-    with pytest.raises(InputError, match=r"take the model's own \(data\.tokenizer\.name_or_path="):
+    with pytest.raises(InputError, match=r"use the model's own tokenizer \(data\.tokenizer\.name_or_path="):
         adopt(str(exported), folder, replace(inputs, tokenizer=words))
     with pytest.raises(InputError, match=r"config\.json: no such file"):
         adopt(str(exported.parent), folder, inputs)

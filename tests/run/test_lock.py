@@ -35,7 +35,7 @@ def test_a_second_start_is_told_who_holds_the_run(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError) as caught:
         RunLock(tmp_path / "run")
     assert f"{tmp_path}/run: this run is already being trained (" in str(caught.value)
-    assert f", pid {os.getpid()}, Slurm job 4711); end that one first" in str(caught.value)
+    assert f", pid {os.getpid()}, Slurm job 4711); end that process first" in str(caught.value)
     assert "is in use (" in capsys.readouterr().out
     RunLock(tmp_path / "other").close()
     held.close()
@@ -69,7 +69,7 @@ def test_a_job_that_is_started_again_waits_longer_for_its_own_lock(
     monkeypatch.setenv("SLURM_JOB_ID", "471")
     threading.Timer(0.2, held.close).start()
     RunLock(tmp_path).close()
-    assert "waiting 10 s for its end" in capsys.readouterr().out
+    assert "waiting up to 10 s for it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [None, Stopped])
@@ -123,7 +123,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        InputError, match=r"the output folder .*file cannot be written: .*; .* take another --output-dir"
+        InputError, match=r"the output folder .*file cannot be written: .*; .* use another --output-dir"
     ):
         RunLock(tmp_path / "file")
 

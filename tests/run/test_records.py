@@ -67,9 +67,7 @@ def test_a_checkpoint_says_what_its_phase_has_done(tmp_path: Path) -> None:
     assert record_so_far(Checkpoint(kept)) == record
     assert record_so_far(Checkpoint(write_model(tmp_path / "plain", seed=0))) is None
     damaged = write_model(tmp_path / "damaged", seed=0, **described(record) | {"record": {"samples": 1}})
-    with pytest.raises(
-        InputError, match=r"damaged: the record of its phase is damaged, .*: no 'parameters'; bring back"
-    ):
+    with pytest.raises(InputError, match=r"damaged: the record of its phase is damaged, .*: no 'parameters'; restore"):
         record_so_far(Checkpoint(damaged))
 
 

@@ -272,7 +272,7 @@ def test_on_a_full_disk_a_step_is_submitted_once(
     assert len(submit.read_text().splitlines()) == 1
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("error: ")
-    assert "watch.json cannot be written: No space left on device; submitted was growth step 2: job 17" in first
+    assert "watch.json cannot be written: No space left on device; submitted: growth step 2: job 17" in first
     assert second == "growth step 2 is submitted and not finished: growth step 2: job 17"
 
 

@@ -55,7 +55,7 @@ def refusals() -> list[str]:
         with pytest.raises(ValueError) as caught:  # noqa: PT011
             engine.load_masters(tensors.items())
         messages.append(str(caught.value))
-    with pytest.raises(ValueError, match="parameters that the model has not") as caught:
+    with pytest.raises(ValueError, match="parameters that the model does not have") as caught:
         engine.step(0.1, {"layers.9.weight": (2,)})
     messages.append(str(caught.value))
     engine.destroy()

@@ -81,7 +81,7 @@ def test_what_goes_well_the_second_time_has_gone_well(tmp_path: Path) -> None:
     judged = health(tmp_path, notes, max_bad_iterations=1)
     assert check(judged, Outcome(math.nan, math.inf, 14.0, True), GOOD) == GOOD
     assert (judged.skipped, judged.in_a_row) == (0, 0)
-    assert notes == ["iteration 1: gradients were not finite, but were finite when it was run again"]
+    assert notes == ["iteration 1: gradients were not finite, but were finite when it was repeated"]
 
 
 def test_spikes_are_measured_by_the_median(tmp_path: Path) -> None:
