@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the scripts in this folder share; sourced by them. Says what is wrong in one line and ends with exit code 2.
+# Functions shared by the scripts in this folder, which source this file. Errors are one line, with exit code 2.
 
-STOPPED=75   # train.py's exit code when it was asked to stop and has kept a checkpoint
+STOPPED=75   # exit code of train.py after it was asked to stop and wrote a checkpoint
 
 fail() {
   echo "$SCRIPT: error: $*" >&2
@@ -9,14 +9,14 @@ fail() {
   exit 2
 }
 
-# Tells the output, and squeue (in its %k), how a job stands.
+# Reports the state of the job, in its output and as its comment (%k of squeue).
 tell() {
   echo "$SCRIPT: $*"
   scontrol update "JobId=$SLURM_JOB_ID" "Comment=$*" 2> /dev/null
 }
 
-# Forgets the allocation in which a script was started, if it was in one: what Slurm says of that one would count for the
-# jobs that are submitted from there, whose srun then fails. What says where Slurm is, and who asks, stays.
+# Unsets the variables of the allocation in which a script was started, if any: jobs submitted from there would inherit
+# them, and their srun would fail. Variables that locate Slurm and authenticate the user stay.
 leave_allocation() {
   [[ -n ${SLURM_JOB_ID:-} ]] || return 0
   local name
@@ -28,14 +28,14 @@ leave_allocation() {
   done
 }
 
-# Sorts arguments: NAME=value sets a variable, if it is one of VARIABLES; all else goes to REST.
+# Parses arguments: NAME=value sets a variable, which must be one of VARIABLES; all others go to REST.
 read_arguments() {
   REST=()
   local argument name
   for argument; do
     name=${argument%%=*}
     if [[ $argument == *=* && $name =~ ^[A-Z][A-Z_]*$ ]]; then
-      [[ " $VARIABLES " == *" $name "* ]] || fail "there is no $name to set; there are $VARIABLES"
+      [[ " $VARIABLES " == *" $name "* ]] || fail "there is no variable $name; there are $VARIABLES"
       export "$name=${argument#*=}"
     else
       REST+=("$argument")
@@ -43,10 +43,10 @@ read_arguments() {
   done
 }
 
-# What a run is, where it is not said: the paper's.
+# Checks the variables that define a run, and sets the defaults: the run of the paper.
 read_run_variables() {
   DEVICE=${DEVICE:-gpu}
-  [[ $DEVICE == gpu || $DEVICE == cpu ]] || fail "DEVICE is gpu or cpu, not $DEVICE"
+  [[ $DEVICE == gpu || $DEVICE == cpu ]] || fail "DEVICE must be gpu or cpu, not $DEVICE"
   CONFIG=${CONFIG:-configs/cc12m.yaml}
   [[ $DEVICE == gpu ]] && DS_CONFIG=${DS_CONFIG:-ds_configs/zero2.json}
   DS_CONFIG=${DS_CONFIG:-ds_configs/cpu.json}
@@ -60,7 +60,7 @@ require_run_files() {
   [[ -f $DS_CONFIG ]] || fail "there is no $DS_CONFIG: set DS_CONFIG to a DeepSpeed file"
 }
 
-# The first lines of a job are in the file that sbatch names, the others in the run's folder.
+# Redirects further output to a file in the run's folder; the first lines of a job stay in the file that sbatch names.
 print_to() {
   [[ $1 -ef /dev/stdout ]] && return
   echo "$SCRIPT: output goes to $1"
@@ -72,13 +72,13 @@ print_to() {
 enter_project() {
   GROWCLIP_HOME=${GROWCLIP_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
   [[ -f $GROWCLIP_HOME/train.py ]] || fail "there is no train.py in $GROWCLIP_HOME: submit from the project's folder, or set GROWCLIP_HOME to it"
-  cd "$GROWCLIP_HOME" || fail "the project's folder $GROWCLIP_HOME cannot be entered"
+  cd "$GROWCLIP_HOME" || fail "cannot enter the project's folder $GROWCLIP_HOME"
   GROWCLIP_HOME=$PWD   # it may have been relative
   local python=python3
   [[ -x .venv/bin/python ]] && python=$GROWCLIP_HOME/.venv/bin/python
   CONTAINER=()
   if [[ -f slurm/site.sh ]]; then
-    set +u   # what modules and conda source does not keep to it
+    set +u   # scripts of modules and conda use unset variables
     # shellcheck source=site.example.sh
     source slurm/site.sh || fail "slurm/site.sh ended with an error"
     set -u
@@ -94,49 +94,49 @@ print(*(name for name in ("torch", "deepspeed", "growclip_ds") if importlib.util
   [[ -z $missing ]] || fail "${RUN_PYTHON[*]} has no $missing: install the project there (make install), or name another in slurm/site.sh"
 }
 
-# Makes the run's folder; RUN_DIR becomes absolute.
+# Creates the run's folder, and makes RUN_DIR absolute.
 open_run_dir() {
   mkdir -p "$RUN_DIR/slurm" 2> /dev/null && [[ -w $RUN_DIR/slurm ]] || fail "the run's folder cannot be written: RUN_DIR=$RUN_DIR"
   RUN_DIR=$(cd "$RUN_DIR" && pwd -P)
 }
 
-# The name of the job that runs a growth step: by it the scripts know what has been submitted.
+# Prints the name of the job of a growth step, by which the scripts know whether the step has been submitted.
 job_name() {
   local base
   base=$(basename "$RUN_DIR" | tr -c 'A-Za-z0-9_.\n-' _)
   printf '%s-%s-step%d\n' "$base" "$(printf %s "$RUN_DIR" | cksum | cut -d ' ' -f 1)" "$1"
 }
 
-# The number of the job that runs a growth step or is to run it; nothing if there is none.
+# Prints the id of the running or pending job of a growth step; an empty line if there is none.
 job_of_step() {
   local jobs
   jobs=$(squeue --noheader --me --name="$(job_name "$1")" --format=%A) || return
   printf '%s\n' "${jobs%%$'\n'*}"
 }
 
-# The numbers of the growth steps that are not finished.
+# Prints the numbers of the unfinished growth steps.
 unfinished_steps() {
   "${RUN_PYTHON[@]}" -m growclip_ds steps --config "$CONFIG" --output-dir "$RUN_DIR" --unfinished "$@"
 }
 
-# Nothing on a compute node reaches out, and what is printed appears at once.
+# Nothing may access the internet from a compute node, and output must appear at once.
 set_environment() {
   export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTHONUNBUFFERED=1
   if [[ $DEVICE == cpu ]]; then
     export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS_PER_TASK}
     return
   fi
-  # Without it DeepSpeed goes on with the CPU where it finds no GPU.
+  # Otherwise DeepSpeed falls back to the CPU if it finds no GPU.
   export DS_ACCELERATOR=${DS_ACCELERATOR:-cuda} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  # Compiled kernels lie on the node's own disk: a home that all nodes mount may show one rank what another has replaced.
+  # Compiled kernels go to a local disk: on a shared home, a rank may see files that another has replaced.
   export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/triton-$(id -un)}
-  # A link that fails is named in the output instead of a silent hang.
+  # So that the output names a failed link instead of hanging silently.
   export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
-  # A switch that is busy for seconds is no failure (4 µs x 2^22, seven times over; NCCL's own is a quarter of it or less).
+  # A switch may be busy for seconds (4 µs x 2^22, with seven retries); NCCL's default is a quarter of that or less.
   export NCCL_IB_TIMEOUT=${NCCL_IB_TIMEOUT:-22}
 }
 
-# How many ranks a node has, and how many processors each; and where they meet.
+# Determines the ranks per node, the CPUs per rank, and the address for their rendezvous.
 # Sets RANKS_PER_NODE, CPUS_PER_TASK, MASTER_ADDR and MASTER_PORT.
 plan_ranks() {
   if [[ $DEVICE == cpu ]]; then
@@ -144,43 +144,42 @@ plan_ranks() {
   else
     RANKS_PER_NODE=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
   fi
-  [[ $RANKS_PER_NODE =~ ^[1-9][0-9]*$ ]] || fail "the job has no GPUs (RANKS_PER_NODE is $RANKS_PER_NODE): ask for some (--gpus-per-node=8), or set DEVICE=cpu"
-  # Whole nodes may differ, and srun wants the same of each; Slurm lists their processors as in 128(x2),96.
+  [[ $RANKS_PER_NODE =~ ^[1-9][0-9]*$ ]] || fail "the job has no GPUs (RANKS_PER_NODE is $RANKS_PER_NODE): request some (--gpus-per-node=8), or set DEVICE=cpu"
+  # Nodes may differ, but srun needs one figure for all; Slurm lists the CPUs of the nodes in the form 128(x2),96.
   local cpus
   cpus=$(tr , '\n' <<< "${SLURM_CPUS_ON_NODE:-1}${SLURM_JOB_CPUS_PER_NODE:+,$SLURM_JOB_CPUS_PER_NODE}" | sed 's/(.*//' | sort -n | head -n 1)
   CPUS_PER_TASK=$((cpus / RANKS_PER_NODE))
-  ((CPUS_PER_TASK > 0)) || fail "a node has $cpus processors for $RANKS_PER_NODE ranks: ask for more (--cpus-per-task), or set RANKS_PER_NODE"
+  ((CPUS_PER_TASK > 0)) || fail "a node has $cpus CPUs for $RANKS_PER_NODE ranks: request more (--cpus-per-task), or set RANKS_PER_NODE"
   MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
-  # Below the ports that systems hand out by themselves, and another one for another job on the node.
+  # Below the range of ephemeral ports, and different for jobs that share a node.
   MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
   export RANKS_PER_NODE MASTER_ADDR MASTER_PORT
 }
 
-# Whether Slurm takes the job's nodes from it. With a grace time the job stays in that state until the time is over, and
-# one that ends before is not queued again.
+# Whether the job is being preempted. During a grace time the job stays in that state; if it ends before the time is over,
+# Slurm does not requeue it.
 preempted() {
   local job
   job=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null)
   [[ $job == *" PreemptTime="* && $job != *" PreemptTime=None"* ]]
 }
 
-# Has Slurm queue the job again, and ends: `requeue WHY`. Returns only where Slurm does not.
+# Requeues the job and ends it: `requeue WHY`. Returns only if Slurm refuses.
 requeue() {
-  tell "$1, and is queued again"
+  tell "$1, and is requeued"
   scontrol requeue "$SLURM_JOB_ID" || return
-  sleep 60   # Slurm ends the job
+  sleep 60   # until Slurm ends the job
   exit "$STOPPED"
 }
 
-# Starts a step of the job. All of the job's GPUs on a node are seen by each of its tasks there, as NCCL and LOCAL_RANK
-# want it, however the job asked for them. (With --gpu-bind=none a rank would not be told which of a shared node's GPUs are
-# the job's.)
+# Starts a step of the job. Each task sees all of the job's GPUs on its node, as NCCL and LOCAL_RANK require, however the
+# job requested them. (With --gpu-bind=none a rank would not know which GPUs of a shared node belong to the job.)
 SRUN=(env -u SLURM_GPU_BIND -u SLURM_TRES_BIND -u SLURM_GPUS_PER_TASK -u SLURM_TRES_PER_TASK
   srun --export=ALL --mpi=none --input=none)
 
-# Runs a command as every rank: `run_ranks COMMAND...`.
+# Runs a command on every rank: `run_ranks COMMAND...`.
 run_ranks() {
-  # A rank that ends early ends the others, but leaves them the time to end by themselves, with their own exit code.
+  # A rank that exits early ends the job step, but the others get time to exit by themselves, with their own exit codes.
   "${SRUN[@]}" --kill-on-bad-exit=0 --wait=60 --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks=$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) --ntasks-per-node="$RANKS_PER_NODE" \
     --cpus-per-task="$CPUS_PER_TASK" ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"} \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Zero-shot evaluation on all GPUs of a node: sbatch slurm/evaluate.sh RUN_DIR=runs/mine [arguments of growclip evaluate]
 #
-# MODEL names a checkpoint or a CLIP in place of the run. Results are kept set by set: a job that was interrupted and is
-# submitted again goes on with those that are missing.
+# MODEL names a checkpoint or a CLIP in place of the run. Results are stored per set: an interrupted job that is submitted
+# again evaluates only the missing sets.
 #SBATCH --job-name=growclip-evaluate
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -2,8 +2,8 @@
 # The whole run: slurm/grow_run.sh [NAME=value ...] [section.key=value ...] [options of sbatch ...]
 # (options with =, as in --nodes=4)
 #
-# Submits every growth step that is unfinished and not submitted yet, each to begin when the one before has succeeded, and
-# prints their job numbers. With ONE_AT_A_TIME=1 only the next one. Variables: as slurm/grow_step.sh has them.
+# Submits every unfinished growth step that has not been submitted, each to start after the one before has succeeded, and
+# prints their job ids. With ONE_AT_A_TIME=1 only the next one. Variables: those of slurm/grow_step.sh.
 set -uo pipefail
 
 SCRIPT=slurm/grow_run.sh
@@ -47,21 +47,21 @@ done
 before=
 for step in $steps; do
   name=$(job_name "$step")
-  # By its name a job is known, so that nothing is submitted twice.
-  job=$(job_of_step "$step") || fail "squeue does not answer; try again later"
+  # Jobs are recognised by name, so that no step is submitted twice.
+  job=$(job_of_step "$step") || fail "squeue failed; try again later"
   if [[ -n $job ]]; then
     [[ $(squeue --noheader --jobs="$job" --format=%T) != COMPLETING ]] ||
-      fail "job $job, of growth step $step, is still ending; run this again when squeue shows it as waiting, or no more"
+      fail "job $job, of growth step $step, is still ending; run this again when squeue shows it as pending, or no longer"
     echo "growth step $step: job $job, submitted before"
   else
     dependency=()
     [[ -n $before ]] && dependency=(--dependency="afterok:$before" --kill-on-invalid-dep=yes)
-    # Behind the user's options: a --dependency among them is for the first step, on which the others depend.
+    # After the user's options: a --dependency among them is for the first step, on which the others depend.
     job=$(sbatch --parsable --output="${RUN_DIR//%/%%}/slurm/%x-%j.log" "${options[@]}" --job-name="$name" \
       "${dependency[@]}" slurm/grow_step.sh "${settings[@]}" STEP="$step" "${overrides[@]}") ||
-      fail "growth step $step was not submitted; what was is listed above"
+      fail "growth step $step was not submitted; the steps that were are listed above"
     [[ -n $job ]] || fail "growth step $step was not submitted, as sbatch gave it no number: leave out --test-only"
-    job=${job%%;*}   # a cluster's name may follow
+    job=${job%%;*}   # the name of the cluster may follow
     echo "growth step $step: job $job${before:+, after job $before}"
   fi
   before=$job

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One growth step: sbatch slurm/grow_step.sh [NAME=value ...] [section.key=value ...]
 #
-# Submit it from the project's folder. Options of sbatch (--nodes=4) change what is asked for here; account and partition
+# Submit it from the project's folder. Options of sbatch (--nodes=4) override the requests below; account and partition
 # may come from SBATCH_ACCOUNT and SBATCH_PARTITION. Variables, from the environment or as arguments: docs/cluster.md.
 #SBATCH --job-name=growclip
 #SBATCH --nodes=2
@@ -18,15 +18,15 @@ set -uo pipefail
 
 SCRIPT=slurm/grow_step.sh
 VARIABLES="CONFIG DS_CONFIG RUN_DIR STEP DEVICE RANKS_PER_NODE STAGE STAGE_DIR MAX_RESTARTS DRY_RUN PYTHON"
-RESEND=5     # seconds between requests to stop: a rank that is starting up does not hear them yet
-PROBE=60     # seconds in which a node answers that is well
+RESEND=5     # seconds between requests to stop: a rank that is starting up does not handle them yet
+PROBE=60     # seconds within which a healthy node answers
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
   echo "$SCRIPT: error: this is a job: submit it with sbatch $SCRIPT" >&2
   exit 2
 fi
-# Asks all ranks to stop, again and again until they do. Ranks agree on the iteration after which they all stop.
-# A request that fails is no reason to end: Slurm may be busy.
+# Asks all ranks to stop, repeatedly until they do. The ranks agree on the iteration after which all of them stop.
+# A failed request is not fatal: Slurm may be busy.
 # shellcheck disable=SC2329  # the trap calls it
 stop_ranks() {
   [[ -n ${asker:-} ]] && return
@@ -43,9 +43,9 @@ stop_asking() {
 }
 
 begun=0 stopping=0 ended=0
-# By --signal before the time limit, or by hand: scancel --batch --signal=USR1 JOB.
+# Sent by --signal before the time limit, or manually: scancel --batch --signal=USR1 JOB.
 trap 'signalled=1 stopping=1; stop_ranks' USR1
-# Slurm ends the job; the ranks have it too, and are waited for. One that is out of time Slurm does not queue again.
+# Slurm ends the job. The ranks get the signal too, so wait for them. Slurm does not requeue a job that is out of time.
 trap 'signalled=1 ended=1; ((begun == 0)) || queue_again_if_out_of_time' TERM
 trap stop_asking EXIT
 
@@ -64,8 +64,8 @@ end_with_reason() {
   exit "$code"
 }
 
-# How far the step has come: how many of its phases are finished, and the newest checkpoint of the others. What is further
-# comes later in the alphabet.
+# Prints the progress of the step: the number of finished phases, and the newest checkpoint of the others. More progress
+# sorts later.
 progress() {
   local phase checkpoint finished=0 newest=000000000
   for phase in "$RUN_DIR/step_$STEP"/*/; do
@@ -80,7 +80,7 @@ progress() {
   echo "$finished $newest"
 }
 
-# Counts a restart in `idle`, unless the step has come further than ever before (`reached`).
+# Counts a restart in `idle`, unless the step has made progress beyond `reached`.
 count_restart() {
   local now
   now=$(progress)
@@ -91,23 +91,23 @@ count_restart() {
   fi
 }
 
-# Ends the job and has Slurm queue it again: `queue_again WHY`.
+# Requeues the job and ends it, unless restarts make no progress: `queue_again WHY`.
 queue_again() {
   stop_asking
   count_restart
-  ((idle <= MAX_RESTARTS)) || end_with_reason "$STOPPED" "$1, and has not come further in $((idle - 1)) restarts (MAX_RESTARTS=$MAX_RESTARTS); submit it again to go on"
+  ((idle <= MAX_RESTARTS)) || end_with_reason "$STOPPED" "$1, and has made no progress in $((idle - 1)) restarts (MAX_RESTARTS=$MAX_RESTARTS); submit it again to resume"
   requeue "$1"
-  end_with_reason "$STOPPED" "$1, but Slurm would not queue it again; submit it again to go on"
+  end_with_reason "$STOPPED" "$1, but Slurm did not requeue it; submit it again to resume"
 }
 
-# Ranks may need longer for what they are at than the notice of --signal.
+# Ranks may need longer to finish what they are doing than the notice that --signal gives.
 queue_again_if_out_of_time() {
   [[ $(scontrol show job "$SLURM_JOB_ID" 2> /dev/null) != *" Reason=TimeLimit"* ]] ||
     queue_again "growth step $STEP is out of time, and its ranks did not stop before"
 }
 
-# Whether another node of the job does not answer. Slurm itself waits for minutes (SlurmdTimeout), in which the other
-# nodes' ranks have long failed. If nothing can be asked on this node, nothing is known.
+# Whether another node of the job does not answer. Slurm itself waits for minutes (SlurmdTimeout), while the ranks on the
+# other nodes fail long before. If the probe fails even on this node, the answer is no.
 lost_node() {
   ((SLURM_JOB_NUM_NODES > 1)) || return
   local ask=(timeout --kill-after=5 "$PROBE" "${SRUN[@]}" --overlap --cpus-per-task=1 --ntasks-per-node=1)
@@ -115,7 +115,7 @@ lost_node() {
     ! "${ask[@]}" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" true
 }
 
-# Runs a command to its end, whatever signals come meanwhile. Sets code.
+# Runs a command to its end, through any signals. Sets code.
 run() {
   "$@" &
   local child=$!
@@ -139,36 +139,36 @@ open_run_dir
 plan_ranks
 set_environment
 
-# Where a restarted job is to go on is what it began with.
+# A restarted job continues with the growth step that it started with.
 kept=$RUN_DIR/slurm/job_$SLURM_JOB_ID.step
 [[ -z ${STEP:-} && -f $kept ]] && STEP=$(< "$kept")
 if [[ -z ${STEP:-} ]]; then
-  unfinished=$(unfinished_steps "${REST[@]}") || { tell "growth steps of $RUN_DIR cannot be told: see above"; exit 2; }
+  unfinished=$(unfinished_steps "${REST[@]}") || { tell "the growth steps of $RUN_DIR cannot be determined: see above"; exit 2; }
   STEP=${unfinished%%$'\n'*}
   if [[ -z $STEP ]]; then
     tell "all growth steps of $RUN_DIR are finished"
     exit 0
   fi
 fi
-[[ $MAX_RESTARTS =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS is a number, not $MAX_RESTARTS"
-[[ $STEP =~ ^[1-9][0-9]*$ ]] || fail "STEP is the number of a growth step, not $STEP"
+[[ $MAX_RESTARTS =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS must be a number, not $MAX_RESTARTS"
+[[ $STEP =~ ^[1-9][0-9]*$ ]] || fail "STEP must be the number of a growth step, not $STEP"
 echo "$STEP" > "$kept"
 name=$(job_name "$STEP")
 other=$(squeue --noheader --me --states=RUNNING --name="$name" --format=%A | grep -vx "$SLURM_JOB_ID" | head -n 1)
-[[ -z $other ]] || fail "job $other runs growth step $STEP of $RUN_DIR already"
+[[ -z $other ]] || fail "job $other is already running growth step $STEP of $RUN_DIR"
 [[ $SLURM_JOB_NAME == "$name" ]] || scontrol update "JobId=$SLURM_JOB_ID" "JobName=$name"
 log=$RUN_DIR/slurm/$name-$SLURM_JOB_ID.log
 print_to "$log"
 begin=$(wc -l < "$log")
 
-# Restarts since the step has come further, and how far that was.
+# Restarts since the last progress of the step, and that progress.
 counted=$RUN_DIR/slurm/job_$SLURM_JOB_ID.restarts
 restarts=${SLURM_RESTART_COUNT:-0} idle=0 reached=
 ((restarts == 0)) || [[ ! -f $counted ]] || read -r idle reached < "$counted"
 count_restart
 echo "$idle $reached" > "$counted"
-tell "growth step $STEP of $RUN_DIR: $((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) ranks on $SLURM_JOB_NODELIST, restart $restarts, $idle since the step has come further, of at most $MAX_RESTARTS"
-((idle <= MAX_RESTARTS)) || end_with_reason "$STOPPED" "growth step $STEP has not come further in $idle restarts, more than MAX_RESTARTS=$MAX_RESTARTS; submit it again to go on"
+tell "growth step $STEP of $RUN_DIR: $((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) ranks on $SLURM_JOB_NODELIST, restart $restarts, $idle without progress, of at most $MAX_RESTARTS"
+((idle <= MAX_RESTARTS)) || end_with_reason "$STOPPED" "growth step $STEP has made no progress in $idle restarts, more than MAX_RESTARTS=$MAX_RESTARTS; submit it again to resume"
 
 finished() {
   [[ -f $RUN_DIR/step_$STEP/train/phase.json ]]
@@ -178,7 +178,7 @@ was_finished=0
 finished && was_finished=1
 command=("${RUN_PYTHON[@]}" train.py --deepspeed_config "$DS_CONFIG" --config "$CONFIG" --output-dir "$RUN_DIR"
   --growth-step "$STEP" "${REST[@]}")
-# shellcheck disable=SC2034  # the trap looks at it
+# shellcheck disable=SC2034  # the trap reads it
 begun=1
 code=0
 if [[ ${STAGE:-0} == 1 ]]; then
@@ -193,29 +193,29 @@ if ((code == 0 && stopping == 0)); then
 fi
 
 ((code == 0)) && [[ ${DRY_RUN:-0} == 1 ]] && exit 0
-# What is on disk counts: a rank that breaks down while it ends does not undo the step.
+# What is on disk counts: a rank that crashes while it exits does not undo the step.
 if finished && ((code == 0 || !was_finished)); then
   tell "growth step $STEP is finished$( ((code == 0)) || echo " (but srun ended with code $code)")"
   exit 0
 fi
-# Slurm ends the ranks before it tells this script.
+# Slurm ends the ranks before it signals this script.
 state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T 2> /dev/null)
 if [[ -n $state && $state != RUNNING ]]; then
   ended=1
 elif preempted; then
   queue_again "growth step $STEP was preempted"
 fi
-if ((ended)); then   # and knows what becomes of it: cancelled, or queued again
+if ((ended)); then   # Slurm decides whether the job is cancelled or requeued
   queue_again_if_out_of_time
   tell "growth step $STEP was ended by Slurm: cancelled, preempted, or a node failed"
   exit "$STOPPED"
 fi
-# Asked to stop: ranks end with $STOPPED; one that did not listen yet, by the signal.
+# Asked to stop: ranks exit with $STOPPED; one that did not handle the signal yet is ended by it.
 if ((stopping)) && { ((code == 0 || code == STOPPED)) || ((code > 128)); }; then
   queue_again "growth step $STEP stopped as it was asked to"
 fi
-((code == STOPPED)) && end_with_reason "$STOPPED" "growth step $STEP stopped as its ranks were asked to; submit it again to go on"
-# Exit code 2 is of what the user can mend.
+((code == STOPPED)) && end_with_reason "$STOPPED" "growth step $STEP stopped as its ranks were asked to; submit it again to resume"
+# Exit code 2 means an error that the user can fix.
 ((code == 2)) || ! lost_node || queue_again "growth step $STEP has lost a node"
 reason=$(tail -n "+$begin" "$log" | grep -ahE '^(train\.py|growclip): error: ' | tail -n 1)
 end_with_reason "$((code == 0 ? 1 : code))" "growth step $STEP failed: ${reason:-see $log}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One rank: tells the command who it is in torch.distributed's variables, and becomes it.
+# One rank: sets torch.distributed's variables for it, and executes the command.
 set -euo pipefail
 
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$RANKS_PER_NODE
@@ -14,6 +14,6 @@ if [[ ${DRY_RUN:-0} == 1 ]]; then
   exit
 fi
 
-# Ignored until Python listens to it: a request to stop that comes before would end the rank. It is repeated.
+# Ignored until Python handles it: an earlier request to stop would kill the rank. Requests are repeated.
 trap '' USR1
 exec "$@"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # TensorBoard of a run as a job: slurm/tensorboard.sh RUN_DIR=runs/mine [options of sbatch ...]
 #
-# Submits itself, waits until it runs and prints the command that brings it to your own machine. It listens to the node
-# itself alone, as it asks nobody for a password. End it with scancel.
+# Submits itself, waits until it runs, and prints the command that forwards it to your own machine. It listens on the
+# node's loopback interface only, as it has no authentication. End it with scancel.
 #SBATCH --job-name=growclip-tensorboard
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -14,9 +14,9 @@ set -uo pipefail
 
 SCRIPT=slurm/tensorboard.sh
 VARIABLES="RUN_DIR PYTHON"
-WAIT=300   # seconds until it is left to the user to look whether the job runs
+WAIT=300   # seconds to wait for the job to start
 
-# Slurm runs a copy under a name of its own. That there is a job says nothing: this may be started from within another.
+# Slurm runs a copy of the script under another name. A job id alone proves nothing: another job may have started this.
 is_job=0
 [[ -n ${SLURM_JOB_ID:-} && ${BASH_SOURCE[0]##*/} != tensorboard.sh ]] && is_job=1
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -45,7 +45,7 @@ if ((!is_job)); then
   end=$((SECONDS + WAIT))
   until grep -qs 'ssh -N' "$log"; do
     [[ -n $(squeue --noheader --jobs="$job" --format=%A 2> /dev/null) ]] || fail "job $job has ended: $(tail -n 1 "$log" 2> /dev/null)"
-    ((SECONDS < end)) || fail "job $job does not run yet; it will print the command to $log"
+    ((SECONDS < end)) || fail "job $job is not running yet; it will print the command to $log"
     sleep 1
   done
   cat "$log"

@@ -1,7 +1,7 @@
 """Activation memory of a micro-batch for each part of the model. No torch.
 
-Counted for the Triton kernels: attention stores its input, its output and one number per token and head. Everything
-that a layer's backward pass reads is counted; what only passes on to the next layer is not.
+The figures are for the Triton kernels: attention stores its input, its output and one number per token and head. They
+count all that a layer's backward pass reads, but not what is merely passed on to the next layer.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from growclip_ds.architecture import HEAD_WIDTH, MLP_RATIO, STEM_CHANNELS, Archi
 Checkpointing = Literal["off", "on", "offload"]
 
 FP32 = 4
-_STATISTICS = 2 * FP32  # mean and deviation that a norm keeps of each row
-_KEPT = 1 + 1 + 3 + 1 + 1 + 1 + 2 * MLP_RATIO  # widths a token: input, norm, qkv, attention, sum, norm, MLP inside
-_IN_FLIGHT = 1 + MLP_RATIO  # in a block's backward pass: the gradient of its output, and that of the MLP's inside
-_STEM_KEPT, _STEM_IN_FLIGHT = 3, 1  # convolution, norm and output; two gradients instead of that output
+_STATISTICS = 2 * FP32  # mean and deviation that a norm keeps per row
+_KEPT = 1 + 1 + 3 + 1 + 1 + 1 + 2 * MLP_RATIO  # widths per token: input, norm, qkv, attention, sum, norm, inside MLP
+_IN_FLIGHT = 1 + MLP_RATIO  # in a block's backward pass: gradients of its output and of the MLP's hidden layer
+_STEM_KEPT, _STEM_IN_FLIGHT = 3, 1  # convolution, norm and output; two gradients in place of that output
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the model, as the forward pass comes to it.
+    """A part of the model that the forward pass runs as a whole.
 
     Attributes:
         name: the part's name.
         kept: bytes that it keeps for its backward pass.
-        in_flight: bytes beyond all that is kept while its backward pass runs.
+        in_flight: bytes that its backward pass needs beyond what is kept.
         elements: number of its parameters.
     """
 
@@ -48,7 +48,7 @@ def parts(
     element: int,
     checkpointing: Checkpointing = "off",
 ) -> list[Part]:
-    """The model's parts in the order of its forward pass.
+    """Lists the model's parts in the order of its forward pass.
 
     Args:
         architecture: the architecture that runs.
@@ -67,13 +67,13 @@ def parts(
         ("shared", architecture.shared_blocks, image + text, architecture.shared_width),
     ):
         if tower == "text":
-            # The gradient of the whole embedding, once as it is made and once as it is added to a leading slice's.
+            # The gradient of the whole embedding: once as it is made, and once as it is added to that of a slice.
             table = element * sizes.vocab_size * width
             found.append(Part("text.embedding", 0, 2 * table, elements["text.embedding"]))
         for block in range(blocks):
             name = f"{tower}.blocks.{block}"
             found.append(_block(name, tokens, width, element, elements[name], checkpointing))
-    # Heads keep the stream that they take a token of each sequence from; captions' are copied out of theirs.
+    # Heads keep the stream from which they take one token per sequence; those of captions are copied out of it.
     stream = (image + text if architecture.shared_blocks else image) * architecture.image_output_width
     width = architecture.image_output_width + architecture.text_output_width
     heads = element * (stream + pairs * (2 * width + 4 * sizes.embed_dim))
@@ -99,13 +99,13 @@ def _block(name: str, tokens: float, width: int, element: int, elements: int, ch
     in_flight = element * _IN_FLIGHT * tokens * width
     if checkpointing == "off":
         return Part(name, kept, in_flight, elements)
-    # Its input is all it keeps; inside, everything is there again while its backward pass runs.
+    # A checkpointed block keeps only its input; everything inside exists again while its backward pass runs.
     entered = element * tokens * width
     return Part(name, 0 if checkpointing == "offload" else entered, kept + in_flight, elements)
 
 
 def _elements(architecture: Architecture, sizes: ModelSizes) -> dict[str, int]:
-    """Elements of the parameters of each part."""
+    """Number of parameters of each part, by name."""
     counts: dict[str, int] = {"heads": 0}
     for name, shape in architecture.parameter_shapes(sizes).items():
         pieces = name.split(".")
@@ -120,14 +120,14 @@ def _elements(architecture: Architecture, sizes: ModelSizes) -> dict[str, int]:
 
 
 def total_kept(found: list[Part]) -> float:
-    """Bytes that all parts keep together: what activations are said to take."""
+    """Bytes that all parts keep for the backward pass: the memory reported as activations."""
     return sum(part.kept for part in found)
 
 
 def moments(found: list[Part]) -> Iterator[tuple[Part, float, int]]:
-    """The backward pass from its start: each part, bytes of activations while it runs, elements that have gradients.
+    """Steps through the backward pass: each part, bytes of activations while it runs, and elements that have gradients.
 
-    The elements are those of the parts that are done, and the part's own.
+    The elements include the part's own.
     """
     kept = list(itertools.accumulate(part.kept for part in found))
     done = 0

@@ -1,4 +1,4 @@
-"""The progress of a run whose rest is to be planned, from its folder or from the exported model that it starts with."""
+"""Progress of a run of which the rest is planned, from its folder or from the exported model that it starts from."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from growclip_ds.run.records import data_subsets, record_so_far
 
 
 class BegunRun:
-    """A run's folder, as far as a plan goes by it.
+    """What a plan reads from the folder of a run.
 
     Args:
         path: the run's folder.
 
     Raises:
-        InputError: there is no run, or a phase.json is damaged.
+        InputError: the folder is not a run, or a phase.json is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,21 +37,21 @@ class BegunRun:
         self._records = list(self.folder.records())
 
     def config(self, overrides: Sequence[str]) -> Config:
-        """The run's, with settings changed that may change in its course.
+        """The run's configuration, with overrides of settings that may change during a run.
 
         Raises:
-            InputError: others are to be changed, or a value is not right.
+            InputError: an override is of another setting, or a value is invalid.
         """
         for key in (text.partition("=")[0] for text in overrides):
             if not may_change(key):
                 raise InputError(
-                    f"{key} cannot change during a run ({self.folder.path}); leave it out, or plan a new run: "
-                    f"--config {self.folder.config_file} in place of --run"
+                    f"{key} cannot change during a run ({self.folder.path}); leave it out, or plan a new run with "
+                    f"--config {self.folder.config_file} instead of --run"
                 )
         return load_config(self.folder.config_file, overrides)
 
     def subsets(self, config: Config) -> list[Subset]:
-        """The configuration's, with the samples that the run has counted.
+        """The subsets of the configuration, with the numbers of samples that the run has counted.
 
         Raises:
             InputError: `data.yaml` is damaged, or the configuration changes subsets that have been used.
@@ -59,19 +59,19 @@ class BegunRun:
         return data_subsets(config, self.folder.data_file)[1]
 
     def vocabulary(self, config: Config) -> int | None:
-        """Tokens of the run's tokenizer; None where it has none yet.
+        """Vocabulary size of the run's tokenizer; None if it has none yet.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the tokenizer cannot be read.
         """
         folder = self.folder.tokenizer
         return load_tokenizer(folder, config.model.context_length).vocab_size if folder.exists() else None
 
     def deepspeed(self, default: DeepSpeedFile) -> DeepSpeedFile:
-        """A DeepSpeed file in the run's precision. Its ZeRO stage and buckets, which no run keeps, are the default's.
+        """A DeepSpeed file in the run's precision; ZeRO stage and buckets, which no run stores, are the default's.
 
         Raises:
-            InputError: what the run has kept of its file cannot be read.
+            InputError: the settings that the run has stored cannot be read.
         """
         file = self.folder.deepspeed_file
         if not file.exists():
@@ -84,7 +84,7 @@ class BegunRun:
         return DeepSpeedFile(file, values)
 
     def progress(self, config: Config) -> Begun:
-        """How far it is; also while it runs.
+        """The progress of the run, which may be running meanwhile.
 
         Raises:
             InputError: the weights or checkpoints of a phase cannot be read.
@@ -101,7 +101,7 @@ class BegunRun:
                 continue
             if "resume" in kept.description:
                 iterations[phase] = int(kept.description["resume"]["iteration"])
-            else:  # its final weights, which are still to be evaluated
+            else:  # the final weights of the phase, not yet evaluated
                 over.add(phase)
             if phase is Phase.TRAIN:
                 chosen = [kept.architecture]
@@ -118,27 +118,27 @@ class BegunRun:
 
 
 def _kept(folder: RunFolder, step: int, phase: Phase) -> Checkpoint | None:
-    """The weights of an unfinished phase, or the newest whole checkpoint that it would go on from."""
+    """The weights of an unfinished phase, or the newest intact checkpoint, from which it would resume; None without."""
     if folder.weights(step, phase).exists():
         return Checkpoint(folder.weights(step, phase))
     for path in sorted(folder.checkpoints(step, phase).glob("iteration_*"), reverse=True):
-        with contextlib.suppress(DamagedError):  # or removed meanwhile, by a run that goes on
+        with contextlib.suppress(DamagedError):  # or removed meanwhile by the run itself
             return Checkpoint(path)
     return None
 
 
 def begun_by_model(start: str, sizes: ModelSizes) -> Begun:
-    """What is behind a run that begins with an exported model.
+    """The progress of a run that starts from an exported model.
 
     Args:
-        start: the exported folder.
+        start: the folder of the exported model.
         sizes: sizes of the run's models.
 
     Raises:
-        InputError: it is no exported GrowCLIP, or its sizes are others.
+        InputError: the folder is not an exported GrowCLIP, or the model's sizes differ.
     """
     model = ExportedModel(start)
     if model.sizes != sizes:
-        raise InputError(f"model.start, {start}, has {model.sizes}, but the run has {sizes}; set the model's")
+        raise InputError(f"model.start, {start}, has {model.sizes}, but the run has {sizes}; set those of the model")
     steps = [Architecture(**step["architecture"]) for step in model.growth] or [model.architecture]
     return Begun(f"model.start ({start})", len(steps), tuple(steps))

@@ -1,7 +1,7 @@
 """Bytes that a rank sends per iteration under DeepSpeed's ZeRO, with ring algorithms. No torch.
 
-Of N ranks each sends (N - 1) / N of a tensor that is gathered or reduce-scattered, and twice that of one that is
-all-reduced. DeepSpeed 0.19 all-reduces gradients at stages 1 and 2 too (each rank keeps its part of the sum), at
+Each of N ranks sends (N - 1) / N of a tensor that is gathered or reduce-scattered, and twice that of a tensor that is
+all-reduced. DeepSpeed 0.19 all-reduces gradients at stages 1 and 2 as well (each rank keeps its shard of the sum), at
 stage 2 after every micro-batch.
 """
 
@@ -18,12 +18,12 @@ from growclip_ds.costs.memory import Load, Sharding
 
 @dataclass(frozen=True)
 class Communication:
-    """Bytes that a rank sends in an iteration.
+    """Bytes that a rank sends per iteration.
 
     Attributes:
-        gradients: all-reduced or reduce-scattered.
-        parameters: gathered: after the update, at stage 3 for the passes.
-        loss: captions' features of all ranks, and their gradients.
+        gradients: gradients that are all-reduced or reduce-scattered.
+        parameters: parameters that are gathered: after the update at stages 1 and 2, for the passes at stage 3.
+        loss: caption features that are gathered, and their gradients.
     """
 
     gradients: float
@@ -39,15 +39,15 @@ class Communication:
 
 
 def communication(architecture: Architecture, sizes: ModelSizes, sharding: Sharding, load: Load) -> Communication:
-    """What training an architecture sends."""
+    """Counts what a rank sends per iteration to train an architecture."""
     share = (sharding.ranks - 1) / sharding.ranks
     counts = [math.prod(shape) for shape in architecture.parameter_shapes(sizes).values()]
     elements = sum(counts)
     reductions = load.micro_batches if sharding.stage > 1 else 1
     gradients = reductions * share * (1 if sharding.stage == 3 else 2) * sharding.communication * elements
-    # At stage 3 the forward pass leaves everything for the backward pass. Not with several micro-batches: they take two
-    # forward passes, of which DeepSpeed learns no order, so that each of the three passes gathers anew.
-    # Small parameters are whole anyway.
+    # At stage 3 the forward pass leaves everything gathered for the backward pass. But several micro-batches take two
+    # forward passes, whose order DeepSpeed does not learn, so each of the three passes gathers again. Small parameters
+    # are always whole.
     gathered = elements
     if sharding.stage == 3 and load.micro_batches > 1:
         divided = sum(count for count in counts if count > sharding.persistence)

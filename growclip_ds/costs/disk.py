@@ -1,7 +1,7 @@
-"""Disk usage of a run: weights of its phases, and checkpoints of the running one. No torch.
+"""Disk usage of a run: the weights of its phases, and the checkpoints of the running phase. No torch.
 
-Both are in fp32 whatever the model computes in, and depend on neither ranks nor ZeRO stage. Curves, records and data
-indexes are small in comparison and are left out.
+Both are in fp32 in any precision of training, and depend neither on ranks nor on the ZeRO stage. Curves, records and
+data indexes are small in comparison and are not counted.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from growclip_ds.costs.memory import OPTIMIZER
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that phases write.
+    """Disk space that phases take, in bytes.
 
     Attributes:
-        weights: weights of all phases.
+        weights: final weights of all phases.
         checkpoint: one checkpoint of the largest model.
         checkpoints: maximum number of checkpoints at a time.
     """
@@ -31,7 +31,7 @@ class Disk:
 
     @property
     def peak(self) -> int:
-        """At most, as if the largest model came last."""
+        """Upper bound in bytes, as if the largest model came last."""
         return self.weights + self.checkpoints * self.checkpoint
 
     def to_json(self) -> dict[str, Any]:
@@ -39,11 +39,11 @@ class Disk:
 
 
 def disk(trained: Iterable[Architecture], sizes: ModelSizes, keep_last: int) -> Disk:
-    """What phases write.
+    """Counts the disk space that phases take.
 
     Args:
-        trained: the model of each phase.
-        sizes: sizes of their input and embedding space.
+        trained: the architecture that each phase trains.
+        sizes: sizes of the models' input and embedding space.
         keep_last: checkpoints that a phase keeps; the next one is complete before the oldest is removed.
     """
     tensors = [sizes.parameters_of(architecture) + 1 for architecture in trained]  # and the temperature

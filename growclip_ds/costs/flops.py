@@ -1,8 +1,8 @@
 """FLOPs of a model per image-text pair, counted from its sizes.
 
-A multiply-add is two operations. Matrix products and convolutions of real tokens are counted; padding, what a causal
-mask hides, norms, activation functions and additions are not. The loss is not the model's, see
-`loss_flops`. No torch.
+A multiply-add is two operations. Matrix products and convolutions of real tokens are counted; padding, scores hidden by
+the causal mask, norms, activation functions and additions are not. The loss is counted separately, by `loss_flops`. No
+torch.
 """
 
 from __future__ import annotations
@@ -11,59 +11,64 @@ from growclip_ds.architecture import MLP_RATIO, PATCH_SIZE, STEM_CHANNELS, STEM_
 
 
 def forward_flops(architecture: Architecture, sizes: ModelSizes, text_tokens: float) -> float:
-    """Floating-point operations of a GrowCLIP's forward pass on one pair.
+    """FLOPs of a GrowCLIP's forward pass on one pair.
 
     Args:
-        architecture: the model that runs; of a supernet, the sampled subnet.
-        sizes: those of its input.
-        text_tokens: length of the caption, start and end of text included; a mean will do, as all but the attention
-            scores, a small part, are proportional to it.
+        architecture: the architecture that runs; in a supernet, that of the sampled subnet.
+        sizes: sizes of its input and embedding space.
+        text_tokens: tokens of the caption, start and end of text included. A mean will do: all but the attention
+            scores, a small part, is proportional to it.
     """
     return stem_flops(architecture, sizes) + _behind_stem(architecture, sizes, text_tokens)
 
 
 def clip_forward_flops(architecture: Architecture, sizes: ModelSizes, text_tokens: float) -> float:
-    """As `forward_flops`, for a fixed CLIP, which embeds patches of 16 × 16 pixels without a stem.
+    """FLOPs of the forward pass of a fixed CLIP on one pair; it embeds patches of 16 × 16 pixels without a stem.
 
-    It takes padded captions: with `text_tokens` the padding included, what it computes; without, what it had to.
+    It pads captions: if `text_tokens` includes the padding, the result is what it computes; otherwise, what it would
+    have to compute.
     """
     patch = 2 * 3 * STEM_STRIDE**2 * architecture.image_width
     return patch * (sizes.image_tokens - 1) + _behind_stem(architecture, sizes, text_tokens)
 
 
-# By a model's kind (`growclip_ds.model.spec.ModelSpec`).
+# By the kind of a model (`growclip_ds.model.spec.ModelSpec`).
 FORWARD_FLOPS = {"growclip": forward_flops, "clip": clip_forward_flops}
 
 
 def training_flops(forward: float) -> float:
-    """Operations of a forward and a backward pass, which makes gradients of inputs and of weights: 3 × forward."""
+    """FLOPs of a forward and a backward pass, which computes gradients of inputs and weights: 3 × forward."""
     return 3 * forward
 
 
 def loss_flops(pairs: int, embed_dim: int) -> float:
-    """Operations of the contrastive loss of a batch, forward and backward, over all ranks: 8 n² d.
+    """FLOPs of the contrastive loss of a batch, forward and backward, over all ranks: 8 n² d.
 
-    The scores are computed in both passes, and multiplied with the features of each modality in the second.
+    Both passes compute the scores; the backward pass multiplies them with the features of each modality.
+
+    Args:
+        pairs: pairs of the global batch, n.
+        embed_dim: channels of the features, d.
     """
     return 8 * pairs**2 * embed_dim
 
 
 def block_flops(width: int, tokens: float, scores: float) -> float:
-    """Operations of a transformer block's forward pass.
+    """FLOPs of the forward pass of a transformer block.
 
     Args:
-        width: channels.
-        tokens: tokens of all sequences.
-        scores: (query, visible key) pairs of all sequences.
+        width: channels of the block.
+        tokens: tokens in all sequences.
+        scores: (query, visible key) pairs in all sequences.
     """
-    linear = 2 * tokens * width**2 * (3 + 1 + 2 * MLP_RATIO)  # queries, keys and values; out; MLP
-    return linear + 4 * scores * width  # q kᵀ, and weights times v
+    linear = 2 * tokens * width**2 * (3 + 1 + 2 * MLP_RATIO)  # queries, keys and values; output; MLP
+    return linear + 4 * scores * width  # q kᵀ, and attention weights times v
 
 
 def block_group_flops(architecture: Architecture, sizes: ModelSizes, text_tokens: float) -> float:
-    """Operations of all transformer blocks for one pair: what activation checkpointing computes a second time."""
+    """FLOPs of all transformer blocks for one pair, which activation checkpointing recomputes."""
     image = sizes.image_tokens, sizes.image_tokens**2
-    text = text_tokens, text_tokens * (text_tokens + 1) / 2  # a token sees itself and those before it
+    text = text_tokens, text_tokens * (text_tokens + 1) / 2  # a token attends to itself and those before it
     both = image[0] + text[0], image[1] + text[1]
     return (
         architecture.image_blocks * block_flops(architecture.image_width, *image)
@@ -73,8 +78,8 @@ def block_group_flops(architecture: Architecture, sizes: ModelSizes, text_tokens
 
 
 def stem_flops(architecture: Architecture, sizes: ModelSizes) -> float:
-    """Operations of a GrowCLIP's stem for one picture: its 3 × 3 convolutions, and the embedding of patches."""
-    pixels = (sizes.image_size // 2) ** 2  # behind the first convolution, of stride 2
+    """FLOPs of a GrowCLIP's stem for one image: its 3 × 3 convolutions, and the embedding of patches."""
+    pixels = (sizes.image_size // 2) ** 2  # after the first convolution, of stride 2
     convolutions = 2 * pixels * STEM_CHANNELS * 9 * (3 + architecture.conv_layers * STEM_CHANNELS)
     patch = 2 * STEM_CHANNELS * PATCH_SIZE**2 * architecture.image_width
     return convolutions + patch * (sizes.image_tokens - 1)

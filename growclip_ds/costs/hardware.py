@@ -1,4 +1,4 @@
-"""A GPU's memory and peak speed, from a file of `configs/hardware/`. No torch."""
+"""The memory and peak throughput of a GPU, read from a file in `configs/hardware/`. No torch."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ GIB = 2**30
 
 
 class Peak(Section):
-    """Dense TFLOP/s of the data sheet, by precision; null where the GPU has no fast way."""
+    """Dense TFLOP/s from the data sheet, by precision; null where the GPU has no matrix units for it."""
 
-    fp32: float = Field(gt=0, description="as PyTorch computes fp32 by default, without TF32")
-    bf16: float | None = Field(gt=0, description="of the matrix units")
-    fp16: float = Field(gt=0, description="of the matrix units")
+    fp32: float = Field(gt=0, description="peak in fp32, without TF32, as PyTorch computes by default")
+    bf16: float | None = Field(gt=0, description="peak of the matrix units in bf16")
+    fp16: float = Field(gt=0, description="peak of the matrix units in fp16")
 
 
 class Hardware(Section):
-    """A kind of GPU."""
+    """A GPU model."""
 
-    name: str = Field(min_length=1, description="of the GPU")
-    memory_gib: float = Field(gt=0, description="that the driver shows, in GiB")
-    peak_tflops: Peak = Field(description="dense TFLOP/s of the data sheet")
-    memory_gb_per_s: float = Field(gt=0, description="bandwidth of its memory, in 10⁹ bytes a second")
+    name: str = Field(min_length=1, description="name of the GPU")
+    memory_gib: float = Field(gt=0, description="memory that the driver shows, in GiB")
+    peak_tflops: Peak = Field(description="dense TFLOP/s from the data sheet")
+    memory_gb_per_s: float = Field(gt=0, description="memory bandwidth, in 10⁹ bytes per second")
     interconnect_gb_per_s: float = Field(
-        gt=0, description="to the other GPUs of its machine, each way, in 10⁹ bytes a second"
+        gt=0, description="bandwidth to the other GPUs of a node, each way, in 10⁹ bytes per second"
     )
 
     @property
@@ -39,22 +39,22 @@ class Hardware(Section):
         return self.memory_gib * GIB
 
     def flops(self, precision: Precision) -> float:
-        """Operations a second at most.
+        """Peak FLOP/s in a precision.
 
         Raises:
             InputError: the GPU has no matrix units for the precision.
         """
         tflops = getattr(self.peak_tflops, precision)
         if tflops is None:
-            raise InputError(f"{self.name} has no {precision}; take fp16, as in ds_configs/fp16.json")
+            raise InputError(f"{self.name} has no {precision}; use fp16, as in ds_configs/fp16.json")
         return tflops * 1e12
 
 
 def load_hardware(path: str | Path) -> Hardware:
-    """Reads a file of `configs/hardware/`.
+    """Reads a file in the format of `configs/hardware/`.
 
     Raises:
-        InputError: there is none, or a key or value of it is not right.
+        InputError: the file does not exist, or a key or value in it is invalid.
     """
     values = read_yaml(path)
     if not isinstance(values, dict):

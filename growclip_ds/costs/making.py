@@ -1,4 +1,4 @@
-"""Makes a plan from a user's request."""
+"""Makes a plan from the user's request."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Request:
     """What to plan.
 
     Attributes:
-        deepspeed: the DeepSpeed file; None for stage 2 in fp32, or in the precision of a run that is begun.
-        hardware: a file that describes the GPU, if it is known.
-        gpus: number of GPUs; None: as many as a run that is begun had last, or one.
-        throughput: pairs per second over all GPUs, for the model of growth step 1.
-        utilisation: share of the GPU's peak.
-        measured: a run whose speed is taken. At most one of these three is given; without any, the speed is that of a
-            run that is begun.
-        caption_tokens: mean tokens per caption.
+        deepspeed: path of the DeepSpeed file; None: stage 2 in fp32, or in the precision of the run that is planned.
+        hardware: path of the file that describes the GPU; None if it is not known.
+        gpus: number of GPUs; None: as many as the planned run used last, or one.
+        throughput: pairs per second over all GPUs, with the model of growth step 1.
+        utilisation: fraction of the GPU's peak throughput.
+        measured: folder of a run whose speed to use. At most one of `throughput`, `utilisation` and `measured` is
+            given; if all are None, the speed is that of the planned run so far.
+        caption_tokens: mean tokens per caption, start and end of text included.
     """
 
     deepspeed: str | None = None
@@ -52,15 +52,15 @@ class Request:
 
 
 def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> Plan:
-    """The plan of a run.
+    """Plans a run, or the rest of one.
 
     Args:
         config: the run's configuration.
         request: what to plan.
-        run: the run, of which only the rest is planned; None: it is to be started.
+        run: the run whose rest is planned; None for a new run.
 
     Raises:
-        InputError: a file that cannot be used, or a number that makes no sense; the message names it.
+        InputError: a file cannot be used, or a number makes no sense; the message names it.
     """
     _check(config, request)
     sizes = config.model.sizes(_vocabulary(config, run))
@@ -73,7 +73,7 @@ def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> 
     deepspeed = resolve(_deepspeed_file(request, run), config, gpus)
     hardware = None if request.hardware is None else load_hardware(request.hardware)
     if hardware is not None:
-        hardware.flops(deepspeed.precision)  # says where the GPU has not the precision
+        hardware.flops(deepspeed.precision)  # raises if the GPU lacks the precision
     tokens = min(request.caption_tokens, config.model.context_length)
     steps = GrowthSteps(config, sizes, tokens, deepspeed.accumulation_steps, begun)
     subsets = config.data.subsets if run is None else run.subsets(config)
@@ -106,17 +106,17 @@ def _check(config: Config, request: Request) -> None:
             raise InputError(f"{name} must be a number greater than 0, not {value:g}")
     if request.caption_tokens < _ENDS:
         raise InputError(
-            f"--caption-tokens counts start and end of text too, so it is at least {_ENDS}, not "
+            f"--caption-tokens includes start and end of text, so it is at least {_ENDS}, not "
             f"{request.caption_tokens:g}"
         )
     if request.utilisation is not None and request.utilisation > 1:
-        raise InputError(f"--utilisation is a share of the peak, at most 1, not {request.utilisation:g}; 0.3 is 30 %")
+        raise InputError(f"--utilisation is a fraction of the peak, at most 1, not {request.utilisation:g}; 0.3 is 30%")
     if request.utilisation is not None and request.hardware is None:
-        raise InputError("--utilisation is a share of a GPU's peak: name the GPU, --hardware configs/hardware/…")
+        raise InputError("--utilisation is a fraction of a GPU's peak: name the GPU with --hardware configs/hardware/…")
     if config.has_fixed_model and config.baselines.start is not None:
         raise InputError(
-            f"baselines.start is {config.baselines.start}, whose sizes are its own; plan with --config, "
-            "baselines.start=null and its sizes as baselines.architecture"
+            f"baselines.start is {config.baselines.start}, which defines its own sizes; plan with --config, "
+            "baselines.start=null and those sizes as baselines.architecture"
         )
 
 
@@ -124,13 +124,13 @@ def _gpus(config: Config, request: Request, begun: Begun) -> int:
     gpus = (begun.ranks or 1) if request.gpus is None else request.gpus
     batch = config.training.global_batch_size
     if gpus > batch:
-        raise InputError(f"--gpus {gpus} are more than an iteration's {batch} pairs; take fewer")
+        raise InputError(f"--gpus {gpus} exceeds the {batch} pairs of a global batch; use fewer")
     return gpus
 
 
 def _begun(config: Config, sizes: ModelSizes, run: BegunRun | None) -> Begun:
     begun = Begun() if run is None else run.progress(config)
-    if config.model.start is None or begun.finished:  # which a run that has begun needs no more
+    if config.model.start is None or begun.finished:  # a run with a finished growth step no longer needs it
         return begun
     from growclip_ds.costs.begun import begun_by_model
 
@@ -151,7 +151,7 @@ def _vocabulary(config: Config, run: BegunRun | None) -> int:
         return section.vocab_size
     from growclip_ds.data.tokens import load_tokenizer
 
-    assert section.name_or_path is not None  # the configuration sees to it
+    assert section.name_or_path is not None  # the configuration ensures it
     return load_tokenizer(section.name_or_path, config.model.context_length).vocab_size
 
 
@@ -160,7 +160,7 @@ def _speed(
 ) -> Speed | None:
     if request.throughput is not None:
         each = request.throughput / gpus
-        source = f"from the given {request.throughput:,g} pairs/s on {gpus} GPUs of {steps.base}"
+        source = f"from the given {request.throughput:,g} pairs/s on {gpus} GPUs with {steps.base}"
         return Speed(each * steps.pair_flops(steps.base), source)
     if request.utilisation is not None:
         assert hardware is not None  # checked before

@@ -1,4 +1,4 @@
-"""The speed of a GPU, as measured in a run."""
+"""The speed of a GPU as measured in a run."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from growclip_ds.run.folder import RunFolder
 
 
 def measured_speed(run: Path, steps: GrowthSteps) -> Speed:
-    """The speed of a run's last phase; see `speed_so_far`.
+    """The speed of the last usable phase of a run; see `speed_so_far`.
 
     Raises:
-        InputError: the folder holds no run, or none of its phases says what is needed.
+        InputError: the folder holds no run, or the run has no usable phase.
     """
     speed = speed_so_far(run, steps)
     if speed is None:
         raise InputError(
-            f"{run}: no phase that trained a GrowCLIP on pairs is finished; finish one, or give --throughput"
+            f"{run}: no phase that trained a GrowCLIP on pairs is finished; finish one, or use --throughput"
         )
     return speed
 
 
 def speed_so_far(run: Path, steps: GrowthSteps) -> Speed | None:
-    """Operations a second and rank of the last finished phase that trained a GrowCLIP as a whole; None without one.
+    """FLOP/s per rank in the last finished `train` phase of a GrowCLIP; None if there is none.
 
-    Start and evaluation are part of the phase's time, so the longer it was, the better.
+    The phase's time includes start-up and evaluation, so a longer phase gives a better measurement.
 
     Args:
-        run: its folder.
-        steps: which count a pair's operations: of the run that is planned.
+        run: the folder of the measured run.
+        steps: the growth steps of the planned run, by which the FLOPs of a pair are counted.
 
     Raises:
         InputError: the folder holds no run.
@@ -54,5 +54,5 @@ def speed_so_far(run: Path, steps: GrowthSteps) -> Speed | None:
     sizes = config.model.sizes(steps.sizes.vocab_size)
     flops = steps.of_sizes(sizes).pair_flops(record.architecture, record.kind)
     rate = training.pairs_seen / record.device_seconds
-    pairs = f"{rate:,.1f} pairs/s a rank of {record.architecture} on {training.device}"
+    pairs = f"{rate:,.1f} pairs/s per rank of {record.architecture} on {training.device}"
     return Speed(rate * flops, f"measured: {run}, growth step {record.step}, {pairs}")

@@ -1,19 +1,19 @@
-"""Memory that a rank needs to train a model under DeepSpeed's ZeRO, from what DeepSpeed 0.19 allocates. No torch.
+"""Memory that a rank needs to train a model under DeepSpeed's ZeRO, modelled on the allocations of DeepSpeed 0.19.
 
-N ranks, P parameters, working copies of e bytes (2 in bf16 and fp16), gradients accumulated in a bytes, buckets of
-B elements:
+With N ranks, P parameters, working copies of e bytes each (2 in bf16 and fp16), gradients accumulated in a bytes each,
+and buckets of B elements:
 
     stage    parameters    masters, moments    stored gradients  buckets
     1        e P           12 P / N            a P               e B
     2        e P           12 P / N            a P / N           e B
     3        e P / N       12 P / N            a P / N           e B
 
-At stages 1 and 2 gradients and buckets come and go within an iteration, at stage 3 they stay. Buckets are of their full
-size however small the model is, and two with overlap_comm. Stage 3 also holds small parameters whole, and keeps what
-the forward pass has gathered for the backward pass, up to stage3_max_reuse_distance, which is not looked at: below its
-default of 10⁹ elements the figures are an upper bound. Memory is greatest either in the forward pass, when stage 3 has
-gathered everything, or in the backward pass, with activations, gradients so far and a bucket on its way, or in the
-update, with gradients in fp32 but without activations.
+At stages 1 and 2 gradients and buckets are allocated and freed within an iteration; at stage 3 they persist. Buckets
+have their full size however small the model is, and overlap_comm makes them two. Stage 3 also keeps small parameters
+whole, and keeps what the forward pass has gathered for the backward pass, up to stage3_max_reuse_distance. That setting
+is ignored here: if it is below its default of 10⁹ elements, the figures are an upper bound. Memory peaks in the forward
+pass, when stage 3 has gathered everything; in the backward pass, with activations, gradients so far and a bucket in
+flight; or in the update, with gradients in fp32 but no activations. No torch.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from growclip_ds.config.deepspeed import ResolvedDeepSpeed
 from growclip_ds.costs.activations import FP32, Checkpointing, moments, parts, total_kept
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-OPTIMIZER = 3 * FP32  # bytes of a parameter's master and two moments
+OPTIMIZER = 3 * FP32  # bytes per parameter: fp32 master and two moments
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How DeepSpeed divides a model, and what it reserves for that.
+    """How DeepSpeed shards a model, and the buffers that it needs for that.
 
     Attributes:
         stage: the ZeRO stage.
-        ranks: number of ranks that share the model.
-        element: bytes of a working copy's number.
-        accumulation: bytes of a number in the gradients that a rank keeps,
-        communication: and in those that are on their way.
-        reduce_bucket: elements of a bucket of gradients.
-        contiguous: whether gradients are copied into a bucket, which is there for a whole pass,
-        overlap: and into two at stages 1 and 2, so that one is filled while the other is reduced. None: not stated,
-            which is so at stage 3 alone.
-        prefetch: elements that stage 3 gathers at a time.
-        persistence: up to so many elements stage 3 keeps a parameter whole.
-        sub_group: elements of a rank's share that are updated at a time, at stage 3.
-        offload_optimizer: whether masters and moments are in main memory.
-        offload_parameters: whether a rank's share of the working copies is.
+        ranks: number of ranks over which the model is sharded.
+        element: bytes per element of the working copies.
+        accumulation: bytes per element of the gradients that a rank accumulates.
+        communication: bytes per element of the gradients that are communicated.
+        reduce_bucket: elements of a gradient bucket.
+        contiguous: whether gradients are copied into a bucket, which exists for a whole pass.
+        overlap: whether there are two buckets at stages 1 and 2, so that one is filled while the other is reduced;
+            None: not stated, which happens at stage 3 only.
+        prefetch: elements that stage 3 prefetches at a time.
+        persistence: elements up to which stage 3 keeps a parameter whole.
+        sub_group: elements of a rank's shard that stage 3 updates at a time.
+        offload_optimizer: whether masters and moments are in host memory.
+        offload_parameters: whether a rank's shard of the working copies is in host memory.
     """
 
     stage: int
@@ -68,7 +68,7 @@ class Sharding:
 
     @classmethod
     def of(cls, deepspeed: ResolvedDeepSpeed, ranks: int) -> Sharding:
-        """As a DeepSpeed configuration has it; what it leaves out is DeepSpeed's default."""
+        """The sharding of a DeepSpeed configuration; what it leaves out takes DeepSpeed's default."""
         zero: Mapping[str, Any] = deepspeed.config["zero_optimization"]
         element = BYTES[deepspeed.precision]
         accumulation = deepspeed.config.get("data_types", {}).get("grad_accum_dtype")
@@ -92,20 +92,20 @@ class Sharding:
         )
 
     def at_stage(self, stage: int) -> Sharding:
-        """The same at another stage of ZeRO; stage 1 sums bf16 gradients in bf16."""
+        """The same sharding at another ZeRO stage; stage 1 accumulates bf16 gradients in bf16."""
         if stage == self.stage:
             return self
         return replace(self, stage=stage, accumulation=self.element if stage == 1 else self.accumulation)
 
     @property
     def buckets(self) -> int:
-        """How many buckets of full size there are at a time."""
+        """Number of full-size buckets that exist at a time."""
         return int(self.contiguous) * (2 if self.overlap and self.stage < 3 else 1)
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a rank works on in an iteration.
+    """The batch that a rank works on in an iteration.
 
     Attributes:
         pairs: pairs per micro-batch.
@@ -124,22 +124,22 @@ class Load:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank's device, by what they are for; those that are not there at the same time as well.
+    """Device memory of a rank in bytes, by purpose; not all of it is allocated at the same time.
 
     Attributes:
-        parameters: working copies, at stage 3 the rank's share and what is kept whole.
+        parameters: working copies; at stage 3, the rank's shard and the parameters that are kept whole.
         optimizer: fp32 masters and moments.
         gradients: gradients that the rank stores until the update.
         buckets: gradient reduction buckets.
-        gathered: parameters that stage 3 gathers while it computes.
-        inputs: pictures, from an iteration's begin on.
-        activations: kept for the backward pass.
-        loss: what the contrastive loss of the global batch takes.
-        update: gradients once more, in fp32, while the optimizer runs.
-        at_rest: what is there between iterations.
-        host: bytes of main memory, where something is offloaded.
-        peak: the most that is needed at a time.
-        peak_at: when: in the "forward", in the "backward" pass or at the "update".
+        gathered: parameters that stage 3 gathers for the passes.
+        inputs: images, held from the beginning of an iteration.
+        activations: activations kept for the backward pass.
+        loss: buffers of the contrastive loss of the global batch.
+        update: fp32 copies of the gradients while the optimizer runs.
+        at_rest: memory that stays allocated between iterations.
+        host: host memory in bytes, for what is offloaded.
+        peak: maximum that is allocated at a time.
+        peak_at: when the peak occurs: in the "forward" or "backward" pass, or in the "update".
     """
 
     parameters: float
@@ -166,12 +166,12 @@ class Memory:
 
 
 def memory(architecture: Architecture, sizes: ModelSizes, sharding: Sharding, load: Load) -> Memory:
-    """What a rank needs to train an architecture."""
+    """Models the memory that a rank needs to train an architecture."""
     return _Counting(architecture, sizes, sharding, load).result()
 
 
 class _Counting:
-    """One model's memory, by the moments of an iteration at which it may be greatest."""
+    """Memory of one model at the moments of an iteration at which it may peak."""
 
     def __init__(self, architecture: Architecture, sizes: ModelSizes, sharding: Sharding, load: Load) -> None:
         self.sizes, self.sharding, self.load = sizes, sharding, load
@@ -223,7 +223,7 @@ class _Counting:
         )
 
     def _parameters(self) -> tuple[float, int]:
-        """Bytes of the working copies, and elements of those that stage 3 keeps whole."""
+        """Bytes of the working copies, and number of elements that stage 3 keeps whole."""
         s = self.sharding
         if s.stage < 3:
             return s.element * self.total, 0
@@ -236,7 +236,7 @@ class _Counting:
         if s.stage < 3 or (s.ranks == 1 and not s.offload_parameters):
             return 0
         if self.load.micro_batches > 1:
-            # Passes without and with a backward pass take turns: DeepSpeed finds no order, and gathers layer by layer.
+            # Forward passes with and without a backward pass alternate: DeepSpeed learns no order and gathers by layer.
             return s.element * max(part.elements for part in self.parts)
         return s.element * (self.total - whole)
 
@@ -249,7 +249,7 @@ class _Counting:
 
     @property
     def _bucket_elements(self) -> int:
-        """As large as the largest gradient, where `Engine` has it so."""
+        """Elements of a bucket, at least those of the largest gradient where `Engine` sets it so."""
         s = self.sharding
         return max(s.reduce_bucket, *self.counts) if s.stage == 2 and s.overlap else s.reduce_bucket
 
@@ -260,21 +260,23 @@ class _Counting:
         return 0 if s.offload_optimizer else s.accumulation * self.share
 
     def _gradients(self, done: int, last: bool = False) -> float:
-        """Bytes of gradients and of what becomes of them, when so many elements have theirs.
+        """Bytes of gradients and of their buffers during the backward pass.
 
-        `last`: the pass is over, and what is left is reduced.
+        Args:
+            done: elements that have gradients so far.
+            last: whether the pass is over and the remaining gradients are being reduced.
         """
         s = self.sharding
         element, accumulation, share = s.element, s.accumulation, self.share
         largest = max(count for count in self.counts if count <= max(done, 1))
         bucket = self._bucket()
         full = self._bucket_elements
-        reduced = min(done, full) if last or done > full else 0  # copied to be communicated
+        reduced = min(done, full) if last or done > full else 0  # copied for communication
         if s.stage == 3:
             cast = accumulation * reduced / s.ranks if accumulation != element else 0
             return element * (largest + reduced) + cast
         if s.stage == 1 and not s.overlap:
-            # All stay until the pass is over; then they go into a bucket, and this rank's out of it again.
+            # All gradients stay until the pass is over; then a bucket takes them, and this rank's are copied out of it.
             there = self.total if self.load.micro_batches > 1 else done
             own = 0 if s.offload_optimizer else max(0, share - reduced)
             return accumulation * (there + own) + bucket if last else accumulation * (there + largest)
@@ -284,7 +286,7 @@ class _Counting:
         if accumulation != element:
             return bucket + copied + accumulation * (share + min(largest, share) if reduced else share)
         earlier = element * share if self.load.micro_batches > 1 and s.stage == 2 else 0
-        # This rank's are copied out of a bucket after it has been reduced, so there are none yet with the first.
+        # This rank's gradients are copied out of a bucket once it is reduced, so none exist with the first bucket.
         own = element * share if reduced else 0
         return bucket + earlier + (copied + own if done > full else max(copied, own))
 
@@ -301,16 +303,16 @@ class _Counting:
         return (2 * s.element + (FP32 if s.element != FP32 else 0)) * self.share
 
     def _inputs(self) -> float:
-        """All micro-batches' pictures as bytes, and those of the one that runs as the model takes them."""
+        """Images of all micro-batches as uint8, and those of the running one in the model's precision."""
         pixels = 3 * self.sizes.image_size**2 * self.load.pairs
         return pixels * (self.load.micro_batches + self.sharding.element)
 
     def _loss(self) -> float:
-        """Features of all ranks, gradients in fp32 and as features are, a block of the scores' (see its kernels)."""
+        """Features of all ranks, their gradients in fp32 and in the features' dtype, and blocks of scores."""
         total = self.load.global_batch * self.sizes.embed_dim
         local = total / self.sharding.ranks
         element = self.sharding.element
-        partial = 0.75 * FP32 * total
+        partial = 0.75 * FP32 * total  # at most; see `forward_block` of the loss kernels
         return element * (total + local) + FP32 * (total + local) + 2 * element * total + partial
 
     def _host(self) -> float:
@@ -318,7 +320,7 @@ class _Counting:
         own_parameters = s.element * self.share if s.offload_parameters else 0
         if not s.offload_optimizer:
             return own_parameters
-        masters = (OPTIMIZER + FP32) * self.share  # and their gradients
+        masters = (OPTIMIZER + FP32) * self.share  # plus fp32 gradients
         if s.stage == 3:
             return own_parameters + masters + s.accumulation * self.share
         return masters + s.element * (self.share + max(self.counts))

@@ -1,4 +1,4 @@
-"""The plan of a run, or of the rest of one: everything about its costs that can be known in advance."""
+"""The plan of a run, or of the rest of one: all about its costs that can be known in advance."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from growclip_ds.costs.steps import GrowthSteps, Path, PhaseCost
 T = TypeVar("T")
 
 STAGES = (1, 2, 3)
-RESERVED = 0.1  # share of a GPU's memory that is left to CUDA, NCCL and fragmentation
+RESERVED = 0.1  # fraction of a GPU's memory that is left to CUDA, NCCL and fragmentation
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A model on a rank at a stage of ZeRO.
+    """The needs of a model at one ZeRO stage.
 
     Attributes:
         stage: the ZeRO stage.
-        memory: what a rank needs of it, in bytes.
-        communication: what a rank sends in an iteration, in bytes.
-        fits: whether the GPU has so much; None without one.
-        largest_micro_batch: pairs that fit, at most the rank's share of the batch; 0 if none do, None without a GPU.
+        memory: memory that a rank needs.
+        communication: what a rank sends per iteration.
+        fits: whether the GPU has enough memory; None if the GPU is not known.
+        largest_micro_batch: pairs that fit, at most the rank's share of the batch; 0 if none do, None if the GPU is not
+            known.
     """
 
     stage: int
@@ -56,9 +57,9 @@ class CandidateCost:
     """A candidate of a growth step.
 
     Attributes:
-        architecture: its sizes.
-        parameters: without the temperature.
-        flops: floating-point operations of a forward pass on a pair.
+        architecture: the candidate's architecture.
+        parameters: number of parameters, without the temperature.
+        flops: FLOPs of a forward pass on one pair.
         within_limit: whether it is within `growth.max_parameters`.
     """
 
@@ -74,15 +75,15 @@ class Plan:
 
     Attributes:
         config: the run's configuration.
-        deepspeed: the run's DeepSpeed file: stage, precision, micro-batch.
+        deepspeed: the run's DeepSpeed configuration: ZeRO stage, precision, micro-batch.
         ranks: number of GPUs.
-        hardware: the kind of GPU, if known.
-        speed: speed of a GPU and its source, if known.
+        hardware: the GPU model; None if not known.
+        speed: speed of a GPU and its source; None if not known.
         text_tokens: mean tokens per caption.
         sizes: sizes of the models' input and embedding space.
         samples: number of samples of each subset; None where not counted.
-        steps: the growth steps.
-        cheapest, dearest: the paths of least and greatest cost.
+        steps: the growth steps of the run.
+        cheapest, dearest: the paths with the fewest and the most FLOPs.
     """
 
     config: Config
@@ -103,26 +104,26 @@ class Plan:
 
     @property
     def models_memory(self) -> bool:
-        """Whether memory is modelled: of GrowCLIPs, not of transformers' CLIP."""
+        """Whether memory is modelled: it is for GrowCLIPs, not for transformers' CLIP."""
         return not (self.config.has_fixed_model and self.config.fixed_model_is_clip)
 
     @property
     def steps_left(self) -> list[int]:
-        """Growth steps of which something is left, the same ones on both paths."""
+        """Growth steps with remaining phases, the same on both paths."""
         return list(dict.fromkeys(phase.step for phase in self.cheapest.phases))
 
     @property
     def steps_open(self) -> list[int]:
-        """Growth steps that grow and whose architecture is not known yet."""
+        """Growth steps that grow the model, to an architecture that is not known yet."""
         first = 2 if not self.config.has_fixed_model else self.steps.count + 1
         return list(range(max(first, len(self.steps.begun.architectures) + 1), self.steps.count + 1))
 
     def bases(self, step: int) -> list[Architecture]:
-        """What a growth step may start from, on the cheapest and on the dearest path."""
+        """Architectures that a growth step may start from, on the cheapest and the dearest path."""
         return list(dict.fromkeys(path.architectures[step - 2] for path in (self.cheapest, self.dearest)))
 
     def candidates(self, base: Architecture) -> list[CandidateCost]:
-        """What a model may grow into by a growth step, the smallest first."""
+        """Architectures that a model may grow into in one growth step, the smallest first."""
         limit = self.config.growth.max_parameters
         rows = []
         for architecture in self.steps.all_candidates(base):
@@ -132,22 +133,22 @@ class Plan:
         return sorted(rows, key=lambda row: (row.parameters, row.architecture))
 
     def largest_model(self, step: int, path: Path) -> Architecture:
-        """The largest model of a growth step on a path: its supernet, where it has one."""
+        """The largest model of a growth step on a path: its supernet, if it has one."""
         models = [phase.architecture for phase in path.phases if phase.step == step]
         return max(models, key=self.steps.parameters)
 
     def stages(self, architecture: Architecture) -> list[Stage]:
-        """Memory and communication of a model, at each stage of ZeRO."""
+        """Memory and communication of a model at each ZeRO stage."""
         return [self._stage(architecture, stage) for stage in STAGES]
 
     def pairs(self, phase: PhaseCost) -> int | None:
-        """Image-text pairs a phase has yet to train on, repetitions counted; None where subsets are not counted."""
+        """Image-text pairs that a phase has yet to train on, over all epochs; None where subsets are not counted."""
         if (of_an_epoch := self._pairs_of_an_epoch(phase)) is None:
             return None
         return max(0, phase.epochs * of_an_epoch - phase.done * self.config.training.global_batch_size)
 
     def epochs(self, phase: PhaseCost) -> float:
-        """Passes over the step's data that a phase has yet to make; all of them where subsets are not counted."""
+        """Epochs that a phase has yet to train; all of its epochs where subsets are not counted."""
         of_an_epoch, pairs = self._pairs_of_an_epoch(phase), self.pairs(phase)
         return pairs / of_an_epoch if pairs is not None and of_an_epoch else phase.epochs
 
@@ -162,17 +163,17 @@ class Plan:
         return None if pairs is None else math.ceil(pairs / self.config.training.global_batch_size)
 
     def flops(self, *phases: PhaseCost) -> float | None:
-        """Floating-point operations of what is left of the phases; None where subsets are not counted."""
+        """FLOPs that remain in the phases; None where subsets are not counted."""
         return _total([None if (n := self.pairs(phase)) is None else n * phase.flops for phase in phases])
 
     def device_hours(self, *phases: PhaseCost) -> float | None:
-        """GPU hours, summed over the ranks, of what is left of the phases; None without a speed."""
+        """GPU hours that remain in the phases, over all ranks; None if speed or subsets are not known."""
         if self.speed is None or (flops := self.flops(*phases)) is None:
             return None
         return flops / self.speed.flops / 3600
 
     def hours(self, *phases: PhaseCost) -> float | None:
-        """Wall-clock hours of what is left of the phases; None without a speed."""
+        """Wall-clock hours that remain in the phases; None if speed or subsets are not known."""
         hours = self.device_hours(*phases)
         return None if hours is None else hours / self.ranks
 
@@ -265,7 +266,7 @@ class Plan:
             micro = replace(load, pairs=pairs, micro_batches=math.ceil(share / pairs))
             return memory(architecture, self.sizes, sharding, micro).peak <= room
 
-        # Of the sizes that divide a rank's share, as DeepSpeed wants it.
+        # DeepSpeed requires a micro-batch that divides a rank's share of the batch.
         divisors = [pairs for pairs in range(share, 0, -1) if share % pairs == 0]
         largest = next((pairs for pairs in divisors if fits(pairs)), 0)
         return Stage(stage, needs, sent, needs.peak <= room, largest)
@@ -283,7 +284,7 @@ class Plan:
 
 
 def all_known(values: Sequence[T | None]) -> tuple[T, ...] | None:
-    """The values; None where one of them is not known."""
+    """Returns the values, or None if one of them is not known."""
     known = tuple(value for value in values if value is not None)
     return known if len(known) == len(values) else None
 

@@ -1,4 +1,4 @@
-"""A GPU's FLOP/s: given, or measured in a run."""
+"""The FLOP/s of a GPU, given or measured in a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Speed:
     """The speed of one GPU.
 
     Attributes:
-        flops: operations a second, of those that a plan counts.
-        source: where that is from, in words.
+        flops: FLOP/s, of the FLOPs that a plan counts.
+        source: where the figure is from, for the user.
     """
 
     flops: float

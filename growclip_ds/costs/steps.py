@@ -1,7 +1,7 @@
-"""What each growth step of a run may train, and the FLOPs that it takes. No torch.
+"""What each growth step of a run may train, and its FLOPs. No torch.
 
-Which candidate a step selects is not known beforehand, so a run is described by its cheapest and its dearest path: the
-choices, one per step, with the fewest and the most FLOPs.
+Which candidate a step will select is not known in advance, so a run is described by its cheapest and its dearest path:
+the choices, one per step, with the fewest and the most FLOPs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from growclip_ds.growth.space import GrowthSpace, growth_space, unlimited_growth
 
 @dataclass(frozen=True)
 class Begun:
-    """How far a run is before what is planned; of one that is to be started, no further than its beginning.
+    """The progress of a run before what is planned; the defaults are those of a new run.
 
     Attributes:
-        name: what has been begun, for messages.
+        name: where the progress is from, for messages; empty for a new run.
         finished: number of finished growth steps.
-        architectures: those of their models, and of the next one where it is chosen already.
+        architectures: the models of the finished growth steps, and that of the next one if it is already selected.
         over: phases of the next growth step that need no more training.
-        iterations: iterations that its interrupted phases have done.
-        ranks: how many ranks there were last, where that is known.
+        iterations: iterations that interrupted phases of the next growth step have done.
+        ranks: number of ranks last used; None if not known.
     """
 
     name: str = ""
@@ -39,11 +39,11 @@ class Begun:
     ranks: int | None = None
 
     def is_over(self, step: int, phase: Phase) -> bool:
-        """Whether nothing of a phase is left to be trained."""
+        """Whether a phase needs no more training."""
         return step <= self.finished or (step == self.finished + 1 and phase in self.over)
 
     def iterations_of(self, step: int, phase: Phase) -> int:
-        """Iterations that a phase does not have to do again."""
+        """Iterations that a phase has done already."""
         return self.iterations.get(phase, 0) if step == self.finished + 1 else 0
 
 
@@ -55,8 +55,8 @@ class PhaseCost:
         step: the growth step.
         phase: the phase of that step.
         architecture: the architecture that the engine is built for.
-        epochs: passes over the step's data.
-        flops: floating-point operations of one pair, on average over the subnets.
+        epochs: passes over the step's data, including those done already.
+        flops: FLOPs of training on one pair, the mean over subnets where they are sampled.
         done: iterations that the phase has done already.
     """
 
@@ -81,7 +81,7 @@ class Path:
     phases: tuple[PhaseCost, ...]
 
     def of_step(self, step: int) -> list[PhaseCost]:
-        """The phases that are left of a growth step."""
+        """The remaining phases of a growth step."""
         return [phase for phase in self.phases if phase.step == step]
 
 
@@ -92,7 +92,7 @@ class GrowthSteps:
         config: the run's configuration; growth starts from `model.base`.
         sizes: sizes of the models' input and embedding space.
         text_tokens: mean tokens per caption.
-        micro_batches: micro-batches per rank and iteration; several take two forward passes.
+        micro_batches: micro-batches per rank and iteration; if there are several, each takes two forward passes.
         begun: the progress of the run; None for a new one.
     """
 
@@ -124,44 +124,48 @@ class GrowthSteps:
         return config.fixed_architecture if config.has_fixed_model else config.model.base
 
     def of_sizes(self, sizes: ModelSizes) -> GrowthSteps:
-        """The same run, from its start, on inputs of other sizes."""
+        """The same run from its start, with models of other sizes."""
         return GrowthSteps(self.config, sizes, self.text_tokens, self.micro_batches)
 
     @property
     def kind(self) -> str:
-        """Of the models that are trained."""
+        """The kind of the models that are trained, `clip` or `growclip`."""
         return "clip" if self.config.has_fixed_model and self.config.fixed_model_is_clip else "growclip"
 
     def forward(self, architecture: Architecture, kind: str | None = None) -> float:
-        """Operations of a forward pass on a pair; of a model of another kind, where one is named."""
+        """FLOPs of a forward pass on one pair, for a model of the run's kind unless another is given."""
         return FORWARD_FLOPS[kind or self.kind](architecture, self.sizes, self.text_tokens)
 
     def all_candidates(self, base: Architecture) -> tuple[Architecture, ...]:
-        """What a model may grow into by one step, those beyond the limit included."""
+        """Architectures that a model may grow into in one step, including those beyond `growth.max_parameters`."""
         return self._unlimited(base).candidates
 
     def cheapest(self, samples: Sequence[int] | None) -> Path:
-        """The path of the fewest operations; with unknown samples, every step has as many new ones as the first."""
+        """The path with the fewest FLOPs.
+
+        Args:
+            samples: number of samples of each subset; None: not known, and assumed to be equal.
+        """
         return self._extreme(min, samples)
 
     def dearest(self, samples: Sequence[int] | None) -> Path:
-        """The path of the most operations."""
+        """The path with the most FLOPs; for `samples` see `cheapest`."""
         return self._extreme(max, samples)
 
     def phases(self, step: int, base: Architecture, chosen: Architecture) -> list[PhaseCost]:
-        """What is left of the phases of a growth step, whose model grows from `base` to `chosen`."""
+        """The remaining phases of a growth step that grows from `base` to `chosen`."""
         found = []
         for phase, epochs in phase_epochs(self.config, step).items():
             if self.begun.is_over(step, phase):
                 continue
             trained = chosen if phase is Phase.TRAIN else self.space(base).supernet
-            whole = phase in (Phase.TRAIN, Phase.FINETUNE)  # and not a subnet in each iteration
+            whole = phase in (Phase.TRAIN, Phase.FINETUNE)  # rather than a subnet in each iteration
             flops = self.pair_flops(trained) if whole else self._mean_of_subnets(base)
             found.append(PhaseCost(step, phase, trained, epochs, flops, self.begun.iterations_of(step, phase)))
         return found
 
     def _pair_flops(self, architecture: Architecture, kind: str | None = None) -> float:
-        """Floating-point operations of a pair in an iteration, recomputation included; see `forward`."""
+        """FLOPs of training on one pair, loss and recomputation included; see `forward`."""
         config = self.config
         once = self.forward(architecture, kind)
         total = training_flops(once)
@@ -181,7 +185,7 @@ class GrowthSteps:
         )
 
     def _choices(self, step: int, base: Architecture) -> Sequence[Architecture]:
-        """Choices of a growth step among which the cheapest and the dearest one are."""
+        """Architectures to consider for a growth step, among which are the cheapest and the dearest choice."""
         if step <= len(self.begun.architectures):
             return [self.begun.architectures[step - 1]]
         space = self.space(base)
@@ -191,9 +195,9 @@ class GrowthSteps:
         return [space.base, space.supernet] if self.config.growth.max_parameters is None else space.candidates
 
     def _extreme(self, better: Callable[..., Path], samples: Sequence[int] | None) -> Path:
-        """By trying all paths, with those that have come to the same architecture tried once.
+        """Finds the best path by dynamic programming: of the paths to an architecture, only the best is continued.
 
-        Iterations of an interrupted phase that are done count as well, on all paths alike.
+        Iterations that an interrupted phase has done are counted too, which adds the same to all paths.
         """
         pairs = [1] * self.count if samples is None else samples
         arrived = [sum(pairs[:step]) for step in range(1, self.count + 1)]

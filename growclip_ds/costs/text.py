@@ -16,15 +16,15 @@ from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor.tables import plain_table
 from growclip_ds.monitor.words import LEGEND, NONE, SYMBOLS, grown, millions
 
-_EXTREMES = 3  # candidates shown at each end, where not all are
+_EXTREMES = 3  # candidates shown at each end, unless all are
 
 
 def plan_text(plan: Plan, all_candidates: bool = False) -> Iterator[RenderableType]:
-    """Tables and notes.
+    """Renders a plan as tables and notes.
 
     Args:
-        plan: to show.
-        all_candidates: of every growth step, instead of the smallest and the largest.
+        plan: the plan to show.
+        all_candidates: whether to show all candidates of a growth step, not only the smallest and the largest.
     """
     yield _paragraph(*_assumptions(plan))
     steps_of: dict[Architecture, list[int]] = {}
@@ -48,7 +48,7 @@ def plan_text(plan: Plan, all_candidates: bool = False) -> Iterator[RenderableTy
 
 
 def nothing_left(plan: Plan) -> str:
-    """What to say in place of all that, of a run that has trained all of its phases."""
+    """The message in place of a plan, for a run that has trained all of its phases."""
     begun, growth, subsets = plan.steps.begun, plan.config.growth, len(plan.config.data.subsets)
     if begun.finished < plan.steps.count:
         return f"{begun.name}: all phases are trained; the last is still to be evaluated, which is not planned."
@@ -61,7 +61,7 @@ def nothing_left(plan: Plan) -> str:
 
 
 def _behind(plan: Plan) -> Iterator[str]:
-    """The part of the run that is done and not planned any more."""
+    """Says which part of the run is done and therefore not planned."""
     begun = plan.steps.begun
     if not begun.name:
         return
@@ -71,7 +71,7 @@ def _behind(plan: Plan) -> Iterator[str]:
     yield (
         f"{begun.name}: the rest, after {', '.join(done)}."
         if done
-        else f"{begun.name}: all of it, nothing is finished."
+        else f"{begun.name}: the whole run, as nothing is finished."
     )
 
 
@@ -91,7 +91,7 @@ def _assumptions(plan: Plan) -> Iterator[str]:
             f"append data.subsets.{missing}.samples=NUMBER, and so on."
         )
     else:
-        yield f"Pairs of the subsets: {', '.join(f'{count:,}' for count in plan.known_samples)}."
+        yield f"Pairs per subset: {', '.join(f'{count:,}' for count in plan.known_samples)}."
     if plan.speed is None:
         yield "No speed is known, so no hours are given: use --throughput, --utilisation or --measured."
     else:
@@ -175,7 +175,7 @@ def _notes(plan: Plan) -> Iterator[str]:
         if plan.hardware:
             yield (
                 f"Pairs fit: the largest micro-batch that leaves {RESERVED:.0%} of the memory to CUDA, NCCL and "
-                "fragmentation, of those that divide a rank's share of the batch; 0: not even one pair does."
+                "fragmentation, of those that divide a rank's share of the batch; 0: not even one pair fits."
             )
     else:
         yield "Memory of transformers' CLIP is not modelled, nor its disk usage; padding is not counted in its FLOPs."

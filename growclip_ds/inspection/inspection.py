@@ -24,14 +24,14 @@ from growclip_ds.run.records import record_so_far
 
 @dataclass(frozen=True)
 class Growth:
-    """What changed from one model to the next.
+    """What changed between the models of two growth steps.
 
     Attributes:
-        dimensions: the dimensions that grew, each with its old and its new value.
+        dimensions: the dimensions that grew, each with its old and new value.
         parameters: number of parameters added.
         new: tensors that the old model does not have, with their shapes.
-        widened: tensors that are larger, with their old and new shapes.
-        kept: tensors of the same shape.
+        widened: tensors that grew, with their old and new shapes.
+        kept: number of tensors whose shape is unchanged.
     """
 
     dimensions: dict[str, tuple[int, int]]
@@ -46,14 +46,14 @@ class Growth:
 
 @dataclass(frozen=True)
 class Model:
-    """A model, by the description that is beside its weights.
+    """A model, as described next to its weights.
 
     Attributes:
         kind: `growclip` or `clip`.
-        architecture: its architecture.
+        architecture: the model's architecture.
         sizes: sizes of its input and embedding space.
         widths: channels of its image and text encoders.
-        parts: parameters of each part of the model, without the temperature.
+        parts: number of parameters of each part of the model, without the temperature.
     """
 
     kind: str
@@ -66,7 +66,7 @@ class Model:
     def of(cls, spec: ModelSpec) -> Model:
         architecture, shapes = spec.architecture, dict(spec.shapes)
         widths = (architecture.image_width, architecture.text_width)
-        if spec.kind == "clip":  # a head of another's need not have 64 channels
+        if spec.kind == "clip":  # heads of other CLIPs need not have 64 channels
             widths = (shapes["visual_projection.weight"][1], shapes["text_projection.weight"][1])
         return cls(spec.kind, architecture, spec.sizes, widths, parts(shapes))
 
@@ -91,12 +91,12 @@ class Inspected:
     Attributes:
         folder: its folder.
         model: the model whose weights it holds.
-        growth_step, phase: the growth step and phase that wrote it, if it says so.
-        iterations: iterations of the phase done so far.
+        growth_step, phase: the growth step and phase that wrote it; None if it does not say.
+        iterations: iterations of the phase that were done; None if no phase wrote it.
         tensors: number of tensors, optimizer moments included.
-        bytes: their size.
-        has_checksums: whether the format has them.
-        verified: whether every tensor was read, and its checksum compared.
+        bytes: size of the tensor files.
+        has_checksums: whether the format has checksums.
+        verified: whether every tensor was read and, where there are checksums, compared with its own.
     """
 
     folder: Path
@@ -120,12 +120,12 @@ class PhaseState:
     """A phase of a run.
 
     Attributes:
-        step: growth step.
-        phase: its phase.
-        state: `finished`, `given` (its model came with `model.start`), `trained` (and not yet evaluated), `running`,
+        step: the growth step.
+        phase: the phase of that step.
+        state: `finished`, `given` (its model came with `model.start`), `trained` (but not yet evaluated), `running`,
             `interrupted` (it has a checkpoint) or `not begun`.
         iterations: iterations done; None if unknown.
-        seconds: time that it has taken.
+        seconds: duration so far; None if unknown.
     """
 
     step: int
@@ -143,12 +143,12 @@ class InspectedRun:
     """A run.
 
     Attributes:
-        folder: its folder.
-        method: its method.
+        folder: the run's folder.
+        method: the run's method.
         running: the process that is training it now; None if none is known.
-        phases: the phases of all its growth steps, in order.
-        models: models by growth step, where the weights are there.
-        growth: from each growth step to the next, by the later one's number.
+        phases: the phases of all growth steps, in order.
+        models: the trained models by growth step, where their weights exist.
+        growth: what changed since the previous growth step, by growth step, where the weights of both exist.
     """
 
     folder: Path
@@ -165,7 +165,7 @@ class InspectedRun:
 
     @property
     def without_weights(self) -> list[int]:
-        """Growth steps that are finished, but whose weights somebody has left out or removed."""
+        """Finished growth steps whose weights are missing: not copied, or removed."""
         finished = [one.step for one in self.phases if one.phase is Phase.TRAIN and one.state == "finished"]
         return [step for step in finished if step not in self.models]
 
@@ -181,14 +181,14 @@ class InspectedRun:
 
 
 def inspect(path: Path, verify: bool = False) -> Inspected | InspectedRun:
-    """What is in a folder.
+    """Inspects a folder.
 
     Args:
-        path: of a checkpoint, of a phase of a run, of a run, or of a model in Hugging Face format.
-        verify: read every tensor and compare its checksum.
+        path: the folder of a checkpoint, a phase of a run, a run, or a model in Hugging Face format.
+        verify: whether to read every tensor and compare its checksum.
 
     Raises:
-        InputError: there is neither, or it is damaged.
+        InputError: the folder is none of these, or it is damaged.
     """
     for folder in (path, path / "weights"):
         if (folder / INDEX).exists():
@@ -204,7 +204,7 @@ def inspect(path: Path, verify: bool = False) -> Inspected | InspectedRun:
 
 
 def inspect_checkpoint(folder: Path, verify: bool = False) -> Inspected:
-    """A checkpoint. Raises what `Checkpoint` does."""
+    """Inspects a checkpoint. Raises what `Checkpoint` does."""
     checkpoint = Checkpoint(folder)
     spec = checkpoint.spec
     if verify:
@@ -247,7 +247,7 @@ def _bytes(folder: Path) -> int:
 
 
 def inspect_run(run: RunFolder, verify: bool = False) -> InspectedRun:
-    """A run. Raises what `Checkpoint` and `load_config` do."""
+    """Inspects a run. Raises what `Checkpoint` and `load_config` do."""
     config = load_config(run.config_file)
     phases, models, growth = [], {}, {}
     shapes: dict[int, dict[str, Shape]] = {}
@@ -270,7 +270,10 @@ def inspect_run(run: RunFolder, verify: bool = False) -> InspectedRun:
 
 
 def parts(shapes: dict[str, Shape]) -> dict[str, int]:
-    """Parameters by part of a model, in its order, without the temperature: blocks together, embeddings by name."""
+    """Counts parameters by part of a model, in its order, without the temperature.
+
+    The layers of a stack are one part; other parts go by the beginning of their names.
+    """
     counts: dict[str, int] = {}
     for name, shape in shapes.items():
         if name != "logit_scale":
@@ -282,7 +285,7 @@ def parts(shapes: dict[str, Shape]) -> dict[str, int]:
 def _part(name: str) -> str:
     pieces = name.split(".")
     for place, piece in enumerate(pieces):
-        if piece.isdecimal():  # the stack that a layer is of
+        if piece.isdecimal():  # a layer of this stack
             stack = pieces[:place]
             return ".".join(stack[:2] if stack[1:2] == ["stem"] else stack)
     return ".".join(pieces[: 1 if len(pieces) <= 2 or pieces[0].endswith("head") else 2])
@@ -302,7 +305,7 @@ def _growth(old: Architecture, new: Architecture, before: dict[str, Shape], afte
 
 def _phase_states(run: RunFolder, step: int, phases: Sequence[Phase]) -> list[PhaseState]:
     last = _phase_state(run, step, Phase.TRAIN)
-    if last.state == "given":  # the others were run elsewhere
+    if last.state == "given":  # the other phases were run elsewhere
         return [last]
     return [*(_phase_state(run, step, phase) for phase in phases if phase is not Phase.TRAIN), last]
 
@@ -323,7 +326,7 @@ def _phase_state(run: RunFolder, step: int, phase: Phase) -> PhaseState:
 
 
 def _kept(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Checkpoints to go on from, each with its iteration."""
+    """Complete checkpoints in a folder, each with its iteration."""
     for path in folder.glob("iteration_*"):
         number = path.name.removeprefix("iteration_")
         if number.isdecimal() and (path / INDEX).exists():
@@ -337,7 +340,7 @@ def _described(step: int, phase: Phase, state: str, folder: Path) -> PhaseState:
 
 
 def _iterations(checkpoint: Checkpoint) -> int | None:
-    """Of the phase whose weights they are: those done; None of weights that no phase has written."""
+    """Iterations that the phase of a checkpoint had done; None for weights that no phase wrote."""
     if "resume" in checkpoint.description:
         return checkpoint.description["resume"]["iteration"]
     record = record_so_far(checkpoint)

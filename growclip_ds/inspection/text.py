@@ -1,4 +1,4 @@
-"""Checkpoints and runs as text: drawings of architectures, tables of growth."""
+"""Checkpoints and runs as text: drawings of architectures, and tables of growth."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from growclip_ds.monitor.tables import plain_table
 from growclip_ds.monitor.words import LEGEND, NONE, SYMBOLS, duration, millions
 
 _WIDEST = 36  # characters of the widest layer's bar
-_SHOWN = 6  # tensors listed of each kind
+_SHOWN = 6  # tensors listed per kind
 
 
 def draw(model: Model) -> str:
-    """The model from its inputs up, a bar for a stack of layers, as wide as it has channels."""
+    """Draws a model with its inputs at the bottom: one bar per stack of layers, as wide as it has channels."""
     architecture, sizes = model.architecture, model.sizes
     image_width, text_width = model.widths
     is_clip = model.kind == "clip"
@@ -55,12 +55,12 @@ def draw(model: Model) -> str:
         cells = [tower[row] if row < len(tower) else None for tower in (image, text)]
         lines.append("  ".join(" " * _WIDEST if cell is None else bar(cell[1]) for cell in cells))
         lines.append("  ".join(" " * _WIDEST if c is None else f"{f'{c[0]}, {c[1]} wide':^{_WIDEST}}" for c in cells))
-    lines.append("  ".join(f"{name:^{_WIDEST}}" for name in ("pictures", "captions")))
+    lines.append("  ".join(f"{name:^{_WIDEST}}" for name in ("images", "captions")))
     return "\n".join(line.rstrip() for line in lines)
 
 
 def checkpoint_text(inspected: Inspected) -> Iterator[RenderableType]:
-    """What a checkpoint holds."""
+    """Describes a checkpoint."""
     model = inspected.model
     kind = "GrowCLIP" if model.kind == "growclip" else "fixed CLIP (transformers' layout)"
     written = [f"growth step {inspected.growth_step}" if inspected.growth_step else "", inspected.phase or ""]
@@ -75,7 +75,7 @@ def checkpoint_text(inspected: Inspected) -> Iterator[RenderableType]:
         "\n".join(
             (
                 f"{kind} {model.architecture}, {millions(model.parameters)} parameters",
-                ", ".join(word for word in written if word) or "no growth step is stated",
+                ", ".join(word for word in written if word) or "growth step not stated",
                 f"{inspected.tensors:,} tensors, {inspected.bytes / 2**20:,.1f} MiB, {checked}",
             )
         ),
@@ -87,7 +87,7 @@ def checkpoint_text(inspected: Inspected) -> Iterator[RenderableType]:
 
 
 def run_text(run: InspectedRun) -> Iterator[RenderableType]:
-    """How far a run is, its models and what changed between them."""
+    """Describes the progress of a run, its models, and what changed between them."""
     if run.running is not None:
         yield Padding(f"Running now: {run.running}", (0, 1, 1, 1))
     yield _phases(run)
@@ -96,7 +96,7 @@ def run_text(run: InspectedRun) -> Iterator[RenderableType]:
     for step, growth in run.growth.items():
         yield _growth(step, growth)
     for step in run.without_weights:
-        yield Padding(f"The weights of growth step {step}, which is finished, are not here.", (0, 1, 1, 1))
+        yield Padding(f"Growth step {step} is finished, but its weights are not here.", (0, 1, 1, 1))
     if run.newest is not None:
         yield Padding(f"The newest model, of growth step {max(run.models)}, {run.newest.folder}:", (0, 1, 1, 1))
         yield from checkpoint_text(run.newest)
@@ -105,13 +105,13 @@ def run_text(run: InspectedRun) -> Iterator[RenderableType]:
 
 
 def save_png(model: Model, path: Path) -> None:
-    """Draws a GrowCLIP as TensorBoard shows it.
+    """Saves the drawing of a GrowCLIP that TensorBoard shows.
 
     Raises:
         InputError: the model is a fixed CLIP, or the file cannot be written.
     """
     if model.kind != "growclip":
-        raise InputError("--png draws GrowCLIPs, and this is a fixed CLIP; leave it out")
+        raise InputError("--png draws GrowCLIPs only, but this is a fixed CLIP; leave it out")
     from growclip_ds.monitor.figures import architecture_figure
 
     stream = io.BytesIO()
@@ -130,7 +130,7 @@ def _parts(model: Model) -> Table:
     for name, count in model.parts.items():
         table.add_row(name, f"{count:,}", f"{count / model.parameters:.1%}")
     table.add_section()
-    table.add_row("all (the temperature is not counted)", f"{model.parameters:,}", "", style="bold")
+    table.add_row("total (without the temperature)", f"{model.parameters:,}", "", style="bold")
     return table
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard, progress on the terminal, and the summary of a run."""
+"""Monitoring of a run: TensorBoard, progress on the terminal, and a summary at the end."""
 
 from growclip_ds.monitor.monitor import Monitor, RunMonitor, open_monitor
 from growclip_ds.monitor.reports import CheckpointCost, Progress

@@ -1,6 +1,6 @@
-"""A run's TensorBoard: `training` over the iterations of all phases on one axis, `growth` over growth steps.
+"""TensorBoard event files of a run: `training` over the iterations of all phases on one axis, `growth` by growth step.
 
-A phase that is rerun after an interruption writes from its beginning; what it had written before is purged.
+A phase that starts over after an interruption purges what it had written before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class Curves:
-    """Event files, opened with the first phase that is run.
+    """The event files of a run, opened when its first phase starts.
 
     Args:
         folder: the run's TensorBoard folder.
@@ -25,9 +25,14 @@ class Curves:
         self._growth: SummaryWriter | None = None
 
     def start_phase(self, step: int, first_iteration: int, is_new_step: bool) -> None:
-        """Goes on with a phase of a growth step, after so many iterations of the run.
+        """Opens the event files for a phase, unless they are open.
 
-        What an interrupted run wrote of the phase is hidden; what an earlier phase of the step wrote stays.
+        What an interrupted run wrote beyond this point is purged; what earlier phases of the growth step wrote stays.
+
+        Args:
+            step: the growth step.
+            first_iteration: iterations of the run that are done.
+            is_new_step: whether the growth step has only just begun.
         """
         if self._training is None:
             self._training = SummaryWriter(self.folder / "training", purge_step=first_iteration + 1)
@@ -40,7 +45,7 @@ class Curves:
         texts: Mapping[str, str] | None = None,
         figures: Mapping[str, Figure] | None = None,
     ) -> None:
-        """Adds to the curves over iterations, counted from 1 over the whole run."""
+        """Adds to the curves over iterations, which are counted from 1 over the whole run."""
         _add(self._training, iteration, scalars, texts, figures)
 
     def growth(

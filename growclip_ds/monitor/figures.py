@@ -1,4 +1,4 @@
-"""Figures: an architecture, and the candidates of its selection."""
+"""Figures of an architecture, and of the candidates from which one was selected."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from growclip_ds.growth.selection import Candidate, best_first
 from growclip_ds.monitor.words import grown, millions, smallest
 
 OLD, NEW = "#9db4c8", "#f2a65a"
-LAYER, GAP = 1.0, 0.22  # heights; widths are channels
-MARGIN = 0.35  # between the towers, as a share of the widest layer
+LAYER, GAP = 1.0, 0.22  # heights; widths are in channels
+MARGIN = 0.35  # between the towers, as a fraction of the widest layer
 
 
 def architecture_figure(architecture: Architecture, before: Architecture | None = None) -> Figure:
-    """Draws an architecture from its inputs up: a bar a layer, as wide as it has channels.
+    """Draws an architecture from its inputs up: one bar per layer, whose width is the number of channels.
 
     Args:
-        before: what it grew from; what is beyond that stands out.
+        architecture: the architecture to draw.
+        before: the architecture that it grew from; what is new is highlighted. None: nothing is.
     """
     new, old = architecture, before or architecture
     image = _layers(STEM_CHANNELS, STEM_CHANNELS, new.conv_layers + 1, old.conv_layers + 1)
@@ -45,7 +46,7 @@ def architecture_figure(architecture: Architecture, before: Architecture | None 
     heads, text_heads = _count(new.image_heads, "head"), _count(new.text_heads, "head")
     shared_blocks = f"{_count(new.shared_blocks, 'shared block')}, {new.shared_width} channels"
     for x, y, alignment, words in (
-        (-centre, -2 * GAP, "top", f"pictures\n{convolutions}, patches, {image_blocks}, {heads}"),
+        (-centre, -2 * GAP, "top", f"images\n{convolutions}, patches, {image_blocks}, {heads}"),
         (centre, -2 * GAP, "top", f"captions\ntokens, {_count(new.text_blocks, 'block')}, {text_heads}"),
         (0, top + GAP, "bottom", shared_blocks if shared else "no shared blocks"),
     ):
@@ -62,12 +63,12 @@ def architecture_figure(architecture: Architecture, before: Architecture | None 
 
 
 def _layers(width: int, old_width: int, count: int, old_count: int) -> list[tuple[int, int]]:
-    """Each layer's channels, and how many of them there were before."""
+    """The channels of each layer, now and before growth."""
     return [(width, old_width if layer < old_count else 0) for layer in range(count)]
 
 
 def _stack(axes: Axes, x: float, bottom: float, layers: Sequence[tuple[int, int]]) -> float:
-    """Draws layers on top of each other, old channels inside new ones; returns the upper edge."""
+    """Stacks layers from the bottom up, with old channels drawn inside new ones; returns the upper edge."""
     for place, (width, old) in enumerate(layers):
         y = bottom + place * (LAYER + GAP)
         axes.add_patch(Rectangle((x - width / 2, y), width, LAYER, fc=NEW))
@@ -80,7 +81,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def selection_figure(candidates: Sequence[Candidate]) -> Figure:
-    """Every candidate's parameters against its accuracy, coloured by Eq. 7; the best marked."""
+    """Plots the accuracy of each candidate over its parameters, coloured by Eq. 7, and marks the best."""
     ranked = best_first(candidates)
     base = smallest(candidate.architecture for candidate in ranked)
     best = ranked[0]

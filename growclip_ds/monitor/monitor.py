@@ -1,4 +1,4 @@
-"""Monitoring of training: rank 0 writes to TensorBoard and the terminal, other ranks write nothing."""
+"""Monitoring of training: rank 0 writes to TensorBoard and the terminal; the other ranks write nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PHASE_NUMBERS = {Phase.FINETUNE: 1, Phase.SELECTION: 2, Phase.SEARCH: 2, Phase.T
 
 
 class Monitor:
-    """Told what happens in a run, and silent about it: the monitor of all ranks but the first."""
+    """Interface of a monitor. It does nothing itself: ranks other than 0 use it as it is."""
 
     def start_phase(
         self,
@@ -43,28 +43,28 @@ class Monitor:
         first_iteration: int,
         done: int = 0,
     ) -> None:
-        """A phase begins, or goes on.
+        """A phase starts, or resumes.
 
         Args:
             step: the growth step.
-            phase: its phase.
-            spec: what the engine is built for, the model or the supernet.
-            iterations: iterations of the phase.
-            first_iteration: iterations of the run before it.
+            phase: the phase of that step.
+            spec: what the engine trains: the model or the supernet.
+            iterations: iterations of the whole phase.
+            first_iteration: iterations of the run before the phase.
             done: iterations of the phase already done, if it resumes from a checkpoint.
         """
 
     def left_out(self, step: int, counts: Mapping[str, int]) -> None:
-        """Samples of a growth step's shards that are not in the index as they cannot be used, by what is wrong."""
+        """Reports how many unusable samples the index of a growth step leaves out, by cause."""
 
     def progress(self, progress: Progress) -> None:
-        """An iteration of the phase is done, its figures known."""
+        """An iteration of the phase is done and is reported."""
 
     def checkpoint(self, cost: CheckpointCost) -> None:
-        """A checkpoint in the middle of the phase is on disk."""
+        """A checkpoint within the phase is on disk."""
 
     def flush(self) -> None:
-        """Writes out what is not yet written."""
+        """Writes pending events to disk."""
 
     def selection(self, step: int, candidates: Sequence[Candidate]) -> None:
         """All candidates of a growth step are evaluated."""
@@ -73,16 +73,16 @@ class Monitor:
         """The model of a growth step is evaluated."""
 
     def curve(self, iteration: int, results: Sequence[Result]) -> None:
-        """The phase's model is evaluated after so many of its iterations."""
+        """The model of the phase is evaluated during training, after that many iterations of the phase."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """There is something that the user should know."""
 
     def finish(self) -> None:
-        """The run, or the part of it that was asked for, is done: shows what it came to."""
+        """The run, or the requested part of it, is done: prints its summary."""
 
     def close(self) -> None:
-        """Writes out what is not yet written; also after an error."""
+        """Writes pending events to disk and closes the files; also called after an error."""
 
 
 class RunMonitor(Monitor):
@@ -90,9 +90,9 @@ class RunMonitor(Monitor):
 
     Args:
         folder: the run's folder.
-        config: the run's.
-        samples: pairs that have arrived by each growth step, from the first, for estimating how long the run takes.
-        stream: where progress goes; standard output by default.
+        config: the run's configuration.
+        samples: total pairs available at each growth step, from the first, to estimate the remaining time.
+        stream: where to write progress; None: standard output.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class RunMonitor(Monitor):
         self.curves.flush()
 
     def curve(self, iteration: int, results: Sequence[Result]) -> None:
-        # Not under the tags of growth steps: TensorBoard would put both into one chart, with one axis.
+        # Not under the tags of growth steps: TensorBoard would draw both in one chart, over one axis.
         self.curves.training(self._first_iteration + iteration, _accuracies("zero_shot_in_training", results))
 
     def note(self, text: str) -> None:
@@ -228,18 +228,18 @@ class RunMonitor(Monitor):
         self.curves.close()
 
     def _architecture_before(self, step: int) -> Architecture | None:
-        """Of the model that a growth step grows from."""
+        """The architecture that a growth step grows from; None if the step before is not finished."""
         finished = {summary.step: summary.architecture for summary in read_summaries(self.folder)}
         return finished.get(step - 1)
 
 
 def open_monitor(folder: RunFolder, config: Config, samples: Sequence[int], stream: TextIO | None = None) -> Monitor:
-    """This rank's monitor; for the arguments see RunMonitor."""
+    """Returns the monitor of this rank; see `RunMonitor` for the arguments."""
     return RunMonitor(folder, config, samples, stream) if distributed.is_main() else Monitor()
 
 
 def _accuracies(group: str, results: Sequence[Result]) -> dict[str, float]:
-    """By tag, of each set and their mean."""
+    """The accuracy on each set, and their mean, by tag."""
     accuracies = {f"{group}/{result.dataset}": result.accuracy for result in results}
     return accuracies | {f"{group}/mean": _mean(results)} if results else {}
 
@@ -253,7 +253,7 @@ def _by_cause(tag: str, counts: Mapping[str, int]) -> dict[str, float]:
 
 
 def _memory() -> dict[str, float]:
-    """Of this rank in GiB: resident, and on its device the most since the phase began."""
+    """Memory of this rank in GiB: resident memory, and peak device memory since the phase began."""
     memory = {"memory/resident_gib": psutil.Process().memory_info().rss / GIB}
     if torch.cuda.is_initialized():
         memory["memory/device_gib"] = torch.cuda.max_memory_allocated() / GIB

@@ -1,4 +1,4 @@
-"""Progress of a phase and its remaining time: a live line on a terminal, plain lines at intervals elsewhere."""
+"""Progress of a phase and the remaining time: a live line on a terminal, plain lines at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from growclip_ds.monitor.reports import Progress
 from growclip_ds.monitor.starvation import NOTABLE_WAIT
 from growclip_ds.monitor.words import duration
 
-PLAIN_INTERVAL = 5.0  # seconds from one plain line to the next
-SMOOTHING = 0.3  # weight of the newest report in the time an iteration takes
+PLAIN_INTERVAL = 5.0  # seconds between plain lines, at least
+SMOOTHING = 0.3  # weight of the latest report in the moving average of the time per iteration
 BAR_WIDTH = 16
 
 PhasePlan = Mapping[tuple[int, Phase], int]
@@ -24,10 +24,11 @@ PhasePlan = Mapping[tuple[int, Phase], int]
 
 
 def plan_phases(config: Config, samples: Sequence[int]) -> PhasePlan:
-    """How long every phase of a run is.
+    """Computes the number of iterations of every phase of a run.
 
     Args:
-        samples: pairs that have arrived by each growth step, from the first.
+        config: the run's configuration.
+        samples: total pairs available at each growth step, from the first.
     """
     plan = {}
     for step, arrived in enumerate(samples[: config.num_growth_steps], start=1):
@@ -38,11 +39,11 @@ def plan_phases(config: Config, samples: Sequence[int]) -> PhasePlan:
 
 
 class Output:
-    """A stream with at most one live line at its end.
+    """An output stream that may end in a live line, which later output replaces.
 
     Args:
-        stream: where to; the live line is for terminals.
-        clock: seconds, from any beginning.
+        stream: where to write; None: standard output. Only terminals get a live line.
+        clock: monotonic time in seconds.
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,11 +54,11 @@ class Output:
 
     @property
     def columns(self) -> int:
-        """That the live line may have; plain ones have as many as they need."""
+        """Width available to the live line; plain lines are not limited."""
         return shutil.get_terminal_size((100, 24)).columns - 1 if self.is_live else sys.maxsize
 
     def update(self, text: str) -> None:
-        """Replaces the live line; where there is none, prints the text if the last was long enough ago."""
+        """Replaces the live line, or prints a plain one if the last is at least `PLAIN_INTERVAL` old."""
         if self.is_live:
             self._write(f"\r{text[: self.columns]}\x1b[K")
         elif self.clock() - self._last_plain >= PLAIN_INTERVAL:
@@ -65,7 +66,7 @@ class Output:
             self._write(f"{text}\n")
 
     def line(self, text: str) -> None:
-        """Prints a line to stay, in place of the live line."""
+        """Prints a permanent line, in place of the live line."""
         self._last_plain = self.clock()
         self._write(f"\r{text}\x1b[K\n" if self.is_live else f"{text}\n")
 
@@ -78,11 +79,11 @@ class PhaseProgress:
     """The progress of one phase.
 
     Args:
-        output: where it is shown.
+        output: where to show it.
         step: the growth step.
         steps: total number of growth steps.
-        phase: the phase.
-        plan: the run's plan; what follows this phase is estimated at its pace.
+        phase: the phase of that step.
+        plan: iterations of all phases; later phases are estimated at the pace of this one.
         done: iterations of the phase already done.
     """
 
@@ -98,7 +99,7 @@ class PhaseProgress:
         self._seconds = self._seconds_an_iteration = 0.0
 
     def report(self, progress: Progress) -> None:
-        """Shows where the phase stands; at its end, what it came to."""
+        """Shows the progress of the phase, or its totals after the last iteration."""
         now = self.output.clock()
         self._samples += progress.samples
         self._seconds += progress.seconds
@@ -120,7 +121,7 @@ class PhaseProgress:
         self.output.update(self._line(progress))
 
     def _measure(self, iteration: int, now: float) -> None:
-        """Keeps the time that an iteration takes; the first report, which has the start-up in it, until the second."""
+        """Updates the time per iteration; the second report replaces the first, which includes the start-up."""
         pace = (now - self._last_time) / max(1, iteration - self._last_iteration)
         self._reports += 1
         if self._reports <= 2:
@@ -130,7 +131,7 @@ class PhaseProgress:
         self._last_iteration, self._last_time = iteration, now
 
     def _line(self, progress: Progress) -> str:
-        """As much as there is room for, in parts: half a number would be another one."""
+        """As many whole parts as fit: a number that is cut off would read as another one."""
         left = (progress.iterations - progress.iteration) * self._seconds_an_iteration
         parts = [
             f"  loss {progress.loss:.3f}",

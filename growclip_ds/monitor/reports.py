@@ -1,4 +1,4 @@
-"""The data that training reports to the monitor."""
+"""What training reports to the monitor."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a phase stands after an iteration.
+    """The progress of a phase after an iteration.
 
     Attributes:
         iteration: iterations done.
         iterations: iterations of the whole phase.
-        loss: contrastive loss of the iteration's global batch; if that is short, of the last full one, as fewer
-            negatives make a lower loss.
+        loss: contrastive loss of the iteration's global batch; if that is incomplete, of the last full one, as fewer
+            negatives give a lower loss.
         learning_rate: learning rate of the iteration.
-        logit_scale: what similarities were multiplied by.
+        logit_scale: factor by which similarities were multiplied.
         gradient_norm: gradient norm before clipping.
-        skipped: iterations since the last report without an update.
+        skipped: iterations without an update since the last report.
         loss_scale: fp16's loss scale; None if it is not dynamic.
         samples: samples trained on since the last report, over all ranks.
         seconds: training time since the last report, without evaluations.
-        data_wait_share: share of the time since the last report that the rank that waited most waited for data, 0 to 1.
-        broken_samples: broken samples of the phase so far, over all ranks, by cause.
+        data_wait_share: fraction of the time since the last report spent waiting for data, 0 to 1; maximum over ranks.
+        broken_samples: broken samples in the phase so far, over all ranks, by cause.
     """
 
     iteration: int
@@ -41,19 +41,19 @@ class Progress:
 
     @property
     def samples_per_second(self) -> float:
-        """Over all ranks, since the last report."""
+        """Throughput over all ranks since the last report."""
         return self.samples / self.seconds
 
 
 @dataclass(frozen=True)
 class CheckpointCost:
-    """What a checkpoint in the middle of a phase took.
+    """The cost of a checkpoint within a phase.
 
     Attributes:
         iteration: the iteration of the phase after which it was taken.
-        waited: seconds that training stood still for it.
-        written: seconds that rank 0 wrote its part, beside the training or not.
-        share: of the phase's time so far, what training stood still for checkpoints, 0 to 1.
+        waited: seconds for which training was blocked.
+        written: seconds that rank 0 took to write its part, in the background or not.
+        share: fraction of the phase's time so far for which checkpoints blocked training, 0 to 1.
     """
 
     iteration: int

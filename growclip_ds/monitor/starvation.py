@@ -1,4 +1,4 @@
-"""Warns when training waits for its data, and says what helps."""
+"""Warns when training is starved of data, and suggests remedies."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 
 from growclip_ds.monitor.reports import Progress
 
-NOTABLE_WAIT = 0.1  # share of the time spent waiting for data above which it is shown
-_REPORTS = 3  # consecutive reports above it that lead to a warning
-_PAUSE = 1000  # iterations from one warning to the next
+NOTABLE_WAIT = 0.1  # fraction of the time spent waiting for data, above which it is shown
+_REPORTS = 3  # consecutive reports above it before a warning
+_PAUSE = 1000  # iterations between warnings
 
 
 class StarvationWatch:
-    """Warns, at intervals, that a phase keeps waiting for data. Its first report, with the start-up, does not count.
+    """Warns, at intervals, that a phase keeps waiting for data. The first report, which has the start-up, is ignored.
 
     Args:
-        workers: data loading processes per rank.
+        workers: data loader workers per rank.
     """
 
     def __init__(self, workers: int) -> None:
@@ -25,7 +25,7 @@ class StarvationWatch:
         self._silent_until = 0
 
     def warning(self, progress: Progress) -> str | None:
-        """What the user should know after this report, if anything."""
+        """The warning that this report gives rise to; None if there is none."""
         if self._is_first:
             self._is_first = False
             return None

@@ -1,4 +1,4 @@
-"""The results of a run's growth steps, read from its folder."""
+"""Results of the growth steps of a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class StepSummary:
     """A finished growth step.
 
     Attributes:
-        step: counted from 1.
-        samples: samples of all subsets that had arrived.
-        architecture: the trained architecture.
-        parameters: its parameters, without the temperature.
-        seconds: time that its phases took.
-        before: zero-shot accuracy of the step before, in percent by set; empty for the first step.
-        after: the accuracy of this step's model.
-        averaged: the sets that a mean is over.
-        candidates: the candidates compared, best first; none in the first step.
-        selection_set: the set on which they were compared.
+        step: the number of the growth step, from 1.
+        samples: number of samples in all subsets available at the step.
+        architecture: the architecture that it trained.
+        parameters: number of parameters, without the temperature.
+        seconds: duration of its phases.
+        before: zero-shot accuracy of the previous step's model in percent, by set; empty for the first step.
+        after: zero-shot accuracy of this step's model in percent, by set.
+        averaged: the sets over which accuracies are averaged.
+        candidates: the candidates compared, best first; empty if the step selected nothing.
+        selection_set: the set on which the candidates were compared; None if the step selected nothing.
     """
 
     step: int
@@ -43,7 +43,7 @@ class StepSummary:
 
 
 def read_summaries(folder: RunFolder) -> list[StepSummary]:
-    """The finished growth steps of a run. Not collective.
+    """Reads the finished growth steps of a run. Not collective.
 
     Raises:
         InputError: a phase.json is damaged.
@@ -59,7 +59,7 @@ def read_summaries(folder: RunFolder) -> list[StepSummary]:
 
 
 def _summary(phases: Sequence[PhaseRecord], before: Mapping[str, float]) -> StepSummary:
-    """Of a growth step's phases, the last of which trained its model."""
+    """Summarises the phases of a growth step, the last of which trained its model."""
     trained = phases[-1]
     selection = next((record for record in phases if record.candidates), None)
     return StepSummary(

@@ -1,4 +1,4 @@
-"""Tables of a run's growth steps for the terminal, and of all candidates for TensorBoard."""
+"""Tables of the growth steps of a run for the terminal, and of architectures and candidates for TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from growclip_ds.growth.selection import Candidate, best_first
 from growclip_ds.monitor.summary import StepSummary
 from growclip_ds.monitor.words import LEGEND, NONE, SYMBOLS, duration, grown, millions, smallest
 
-WIDTH = 100  # columns, where the output is no terminal
-FOLDED = 12  # characters in a line of a column that may be folded, at least
-MOST_SET_COLUMNS = 2  # beyond, the sets have a table of their own
+WIDTH = 100  # columns, where the output is not a terminal
+FOLDED = 12  # minimum width of a column that may be folded
+MOST_SET_COLUMNS = 2  # more sets get a table of their own
 BEST_CANDIDATES = 3
-_GAP, _EDGE = 3, 1  # blanks between columns and beside them, as `plain_table` has them
-_FILLED_UP = re.compile(r"(?: |\x1b\[[\d;]*m)+$", re.MULTILINE)  # with blanks, as Rich does, in the text's style
+_GAP, _EDGE = 3, 1  # blanks between columns and at the edges of a `plain_table`
+_FILLED_UP = re.compile(r"(?: |\x1b\[[\d;]*m)+$", re.MULTILINE)  # Rich pads lines with blanks, in the style of the text
 
 
 def print_summary(summaries: Sequence[StepSummary], run: Path, stream: TextIO | None = None) -> None:
-    """Prints what a run came to, what was chosen and why, and how to see its curves."""
+    """Prints the growth steps of a run, the best candidates, and the command that shows its curves."""
     print_plainly(_summary(summaries, run), stream)
 
 
 def print_plainly(renderables: Iterable[RenderableType], stream: TextIO | None = None) -> None:
-    """Prints tables and texts, without blanks at the ends of lines, to standard output by default.
+    """Prints tables and texts without trailing blanks, by default to standard output.
 
-    Of a table that is too wide for the terminal nothing is cut off: its lines go on below.
+    A table that is too wide for the terminal is not truncated: its lines wrap.
     """
     console = Console(file=stream, highlight=False)
     width = console.width if console.is_terminal else WIDTH
@@ -46,18 +46,18 @@ def print_plainly(renderables: Iterable[RenderableType], stream: TextIO | None =
             console.print(renderable)
     text = _FILLED_UP.sub(lambda end: end[0].replace(" ", ""), capture.get())
     encoding = console.encoding
-    console.file.write(text.encode(encoding, "replace").decode(encoding))  # a C locale has no arrows
+    console.file.write(text.encode(encoding, "replace").decode(encoding))  # a C locale cannot encode arrows
     console.file.flush()
 
 
 def _least_width(console: Console, table: Table) -> int:
-    """Of a table with whole numbers, and some room in the columns that may be folded."""
+    """The width at which a table breaks no cell, except in columns that may be folded to `FOLDED` characters."""
     widths = []
     for column in table.columns:
         width = max(console.measure(cell).maximum for cell in (column.header, *column.cells))
         if not column.no_wrap:
             width = min(width, FOLDED)
-            column.overflow = "fold"  # words, too; Rich's default is an ellipsis
+            column.overflow = "fold"  # even within words; Rich's default is an ellipsis
         widths.append(width)
     return sum(widths) + _GAP * (len(widths) - 1) + 2 * _EDGE
 
@@ -79,7 +79,7 @@ def _summary(summaries: Sequence[StepSummary], run: Path) -> Iterator[Renderable
 
 
 def plain_table(title: str) -> Table:
-    """A table without columns yet, as all of them look."""
+    """Returns a table without columns, in the style that all tables share."""
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
@@ -129,7 +129,7 @@ def _candidates_table(summaries: Sequence[StepSummary]) -> Table:
         base = smallest(candidate.architecture for candidate in summary.candidates)
         ranked = best_first(summary.candidates)
         for place, candidate in enumerate(ranked[:BEST_CANDIDATES], start=1):
-            first = place == 1  # the one that was taken
+            first = place == 1  # the candidate that was selected
             table.add_row(
                 str(summary.step) if first else "",
                 f"1 of {len(ranked)}" if first else str(place),
@@ -141,7 +141,7 @@ def _candidates_table(summaries: Sequence[StepSummary]) -> Table:
 
 
 def architecture_markdown(architecture: Architecture, before: Architecture | None, parameters: int) -> str:
-    """The six integers of an architecture, and of what it grew from, as a table for TensorBoard."""
+    """The six integers of an architecture and of the one that it grew from, as a table for TensorBoard."""
     names = [name.replace("_", " ") for name, _ in architecture.items()]
     lines = [
         f"| | {' | '.join(names)} | parameters |",
@@ -154,10 +154,10 @@ def architecture_markdown(architecture: Architecture, before: Architecture | Non
 
 
 def candidates_markdown(candidates: Sequence[Candidate]) -> str:
-    """Every candidate, best first, as a table for TensorBoard."""
+    """All candidates, best first, as a table for TensorBoard."""
     base = smallest(candidate.architecture for candidate in candidates)
     lines = [
-        f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}. The first is taken.",
+        f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}. The first one is selected.",
         "",
         "| | candidate | grows | parameters | accuracy | metric |",
         "| ---: | --- | --- | ---: | ---: | ---: |",
@@ -177,7 +177,7 @@ def _change(summary: StepSummary, sets: Sequence[str]) -> str:
 
 
 def _percent(accuracies: Mapping[str, float], sets: Sequence[str]) -> str:
-    """The mean over sets, where all of them were evaluated."""
+    """The mean accuracy over sets, or `NONE` if one of them was not evaluated."""
     if not sets or any(name not in accuracies for name in sets):
         return NONE
     return f"{sum(accuracies[name] for name in sets) / len(sets):.1f}"

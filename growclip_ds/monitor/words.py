@@ -7,7 +7,7 @@ from dataclasses import astuple
 
 from growclip_ds.architecture import Architecture
 
-NONE = "–"  # in place of a figure that there is not
+NONE = "–"  # in place of a missing value
 SYMBOLS = ("l^I", "b^I", "h^I", "b^T", "h^T", "b^S")
 LEGEND = "l^I convolutions, b^I h^I image and b^T h^T text blocks and heads, b^S shared blocks"
 
@@ -25,12 +25,12 @@ def millions(parameters: int) -> str:
 
 
 def smallest(architectures: Iterable[Architecture]) -> Architecture:
-    """The largest architecture that all of them cover; of a growth space, what it grows from."""
+    """The largest architecture that all of them cover; for a growth space, its base."""
     return Architecture(*map(min, zip(*map(astuple, architectures), strict=True)))
 
 
 def grown(architecture: Architecture, base: Architecture) -> str:
-    """The dimensions in which an architecture is beyond another: `l^I h^T`, or `nothing`."""
+    """The dimensions in which an architecture is larger than another: `l^I h^T`, or `nothing`."""
     names = [
         symbol for symbol, new, old in zip(SYMBOLS, astuple(architecture), astuple(base), strict=True) if new > old
     ]

@@ -1,4 +1,4 @@
-"""One phase of a growth step on one engine: weights in, training, weights out."""
+"""One phase of a growth step on one engine: initial weights in, training, trained weights out."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ from growclip_kernels.dispatch import uses_triton
 
 
 class PhaseRun:
-    """A phase while it runs; a context, at whose end the engine is torn down and the phase is marked finished.
+    """A running phase; a context manager, which on exit tears the engine down and marks the phase as finished.
 
     All methods are collective.
 
     Attributes:
-        record: what it has done so far, its earlier starts included.
+        record: what the phase has done so far, including its earlier starts.
 
     Args:
-        run: that the phase belongs to.
+        run: the run that the phase belongs to.
         step: the growth step.
-        phase: what is run.
-        spec: of the model.
-        weights: every parameter's initial value, taken one at a time.
+        phase: the phase to run.
+        spec: the specification of the model to train.
+        weights: every parameter's initial value, taken one at a time. Ignored if the phase is resumed.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PhaseRun:
         self._stop_if_asked()
         self._start = time.monotonic()
         self._trained = self.folder.is_trained(step, phase)
-        self._checkpoint: Checkpoint | None = None  # to go on from
+        self._checkpoint: Checkpoint | None = None  # to resume from
         if self._trained:  # and interrupted while it was evaluated
             kept = on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
         else:
@@ -90,9 +90,11 @@ class PhaseRun:
         self._evaluator = PhaseEvaluator(self.config, self.inputs, step, self.engine, self._stop_if_asked)
 
     def train(self, epochs: int, space: GrowthSpace | None = None) -> None:
-        """Trains on the step's data: the whole model, or in each iteration a subnet sampled from the space.
+        """Trains on the growth step's data and writes the weights to the run folder.
 
-        Leaves the weights in the run's folder.
+        Args:
+            epochs: passes over the data.
+            space: if given, each iteration trains a subnet sampled from it (Eq. 6) instead of the whole model.
         """
         first, iterations = self.record.first_iteration, self.record.iterations
         if self._trained:
@@ -150,7 +152,7 @@ class PhaseRun:
             seen=counts.seen,
         )
         if done in trainer.evaluate_after:
-            self._evaluate_in_between(done)  # stopped before that
+            self._evaluate_in_between(done)  # the run was stopped before this evaluation
         trainer.run(rate, subnet)
         self.watch.reached("")
         self.record = replace(self.record, iterations=stream.iterations)
@@ -164,7 +166,7 @@ class PhaseRun:
         self._end_curve()
 
     def evaluate(self) -> None:
-        """Evaluates the trained model on every set that is reported."""
+        """Evaluates the trained model on every reported evaluation set."""
         results = self._evaluator.evaluate()
         self.record = replace(self.record, evaluation=results)
         if self.config.evaluation.every_epochs is not None:
@@ -172,13 +174,13 @@ class PhaseRun:
         self.monitor.evaluation(self.step, results)
 
     def select(self, space: GrowthSpace) -> None:
-        """Evaluates every candidate with the trained supernet's weights, and records them, best by Eq. 7 first."""
+        """Evaluates every candidate with the trained supernet's weights and records them, best by Eq. 7 first."""
         selection_set, candidates = self._evaluator.select(space)
         self.record = replace(self.record, selection_set=selection_set, candidates=candidates)
         self.monitor.selection(self.step, candidates)
 
     def _evaluate_in_between(self, iteration: int) -> None:
-        """Evaluates the model after an iteration of its training, unless that was done before it was interrupted."""
+        """Evaluates the model after an iteration, unless an earlier start of the phase has done so."""
         if all(point.iteration != iteration for point in self.record.curve):
             self._add_to_curve(iteration, self._evaluator.evaluate())
 
@@ -187,7 +189,7 @@ class PhaseRun:
         self.monitor.curve(iteration, results)
 
     def _end_curve(self) -> None:
-        """Evaluates the supernet that a phase leaves, where its course is evaluated; a model is evaluated anyway."""
+        """Evaluates a supernet at the end of its phase if curves are wanted; a trained model is evaluated anyway."""
         if self.phase is not Phase.TRAIN and self.config.evaluation.every_epochs is not None:
             self._evaluate_in_between(self.record.iterations)
 
@@ -198,19 +200,19 @@ class PhaseRun:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
-            return  # the process ends: other ranks may be anywhere, so nothing collective may be done
+            return  # the process ends: other ranks may be anywhere, so nothing collective is possible
         self.engine.destroy()
         del self.engine, self._evaluator
         self._count_seconds()
         self.folder.finish(self.record)
 
     def _stop_if_asked(self) -> None:
-        """Ends the run where nothing would be lost by it. Collective."""
+        """Stops the run, if some rank was asked to, at a point where no work is lost. Collective."""
         if any(distributed.all_gather_object(self.stop.requested)):
             raise Stopped
 
     def _require_spec(self, kept: Checkpoint) -> None:
-        """Weights of a phase are of the model that it is to train, unless another candidate was selected since."""
+        """Refuses kept weights of another model, as there are if another candidate has been selected since."""
         if (kept.spec.kind, kept.spec.architecture, kept.sizes) != (
             self.spec.kind,
             self.spec.architecture,
@@ -269,7 +271,7 @@ class PhaseRun:
     def _count_seconds(self) -> None:
         now = time.monotonic()
         passed = now - self._start
-        on_all = passed * distributed.world_size()  # it may go on with other ranks
+        on_all = passed * distributed.world_size()  # counted now: a resumed phase may have other ranks
         seconds, device_seconds = self.record.seconds + passed, self.record.device_seconds + on_all
         self.record = replace(self.record, seconds=seconds, device_seconds=device_seconds)
         self._start = now
@@ -303,7 +305,7 @@ class PhaseRun:
 
 
 def kernels_of(spec: ModelSpec, device: torch.device) -> str:
-    """Which kernels a model is trained by; the attention of `transformers`' CLIP is its own."""
+    """Which kernels train a model; `transformers`' CLIP brings its own attention."""
     if not uses_triton(device):
         return "torch"
     return "triton and transformers'" if spec.kind == "clip" else "triton"

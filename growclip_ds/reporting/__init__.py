@@ -1,4 +1,4 @@
-"""Reports: from run folders to tables and figures in the form of the paper's."""
+"""Reports on runs: tables and figures in the form of the paper's."""
 
 from growclip_ds.reporting.report import Report, make_report
 from growclip_ds.reporting.runs import ReportedRun, read_runs

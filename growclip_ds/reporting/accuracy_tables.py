@@ -19,7 +19,7 @@ RECALLS = (1, 5, 10)
 
 
 def growth_steps(comparison: Comparison) -> Table:
-    """Table 3: a row for every growth step of every run, with its accuracy on every set."""
+    """Table 3: one row per growth step and run, with the accuracy on every set."""
     mean = len(comparison.averaged) > 1
     sets = [*comparison.classification, *comparison.retrieval]
     columns = [
@@ -48,7 +48,7 @@ def growth_steps(comparison: Comparison) -> Table:
 
 
 def methods(comparison: Comparison) -> Table:
-    """Tables 3 and 4 in short: mean accuracy of every method after every growth step."""
+    """Tables 3 and 4 in brief: mean accuracy of every method after every growth step."""
     columns = [text_column("method"), count_column("runs")]
     columns += [number_column(f"step {step}", 1) for step in comparison.steps]
     rows = [
@@ -60,7 +60,7 @@ def methods(comparison: Comparison) -> Table:
 
 
 def retrieval(comparison: Comparison) -> Table | None:
-    """Table 4: recalls in both directions on every retrieval set; None without one."""
+    """Table 4: recall in both directions on every retrieval set; None if there is no such set."""
     if not comparison.retrieval:
         return None
     columns = [count_column("step"), text_column("method")]
@@ -72,7 +72,7 @@ def retrieval(comparison: Comparison) -> Table | None:
         for group in comparison.groups
         if any(step in run.steps for run in group.runs)
     ]
-    notes = ["i→t: right captions among the first k of a picture; t→i: right pictures of a caption (%)."]
+    notes = ["R@k (%): i→t, images with a right caption among the first k; t→i, captions with a right image."]
     notes += comparison.spread_notes
     return Table("retrieval", "Zero-shot retrieval (Table 4)", columns, rows, notes)
 
@@ -87,8 +87,8 @@ def _recalls(comparison: Comparison, group: Group, step: int) -> Iterator[Spread
 
 
 def ablations(comparison: Comparison) -> Table | None:
-    """Table 5: GrowCLIP with parts of a growth step left out, beside the whole; None if nothing is."""
-    whole: dict[str, list[Group]] = {}  # by all other settings
+    """Table 5: GrowCLIP without parts of a growth step, next to full GrowCLIP; None if nothing is ablated."""
+    whole: dict[str, list[Group]] = {}  # by the settings that are no ablation
     for group in comparison.groups:
         if group.method == "growclip" and group.settings["ablation.grow_only"] is None:
             others = {key: value for key, value in group.settings.items() if not key.startswith("ablation.")}
@@ -120,7 +120,7 @@ def _left_out(group: Group) -> int:
 
 
 def one_dimension(comparison: Comparison) -> Table | None:
-    """Table 9 of models that were trained: each grows in one dimension alone; None without such runs."""
+    """Table 9 for trained models, each of which grows in a single dimension; None if there are none."""
     key = "ablation.grow_only"
     groups = [group for group in comparison.groups if group.settings[key] is not None]
     if not groups:
@@ -140,7 +140,7 @@ def one_dimension(comparison: Comparison) -> Table | None:
                 comparison.accuracy(group, step),
             ]
     notes = [
-        "Trained in full. The accuracy gained is over the model of the step before, so more data is part of it.",
+        "Trained in full. Accuracy gains are over the model of the step before, so part of them is due to more data.",
         f"Accuracy: {comparison.accuracy_title}, in percent.",
         *comparison.spread_notes,
     ]
@@ -160,8 +160,9 @@ def _growth_columns(step: int, over: str) -> list[Column]:
 
 
 def candidates_of_one_dimension(comparison: Comparison) -> Table | None:
-    """Table 9 of candidates: those that grow in one dimension against the one that does not grow, both with the
-    supernet's weights; None if nothing was selected. Runs in which something is ablated are left out.
+    """Table 9 for candidates: growth in a single dimension compared with no growth, both with the supernet's weights.
+
+    Ablated runs are left out. None if no step selected among candidates.
     """
     steps = [step for step in comparison.steps if any(_selection(run, step) is not None for _, run in comparison.runs)]
     columns = [text_column("grows"), text_column("method")]
@@ -184,8 +185,8 @@ def candidates_of_one_dimension(comparison: Comparison) -> Table | None:
         record.selection_set for _, run in comparison.runs for record in run.phases if record.selection_set
     )
     notes = [
-        "Candidates of a growth step, evaluated with the weights of its supernet, not trained on their own; against "
-        "the candidate that does not grow.",
+        "Candidates of a growth step, evaluated with the weights of its supernet, not trained on their own; gains are "
+        "over the candidate that does not grow.",
         f"Accuracy in percent on {', '.join(sets)}.",
         *comparison.spread_notes,
     ]
@@ -199,7 +200,7 @@ def _selection(run: ReportedRun, step: int) -> PhaseRecord | None:
 
 
 def _gain(run: ReportedRun, step: int, dimension: str) -> tuple[float, float] | None:
-    """Millions of parameters and percent that the candidate that grows in one dimension has more than the base."""
+    """Gain of the candidate that grows only in one dimension, over the base: millions of parameters, and percent."""
     record = _selection(run, step)
     if record is None:
         return None

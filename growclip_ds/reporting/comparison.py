@@ -1,4 +1,4 @@
-"""What a report compares: the groups of runs, and the sets that all of them were evaluated on."""
+"""What a report compares: groups of runs, and the sets on which all of them were evaluated."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from growclip_ds.results import ClassificationResult, averaged
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side.
+    """Runs to compare.
 
     Attributes:
-        groups: the runs by method and settings.
-        classification: names of the classification sets of any run.
-        retrieval: names of the retrieval sets of any run.
-        averaged: the sets that means are over, all evaluated in every growth step of every run.
-        in_training: those of `averaged` that every evaluation during training used too.
-        notes: what a reader must know before comparing.
+        groups: the runs, grouped by method and settings.
+        classification: names of the classification sets on which any run was evaluated.
+        retrieval: names of the retrieval sets on which any run was evaluated.
+        averaged: the sets over which accuracies are averaged, used in every growth step of every run.
+        in_training: the subset of `averaged` that every evaluation during training used too.
+        notes: what readers must know before they compare.
     """
 
     groups: Sequence[Group]
@@ -44,12 +44,12 @@ class Comparison:
 
     @property
     def accuracy_title(self) -> str:
-        """What `mean` is, for the head of a column."""
+        """Describes `mean`, for the header of a column."""
         return self._title(self.averaged)
 
     @property
     def title_in_training(self) -> str:
-        """What `mean_in_training` is, for an axis."""
+        """Describes `mean_in_training`, for the label of an axis."""
         return self._title(self.in_training)
 
     def _title(self, averaged: Sequence[str]) -> str:
@@ -58,24 +58,24 @@ class Comparison:
 
     @property
     def spread_notes(self) -> list[str]:
-        """What the figures of a table are, where some are of several runs."""
+        """Explains the values of a table, if some of them are over several runs."""
         several = any(len(group.runs) > 1 for group in self.groups)
-        return ["Of several seeds: mean ± standard deviation (number of runs)."] if several else []
+        return ["Over several seeds: mean ± standard deviation (number of runs)."] if several else []
 
     def mean(self, results: Results) -> float | None:
-        """Over the averaged sets, in percent; None if one of them was not evaluated."""
+        """Mean accuracy over `averaged` in percent; None if one of the sets was not evaluated."""
         return _mean(results, self.averaged)
 
     def mean_in_training(self, results: Results) -> float | None:
-        """The same over the sets of evaluations in the course of training."""
+        """Mean accuracy over `in_training` in percent; None if one of the sets was not evaluated."""
         return _mean(results, self.in_training)
 
     def accuracy(self, group: Group, step: int) -> Spread | None:
-        """A group's mean accuracy after a growth step, over the runs that have finished it."""
+        """Mean accuracy of a group after a growth step, over the runs that have finished it."""
         return Spread.of(self.mean(run.steps[step].results) for run in group.runs if step in run.steps)
 
     def parameters(self, group: Group, step: int) -> Spread | None:
-        """Millions of a group's models after a growth step."""
+        """Parameters of a group's models after a growth step, in millions, over the runs that have finished it."""
         return Spread.of(run.steps[step].parameters / 1e6 for run in group.runs if step in run.steps)
 
 
@@ -86,10 +86,10 @@ def _mean(results: Results, averaged: Sequence[str]) -> float | None:
 
 
 def compare(runs: Sequence[ReportedRun]) -> Comparison:
-    """Groups the runs, and finds what they have in common.
+    """Groups the runs, and finds the evaluation sets that they share.
 
     Raises:
-        InputError: two runs share no evaluation set, or call different sets by one name.
+        InputError: the runs share no evaluation set, or use one name for different sets.
     """
     groups = group_runs(runs)
     evaluated = [(run.name, record.results) for run in runs for record in run.steps.values() if record.results]
@@ -118,14 +118,14 @@ def _check_same_set(first: str, one: Result, second: str, other: Result) -> None
     if _size(one) != _size(other):
         raise InputError(
             f"the evaluation set {one.dataset!r} has {_size(one)} in {first}, but {_size(other)} in {second}: they "
-            "are different sets of one name; report these runs apart, or evaluate them on the same"
+            "are different sets of the same name; report these runs separately, or evaluate them on the same set"
         )
 
 
 def _size(result: Result) -> str:
     if isinstance(result, ClassificationResult):
-        return f"{result.samples + result.unreadable:,} pictures to classify"
-    return f"{result.pictures + result.unreadable:,} pictures to retrieve"
+        return f"{result.samples + result.unreadable:,} images to classify"
+    return f"{result.pictures + result.unreadable:,} images to retrieve"
 
 
 def _nothing_in_common(evaluated: Sequence[tuple[str, Results]]) -> str:
@@ -133,8 +133,8 @@ def _nothing_in_common(evaluated: Sequence[tuple[str, Results]]) -> str:
     for name, results in evaluated:
         first.setdefault(frozenset(results), f"{name} on {', '.join(results)}")
     return (
-        f"the runs were evaluated on different sets, {'; '.join(first.values())}: there is none that all have, so "
-        "there is nothing to compare; report them apart, or give them a set in common (evaluation.datasets)"
+        f"the runs were evaluated on different sets, {'; '.join(first.values())}: none is common to all, so there is "
+        "nothing to compare; report them separately, or evaluate them on a common set (evaluation.datasets)"
     )
 
 
@@ -145,13 +145,13 @@ def _sets_left_out(
         if dataset not in common:
             lacking = dict.fromkeys(name for name, results in evaluated if dataset not in results)
             yield (
-                f"The runs have different evaluation sets: {', '.join(lacking)} (of some growth steps or all) was not "
-                f"evaluated on {dataset}. Means are over the sets that all have: {', '.join(averaged)}."
+                f"The runs have different evaluation sets: {', '.join(lacking)} (some or all growth steps) was not "
+                f"evaluated on {dataset}. Means are over the sets common to all: {', '.join(averaged)}."
             )
 
 
 def _other_data(runs: Sequence[ReportedRun]) -> Iterator[str]:
-    """Where growth steps of one number had not the same amount of data."""
+    """Notes on growth steps that had different amounts of data in different runs."""
     first: dict[int, tuple[str, int]] = {}
     for run in runs:
         for step, record in run.steps.items():
@@ -159,6 +159,6 @@ def _other_data(runs: Sequence[ReportedRun]) -> Iterator[str]:
             if samples != record.samples:
                 yield (
                     f"Growth step {step} of {name} had {samples:,} samples, that of {run.name} {record.samples:,}: "
-                    "their accuracies are not of the same data."
+                    "their accuracies are for different amounts of data."
                 )
                 break

@@ -1,4 +1,4 @@
-"""Cost tables: in the form of the paper's Table 7, and the same by phase."""
+"""Cost tables, by growth step in the form of the paper's Table 7, and by phase."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from growclip_ds.reporting.table import (
 from growclip_ds.run.records import PhaseRecord
 
 FLOPS = (
-    "FLOPs: of forward and backward passes over the pairs seen and of the loss, from the models' sizes, a "
-    "multiplication and an addition being two; where subnets are sampled, the mean of the candidates. Padding of "
-    "captions is not counted, though the fixed CLIP computes it, nor are evaluations. Of a CLIP that started from a "
-    "checkpoint they are not known, as its sizes are its own."
+    "FLOPs: forward and backward passes over the pairs seen, and the loss, computed from the models' sizes; a "
+    "multiply-add is two operations. Where subnets are sampled, the mean over the candidates is taken. Padding of "
+    "captions is not counted, although the fixed CLIP computes it, nor are evaluations. The FLOPs of a CLIP that "
+    "started from a checkpoint are not known, as the checkpoint defines its sizes."
 )
 HOURS = (
-    "Device hours: hours by the clock, start and evaluation included, times ranks. Compare them on like devices only."
+    "Device hours: wall-clock hours, start-up and evaluation included, times ranks. Compare them only between devices "
+    "of the same kind."
 )
 
 
 def phase_flops(run: ReportedRun, record: PhaseRecord) -> float | None:
-    """Floating-point operations of a phase's training; None where they are not known."""
+    """FLOPs of the training of a phase; None where they are not known."""
     training = record.training
     if training is None or (record.kind == "clip" and run.config.baselines.start is not None):
         return None
@@ -52,19 +53,19 @@ def phase_flops(run: ReportedRun, record: PhaseRecord) -> float | None:
 
 
 def device_hours(record: PhaseRecord) -> float | None:
-    """None where a growth step came with the model."""
+    """Wall-clock hours of a phase times its ranks; None if no training is recorded, as with `model.start`."""
     return None if record.training is None else record.device_seconds / 3600
 
 
 def ran_on(records: Iterable[PhaseRecord]) -> str | None:
-    """`2 × CPU, torch kernels`; several, if it was not the same for all."""
+    """Ranks, device and kernels of phases: `2 × CPU, torch kernels`; joined by semicolons if they differ."""
     trainings = (record.training for record in records)
     places = [f"{one.ranks} × {one.device}, {one.kernels} kernels" for one in trainings if one is not None]
     return "; ".join(dict.fromkeys(places)) or None
 
 
 def costs(comparison: Comparison) -> Table:
-    """Table 7: what every method took for every growth step, and what that came to."""
+    """Table 7: cost and result of every growth step of every method."""
     columns = [
         text_column("method"),
         count_column("step"),
@@ -80,8 +81,8 @@ def costs(comparison: Comparison) -> Table:
                 figures = [comparison.parameters(group, step), comparison.accuracy(group, step)]
                 rows.append([group.label, step, *figures, *_costs([(run, run.of_step(step)) for run in runs])])
     notes = [
-        f"Accuracy: {comparison.accuracy_title} (%). The other figures are of all phases of the step; epochs are the "
-        "pairs seen by its samples. How FLOPs and device hours are counted is said below, under the costs by phase.",
+        f"Accuracy: {comparison.accuracy_title} (%). Costs are summed over all phases of the step; epochs are pairs "
+        "seen divided by its samples. The notes on costs by phase, below, say how FLOPs and device hours are counted.",
         *comparison.spread_notes,
     ]
     return Table("costs", "Cost of growth steps (Table 7)", columns, rows, notes)
@@ -99,7 +100,7 @@ def _cost_columns() -> list[Column]:
 
 
 def _costs(parts: Sequence[tuple[ReportedRun, Sequence[PhaseRecord]]]) -> list[Any]:
-    """The columns' values of some runs, each with phases that are added up."""
+    """The values of `_cost_columns`: each run with the phases over which its costs are summed."""
 
     def over_runs(values: Iterable[float | None]) -> Spread | None:
         known = list(values)
@@ -132,24 +133,24 @@ def _epochs(record: PhaseRecord) -> float | None:
     return None if record.training is None else record.training.pairs_seen / record.samples
 
 
-def _tokens_of_a_caption(record: PhaseRecord) -> float | None:
+def _tokens_per_caption(record: PhaseRecord) -> float | None:
     training = record.training
     return training.text_tokens_seen / training.pairs_seen if training is not None and training.pairs_seen else None
 
 
 def costs_of_phases(comparison: Comparison) -> Table:
-    """A row for every finished phase of every run, those of unfinished growth steps among them."""
+    """One row per finished phase of every run, including those of unfinished growth steps."""
     columns = [
         text_column("run"),
         count_column("step"),
         text_column("phase"),
         number_column("parameters (M)", 2),
-        number_column("tokens a caption", 1, NOT_RECORDED),
+        number_column("tokens per caption", 1, NOT_RECORDED),
         *_cost_columns(),
     ]
     rows = []
     for _, run in comparison.runs:
         for record in run.phases:
-            model = [record.parameters / 1e6, _tokens_of_a_caption(record)]
+            model = [record.parameters / 1e6, _tokens_per_caption(record)]
             rows.append([run.name, record.step, str(record.phase), *model, *_costs([(run, [record])])])
     return Table("costs_of_phases", "Cost by phase", columns, rows, [FLOPS, HOURS])

@@ -20,20 +20,20 @@ from growclip_ds.reporting.comparison import Comparison
 from growclip_ds.reporting.groups import Group
 from growclip_ds.reporting.runs import ReportedRun
 
-COLOURS = 10  # of Matplotlib's cycle, C0 to C9
-LINES = ("-", "--", "-.")  # of groups whose colours repeat
+COLOURS = 10  # in Matplotlib's colour cycle, C0 to C9
+LINES = ("-", "--", "-.")  # line styles, which tell groups of the same colour apart
 MARKER = "o"
-LABEL, AXIS, ROW, TITLE_AN_INCH = 55, 45, 26, 11  # characters for which there is room
+LABEL, AXIS, ROW, TITLE_AN_INCH = 55, 45, 26, 11  # maximum characters per line, TITLE_AN_INCH per inch
 
 
 @dataclass(frozen=True)
 class PhaseCurve:
-    """Accuracy in the course of a phase.
+    """Accuracy during a phase.
 
     Attributes:
-        phase: which.
-        start, end: in epochs of the growth step, over all its phases.
-        points: epochs, and percent.
+        phase: the phase.
+        start, end: epochs of the growth step at which it starts and ends, counted over all phases of the step.
+        points: epochs of the growth step, and accuracy in percent.
     """
 
     phase: Phase
@@ -43,12 +43,12 @@ class PhaseCurve:
 
 
 def step_curve(comparison: Comparison, run: ReportedRun, step: int) -> list[PhaseCurve]:
-    """A run's growth step, as far as it is, phase by phase."""
+    """The curves of a growth step of a run, one per finished phase."""
     curves, start = [], 0.0
     for record in run.of_step(step):
         evaluated = {point.iteration: comparison.mean_in_training(point.results) for point in record.curve}
         if record.results:
-            # of the same model as a last point of the curve
+            # the final model, which may be the last point of the curve as well
             evaluated[record.iterations] = comparison.mean_in_training(record.results)
         points = [
             (start + record.epochs_after(iteration), accuracy)
@@ -62,7 +62,7 @@ def step_curve(comparison: Comparison, run: ReportedRun, step: int) -> list[Phas
 
 
 def has_curve(comparison: Comparison, step: int) -> bool:
-    """Whether any run was evaluated in the course of a growth step, and not only at its end."""
+    """Whether any run was evaluated during a growth step, not only at the end of a phase."""
     return any(
         comparison.mean_in_training(point.results) is not None
         for _, run in comparison.runs
@@ -73,9 +73,9 @@ def has_curve(comparison: Comparison, step: int) -> bool:
 
 
 def training_figure(comparison: Comparison, step: int) -> Figure:
-    """Figure 1: accuracy over the epochs of a growth step; dotted while a supernet is trained.
+    """Draws Figure 1: accuracy over the epochs of a growth step, dotted while a supernet is trained.
 
-    A supernet that was not evaluated is a level line at the accuracy of the step before, whose model serves meanwhile.
+    A supernet that was not evaluated is a level line at the accuracy of the step before, whose model is still in use.
     """
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     axes = figure.add_subplot()
@@ -114,7 +114,7 @@ def training_figure(comparison: Comparison, step: int) -> Figure:
 
 
 def _drawable(comparison: Comparison, run: ReportedRun, step: int) -> list[PhaseCurve]:
-    """A run's growth step with a level line for every supernet that was not evaluated; empty if nothing was."""
+    """The curves of a growth step, with a level line for each supernet that was not evaluated; empty if nothing was."""
     curves = step_curve(comparison, run, step)
     if not any(curve.points for curve in curves):
         return []
@@ -131,7 +131,7 @@ def _drawable(comparison: Comparison, run: ReportedRun, step: int) -> list[Phase
 
 
 def _draw(axes: Axes, curves: Sequence[PhaseCurve], colour: str, line: str) -> None:
-    """Supernets dotted, in one line; what follows starts anew, as its weights are inherited or drawn."""
+    """Draws one dotted line over all supernets, and a separate one for the selected model, which has other weights."""
     supernet = [point for curve in curves if curve.phase is not Phase.TRAIN for point in curve.points]
     trained = [point for curve in curves if curve.phase is Phase.TRAIN for point in curve.points]
     if supernet:
@@ -141,7 +141,7 @@ def _draw(axes: Axes, curves: Sequence[PhaseCurve], colour: str, line: str) -> N
 
 
 def growth_figure(group: Group) -> Figure:
-    """How a group's runs grew, a row each: the six dimensions after every growth step, what is new standing out."""
+    """Draws a row per run of a group: the six dimensions after every growth step, with what is new highlighted."""
     columns = max(len(run.steps) for run in group.runs)
     figure = Figure(figsize=(1.6 + 2.3 * columns, 0.9 + 2.0 * len(group.runs)), layout="constrained")
     grid = figure.subplots(len(group.runs), columns, sharex=True, sharey=True, squeeze=False)
@@ -164,7 +164,7 @@ def growth_figure(group: Group) -> Figure:
 
 
 def has_grown(group: Group) -> bool:
-    """Whether any of its runs has models of different architectures."""
+    """Whether the architecture changed between growth steps of any run of the group."""
     return any(len({record.architecture for record in run.steps.values()}) > 1 for run in group.runs)
 
 
@@ -184,5 +184,5 @@ def _draw_dimensions(axes: Axes, architecture: Architecture, before: Architectur
 
 
 def _plain_text(text: str, width: int) -> str:
-    """What Matplotlib shows as it is, in lines of so many characters: dollars would start a formula."""
+    """Wraps text to a width in characters, and escapes dollar signs, with which Matplotlib starts a formula."""
     return textwrap.fill(text, width).replace("$", r"\$")

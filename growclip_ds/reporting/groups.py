@@ -1,4 +1,4 @@
-"""Groups of runs that differ only in their seed, and their names."""
+"""Groups of runs that differ only in their seed, and labels of the groups."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from growclip_ds.monitor.words import SYMBOLS
 from growclip_ds.reporting.runs import ReportedRun
 from growclip_ds.run.changes import may_change
 
-# Table 5's names for what of a growth step may be left out, by its switch in the configuration.
+# The names in Table 5 of the parts of a growth step that can be ablated, by switch in the configuration.
 SWITCHES = {"pim_supernet": "PIM@1", "finetuning": "ST", "selection": "GAS", "pim_selected": "PIM@3"}
 DIMENSIONS = tuple(field.name for field in fields(Architecture))
 METHODS = {"growclip": "GrowCLIP", "tfs": "TFS", "twp": "TWP", "sap": "SAP", "msclip": "MS-CLIP", "nas": "NAS"}
-MOST_SETTINGS = 4  # in a label; beyond, a run stands for them
+MOST_SETTINGS = 4  # in a label; if there are more, it names a run of the group instead
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Group:
     """Runs of one method with the same settings.
 
     Attributes:
-        method: as --method has it.
-        label: its title, and the settings in which it differs from other groups of the method.
-        runs: at least one, in the order in which they were given.
-        settings: all those that bear on the weights, but the seed.
+        method: the method's name in the configuration.
+        label: the method's title, and the settings in which the group differs from others of the method.
+        runs: the runs, at least one, in the order given.
+        settings: all settings that affect the weights except the seed, by dotted key.
     """
 
     method: str
@@ -42,9 +42,9 @@ class Group:
 
 
 def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
-    """The groups, in the order of the methods; of a method, those with few settings of their own first.
+    """Groups runs in the order of `METHODS`; within a method, groups with the fewest settings of their own come first.
 
-    What is ablated is always in a label; other settings where groups of the method differ in them, unless they are the
+    A label always names what is ablated. It names other settings if groups of the method differ in them, except
     defaults.
     """
     members: dict[tuple[str, ...], list[ReportedRun]] = {}
@@ -70,12 +70,12 @@ def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
 
 
 def symbol_of(dimension: str) -> str:
-    """The paper's name of one of the six dimensions: `b^I` of `image_blocks`."""
+    """The paper's symbol for one of the six dimensions: `b^I` for `image_blocks`."""
     return dict(zip(DIMENSIONS, SYMBOLS, strict=True))[dimension]
 
 
 def repeated_seeds(groups: Iterable[Group]) -> Iterator[str]:
-    """A warning for every two runs of a group that are not independent."""
+    """Warnings about runs of a group that share a seed and so are not independent."""
     for group in groups:
         by_seed: dict[int, list[str]] = {}
         for run in group.runs:
@@ -83,15 +83,15 @@ def repeated_seeds(groups: Iterable[Group]) -> Iterator[str]:
         for seed, names in by_seed.items():
             if len(names) > 1:
                 yield (
-                    f"The runs {' and '.join(names)} are of one configuration and one seed, {seed}: they count as "
-                    f"{len(names)} runs, but say little of how far runs differ."
+                    f"The runs {' and '.join(names)} have the same configuration and seed, {seed}: they count as "
+                    f"{len(names)} runs, but say little about the variation between runs."
                 )
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """By dotted key, what bears on the weights beside method and seed."""
+    """The settings that affect the weights, except method and seed, by dotted key."""
     sections = config.model_dump(mode="json")
-    if config.selection.dataset is not None:  # what it is called has no bearing
+    if config.selection.dataset is not None:  # its name does not matter
         sections["selection"]["dataset"] = str(config.selection.dataset)
     values = dict(_flatten(sections))
     return {key: value for key, value in values.items() if key not in ("seed", "method") and not may_change(key)}
@@ -110,13 +110,13 @@ def _flatten(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str
 
 
 def _usual_settings() -> Mapping[str, Any]:
-    """The defaults, of all settings that have one."""
+    """The default of each setting that has one."""
     data = {"subsets": [{"name": "none", "shards": "none"}], "tokenizer": {"name_or_path": "none"}}
     return _settings(Config.model_validate({"data": data}))
 
 
 def _label(method: str, own: Mapping[str, Any], run: str) -> str:
-    """The title of a method, and what is special about a group of it: `GrowCLIP without PIM@3, growth.beta=0.5`."""
+    """The title of a method, and the settings particular to a group: `GrowCLIP without PIM@3, growth.beta=0.5`."""
     label, rest = METHODS[method], dict(own)
     if left_out := [name for switch, name in SWITCHES.items() if rest.pop(f"ablation.{switch}", True) is False]:
         label += f" without {' and '.join(left_out)}"

@@ -1,4 +1,4 @@
-"""A report as one HTML file: nothing is fetched from elsewhere, and nothing in it runs."""
+"""A report as a single HTML file, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def to_html(report: Report) -> str:
-    """The whole report, its figures in it."""
+    """Renders a report as HTML, with its figures embedded."""
     return "\n".join(_lines(report)) + "\n"
 
 

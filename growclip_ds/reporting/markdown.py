@@ -1,4 +1,4 @@
-"""A report as Markdown, in GitHub's flavour."""
+"""A report as GitHub-flavoured Markdown."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from growclip_ds.reporting.report import Report
 from growclip_ds.reporting.table import Table
 
-# What would be markup; an underscore inside a word would not.
+# Characters that would be read as markup. An underscore within a word would not.
 _MARKUP = re.compile(r"([\\`*\[\]<>|~&#])|(?<![^\W_])_|_(?![^\W_])")
 
 
 def to_markdown(report: Report) -> str:
-    """The whole report; its figures are files beside it."""
+    """Renders a report as Markdown that refers to its figures as files in the same folder."""
     return "\n".join(_lines(report))
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escapes text so that Markdown shows it unchanged, on one line."""
     return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 

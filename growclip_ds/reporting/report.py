@@ -1,4 +1,4 @@
-"""The contents of a report; the given runs determine its tables and figures."""
+"""The contents of a report: those tables and figures for which the given runs have data."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DOTS_PER_INCH = 130
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure.
+    """A figure of a report.
 
     Attributes:
-        file: its name.
-        title, caption: for people.
-        png: the picture.
+        file: the name of its file.
+        title, caption: the heading and the explanation shown to readers.
+        png: the encoded image.
     """
 
     file: str
@@ -45,12 +45,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Report:
-    """A report, before it has a form.
+    """A report as data, independent of the output format.
 
     Attributes:
-        title: for people.
-        notes: what a reader has to know first.
-        tables, figures: in order.
+        title: the heading shown to readers.
+        notes: what readers must know first.
+        tables, figures: the contents, in order.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Report:
     figures: Sequence[Figure]
 
     def to_json(self) -> dict[str, Any]:
-        """The data behind it, not rounded."""
+        """The data of the report, not rounded; figures by name only."""
         return {
             "title": self.title,
             "notes": list(self.notes),
@@ -69,10 +69,10 @@ class Report:
 
 
 def make_report(runs: Sequence[ReportedRun]) -> Report:
-    """Puts the report of some runs together.
+    """Makes the report on some runs.
 
     Raises:
-        InputError: they cannot be compared.
+        InputError: the runs cannot be compared.
     """
     comparison = compare(runs)
     title = "GrowCLIP: " + (runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
@@ -80,7 +80,7 @@ def make_report(runs: Sequence[ReportedRun]) -> Report:
 
 
 def make_tables(comparison: Comparison) -> list[Table]:
-    """The tables for which the runs have something."""
+    """Makes the tables for which the runs have data."""
     tables: list[Table | None] = [_runs(comparison)]
     if comparison.steps:
         tables += [methods(comparison), growth_steps(comparison), retrieval(comparison), ablations(comparison)]
@@ -103,7 +103,7 @@ def _figures(comparison: Comparison) -> Iterator[Figure]:
             yield Figure(
                 f"accuracy_step_{step}.png",
                 f"Accuracy over the training of growth step {step} (Figure 1)",
-                "A line a run. Dotted: a supernet is trained; level, at the accuracy of the step before, where the "
+                "One line per run. Dotted: a supernet is trained; level, at the accuracy of the step before, where the "
                 "supernet was not evaluated.",
                 _png(training_figure(comparison, step)),
             )

@@ -19,18 +19,18 @@ from growclip_ds.results import Result
 from growclip_ds.run.folder import existing_run
 from growclip_ds.run.records import PhaseRecord
 
-Results = Mapping[str, Result]  # by set
+Results = Mapping[str, Result]  # by evaluation set
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run, as far as it is.
+    """A run, finished or not.
 
     Attributes:
-        name: of its folder, with as much of the path as tells it from other runs.
-        path: the folder.
-        config: its configuration.
-        phases: that are finished, in order, each with the evaluations of its weights since.
+        name: the name of its folder, with as much of the path as distinguishes it from the other runs.
+        path: the run's folder.
+        config: the run's configuration.
+        phases: the finished phases, in order; the evaluation of a trained model includes later ones of its weights.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ReportedRun:
 
     @cached_property
     def steps(self) -> dict[int, PhaseRecord]:
-        """The finished growth steps: what trained the step's model."""
+        """The finished growth steps: the record of the phase that trained the model, by growth step."""
         return {record.step: record for record in self.phases if record.phase is Phase.TRAIN}
 
     @property
@@ -53,7 +53,7 @@ class ReportedRun:
 
     @property
     def sizes(self) -> ModelSizes:
-        """Of the model's inputs; the vocabulary, of which no FLOPs depend, may be another."""
+        """Sizes of the models' input and embedding space; the vocabulary, which FLOPs do not depend on, may differ."""
         vocab_size = self.config.data.tokenizer.vocab_size
         return self.config.model.sizes(ModelSizes().vocab_size if vocab_size is None else vocab_size)
 
@@ -62,7 +62,7 @@ class ReportedRun:
         return [record for record in self.phases if record.step == step]
 
     def progress(self) -> str:
-        """How far it is: `2 of 3 growth steps`, `1 of 3 growth steps and finetune of step 2`."""
+        """The progress of the run: `2 of 3 growth steps`, `1 of 3 growth steps and finetune of step 2`."""
         done = f"{len(self.steps)} of {self.planned_steps} growth steps"
         begun = [str(record.phase) for record in self.phases if record.step not in self.steps]
         return f"{done} and {', '.join(begun)} of step {self.phases[-1].step}" if begun else done
@@ -72,7 +72,7 @@ def read_runs(paths: Iterable[Path]) -> list[ReportedRun]:
     """Reads the folders of runs.
 
     Raises:
-        InputError: a folder is no run, or is given twice; or something in it is damaged.
+        InputError: a folder is not a run, is given twice, or holds a damaged file.
     """
     paths = list(paths)
     resolved = [path.resolve() for path in paths]
@@ -83,7 +83,7 @@ def read_runs(paths: Iterable[Path]) -> list[ReportedRun]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, or as many of them as tell it from the others."""
+    """The last component of each path, or as many of them as distinguish it from the others."""
 
     def end(path: Path, length: int) -> tuple[str, ...]:
         return path.parts[-length:]
@@ -110,8 +110,8 @@ def _read_run(path: Path, name: str) -> ReportedRun:
 
 
 def _evaluated_since(weights: Path) -> Results:
-    """What `growclip evaluate` has found of the weights in a folder; nothing if they are not there, or damaged, so that
-    it cannot be told whether the results are theirs.
+    """Results of `growclip evaluate` on the weights in a folder; empty if the weights are missing or damaged, as it
+    cannot be verified then that the results are theirs.
     """
     if not any(folder_beside(weights).glob("*.json")):
         return {}

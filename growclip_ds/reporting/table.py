@@ -1,6 +1,6 @@
-"""A table as data: columns, and rows of values. How it looks is the writers' business (`markdown.py`, `html_page.py`).
+"""A table as data: columns, and rows of values; `markdown.py` and `html_page.py` render it.
 
-A value is as measured, unrounded; its column knows how to format it.
+Values are stored as measured, unrounded; their column formats them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over several runs.
+    """A value over several runs.
 
     Attributes:
         mean: mean over the runs.
         deviation: sample standard deviation (n - 1); None for a single run.
-        runs: their number, n.
+        runs: number of runs, n.
     """
 
     mean: float
@@ -32,27 +32,27 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """Over the runs that have a value; None if none has."""
+        """Summarises the runs that have a value; None if none has."""
         known = [value for value in values if value is not None]
         if not known:
             return None
         return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
 
     def shown(self, form: Callable[[float], str], signed: str = "") -> str:
-        """`42.0 ± 0.3 (3)`, in brackets the runs, or `42.0` of a single one."""
+        """`42.0 ± 0.3 (3)`, with the number of runs in brackets, or `42.0` for a single run."""
         mean = f"{signed if self.mean >= 0 else ''}{form(self.mean)}"
         return mean if self.deviation is None else f"{mean} ± {form(self.deviation)} ({self.runs})"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """A column of a table.
 
     Attributes:
-        title: at its head.
-        form: a value that is there as text.
-        absent: what stands where there is no value (None).
-        right: whether it is aligned to the right, as numbers are.
+        title: the header.
+        form: formats a value that is not None.
+        absent: the text for a missing value (None).
+        right: whether to align the column to the right, as for numbers.
     """
 
     title: str
@@ -63,14 +63,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table of a report.
 
     Attributes:
-        name: one word, for files and programs.
+        name: identifier, for JSON and HTML.
         title: the heading shown to readers.
-        columns: at least one.
-        rows: a value for each column, or None.
-        notes: how to read it, one or more sentences each.
+        columns: the columns, at least one.
+        rows: one value per column each, None where it is missing.
+        notes: how to read the table, one or more sentences each.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Table:
     notes: Sequence[str] = ()
 
     def cells(self) -> list[list[str]]:
-        """The rows as text."""
+        """Formats the rows as text."""
         return [
             [
                 column.absent if value is None else column.form(value)
@@ -109,7 +109,7 @@ def count_column(title: str, absent: str = NONE) -> Column:
 
 
 def number_column(title: str, digits: int, absent: str = NONE, signed: bool = False) -> Column:
-    """A column of numbers, or of spreads of numbers."""
+    """A column of numbers, or of their spreads, with a fixed number of decimal digits."""
     sign = "+" if signed else ""
 
     def form(value: float | Spread) -> str:
@@ -121,7 +121,7 @@ def number_column(title: str, digits: int, absent: str = NONE, signed: bool = Fa
 
 
 def scientific_column(title: str, absent: str = NONE) -> Column:
-    """A column of numbers of any size, or of spreads of them: `1.23e+15`."""
+    """A column of numbers of any magnitude, or of their spreads: `1.23e+15`."""
 
     def form(value: float | Spread) -> str:
         return value.shown(lambda number: f"{number:.2e}") if isinstance(value, Spread) else f"{value:.2e}"
@@ -130,7 +130,7 @@ def scientific_column(title: str, absent: str = NONE) -> Column:
 
 
 def switch_column(title: str) -> Column:
-    """A column of what was on or off: `✓`, `✗`."""
+    """A column of booleans: `✓`, `✗`."""
     return Column(title, lambda on: "✓" if on else "✗", right=False)
 
 

@@ -12,10 +12,10 @@ from growclip_ds.reporting.report import Report
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Writes `report.md`, `report.html` and the figures; returns the files.
+    """Writes `report.md`, `report.html` and the figures; returns their paths.
 
     Raises:
-        InputError: one cannot be written.
+        InputError: a file cannot be written.
     """
     written = {folder / figure.file: figure.png for figure in report.figures}
     written |= {folder / "report.md": to_markdown(report).encode(), folder / "report.html": to_html(report).encode()}

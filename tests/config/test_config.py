@@ -282,7 +282,7 @@ def test_override_problems(problem, override: str, message: str):
 def test_a_list_in_a_file_is_named_where_it_is_at_fault(problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "list.yaml").write_text("- {name: one, shards: a}\n- {name: two}\n")
     text = f"data: {{subsets: {tmp_path}/list.yaml, tokenizer: {{vocab_size: 300}}}}"
-    missing = "data.subsets.1.shards is missing; expected text (not empty)"
+    missing = "data.subsets.1.shards is missing; expected a non-empty string"
     assert problem(text) == f"{tmp_path}/list.yaml: {missing}"
     assert problem(DATA, f"data.subsets={tmp_path}/list.yaml") == f"{tmp_path}/list.yaml: {missing}"
     assert problem(text, "data.subsets.1={name: two}") == f"the command line: {missing}"

@@ -270,7 +270,7 @@ def test_an_exported_model_is_grown_on(tmp_path: Path) -> None:
         (["--run", "nowhere"], "there is no folder nowhere; name the --output-dir"),
         (["--run", "RUN", "model.embed_dim=64"], "model.embed_dim cannot change during a run"),
         (["--run", "RUN", "training=null"], "training cannot change during a run"),
-        (["--run", "RUN", "--gpus", "60"], "--gpus 60 are more than an iteration's 50 pairs"),
+        (["--run", "RUN", "--gpus", "60"], "--gpus 60 exceeds the 50 pairs of a global batch"),
         (["--run", "RUN", "data.subsets.0.name=other"], "data subset 1 of this run is 's1'"),
         (["--run", "RUN", "--measured", "nowhere"], "nowhere holds no run"),
     ],

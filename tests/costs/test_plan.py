@@ -104,7 +104,7 @@ def test_a_measured_speed_is_a_runs(tmp_path: Path) -> None:
     assert plan.speed is not None
     pair = plan.steps.pair_flops(Architecture(0, 2, 2, 2, 2, 0))
     assert plan.speed.flops == pytest.approx(8000 / 20 / 2 * pair)
-    assert plan.speed.source.startswith(f"measured: {run}, growth step 1, 200.0 pairs/s a rank")
+    assert plan.speed.source.startswith(f"measured: {run}, growth step 1, 200.0 pairs/s per rank")
     assert plan.speed.source.endswith(" on H200")
     of_a_clip = make_plan(config(tmp_path, "method=tfs"), Request(measured=run))  # on the same GPUs
     assert of_a_clip.speed == plan.speed
@@ -186,23 +186,23 @@ def test_the_repositorys_configurations_can_be_planned() -> None:
     ("arguments", "message"),
     [
         (["--gpus", "0"], "--gpus must be a number greater than 0, not 0"),
-        (["--utilisation", "0.3"], "--utilisation is a share of a GPU's peak: name the GPU"),
-        (["--utilisation", "30", "--hardware", H100], "--utilisation is a share of the peak, at most 1, not 30"),
+        (["--utilisation", "0.3"], "--utilisation is a fraction of a GPU's peak: name the GPU"),
+        (["--utilisation", "30", "--hardware", H100], "--utilisation is a fraction of the peak, at most 1, not 30"),
         (["--throughput", "-1"], "--throughput must be a number greater than 0, not -1"),
         (["--throughput", "inf"], "--throughput must be a number greater than 0, not inf"),
         (["--throughput", "nan"], "--throughput must be a number greater than 0, not nan"),
         (["--caption-tokens", "1e400"], "--caption-tokens must be a number greater than 0, not inf"),
-        (["--caption-tokens", "1"], "--caption-tokens counts start and end of text too, so it is at least 2, not 1"),
-        (["--gpus", "9" * 24], "are more than an iteration's 1536 pairs; take fewer"),
+        (["--caption-tokens", "1"], "--caption-tokens includes start and end of text, so it is at least 2, not 1"),
+        (["--gpus", "9" * 24], "exceeds the 1536 pairs of a global batch; use fewer"),
         (["--json", "."], ". is a folder; name a file in it"),
         (["--json", ""], ". is a folder; name a file in it"),
         (["--json", "n" * 300], "cannot be written (File name too long); name another place"),
         (["--measured", "nowhere"], "nowhere holds no run"),
         (["--hardware", "nowhere.yaml"], "there is no file nowhere.yaml"),
-        (["--hardware", V100, "--deepspeed_config", ZERO2], "V100-32 has no bf16; take fp16"),
+        (["--hardware", V100, "--deepspeed_config", ZERO2], "V100-32 has no bf16; use fp16"),
         (["--gpus", "7"], "7 ranks cannot divide training.global_batch_size 1536"),
         (["--deepspeed_config", "nowhere.json"], "there is no DeepSpeed file nowhere.json"),
-        (["method=twp", "baselines.start=clip"], "baselines.start is clip, whose sizes are its own"),
+        (["method=twp", "baselines.start=clip"], "baselines.start is clip, which defines its own sizes"),
         (["model.start=exported"], "exported/config.json: no such file; give a folder that `growclip export` has"),
         (["--json", "/proc/nowhere/plan.json"], "/proc/nowhere/plan.json cannot be written"),
     ],

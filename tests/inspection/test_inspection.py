@@ -215,7 +215,7 @@ def test_a_run_without_weights_is_not_called_untrained(run: Path, capsys: pytest
     shutil.rmtree(run / "step_1" / "train" / "weights")
     assert main(["inspect", str(run)]) == 0
     text = capsys.readouterr().out
-    assert "The weights of growth step 1, which is finished, are not here." in text
+    assert "Growth step 1 is finished, but its weights are not here." in text
     assert "The newest model, of growth step 2" in text
     shutil.rmtree(run / "step_2")
     assert main(["inspect", str(run)]) == 0

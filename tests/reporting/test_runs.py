@@ -126,7 +126,7 @@ def test_means_are_over_the_sets_that_all_have(tmp_path: Path) -> None:
     write_phase(second, 1, evaluation=[classified("a", 11.0), retrieved("r", (1, 2, 3), (1, 2, 3))])
     report = make_report(read_runs([first, second]))
     assert len(report.notes) == 2
-    assert re.search(r"second .* not evaluated on b\. Means are over the sets that all have: a\.", report.notes[0])
+    assert re.search(r"second .* not evaluated on b\. Means are over the sets common to all: a\.", report.notes[0])
     assert re.search(r"first .* not evaluated on r\.", report.notes[1])
     assert cells_of("methods", first, second) == [["GrowCLIP", "1", "10.0"], ["TFS", "1", "11.0"]]
     assert [row[6:] for row in cells_of("growth_steps", first, second)] == [["10.0", "30.0", "–"], ["11.0", "–", "1.0"]]
@@ -139,7 +139,7 @@ def test_notes_of_what_makes_runs_unlike(tmp_path: Path) -> None:
     write_phase(third, 1, accuracy=8.0, samples=400)
     data, seeds = compare(read_runs([first, second, third])).notes
     assert data.startswith("Growth step 1 of a/run had 500 samples, that of third 400")
-    assert seeds.startswith("The runs a/run and b/run are of one configuration and one seed, 0")
+    assert seeds.startswith("The runs a/run and b/run have the same configuration and seed, 0")
 
 
 def damage(text: str) -> Callable[[Path], None]:
@@ -209,7 +209,7 @@ def test_runs_with_nothing_in_common_are_named(tmp_path: Path) -> None:
     for name, evaluation in (("one", [classified("a", 1.0)]), ("two", [classified("b", 1.0)])):
         runs.append(write_config(tmp_path / name, steps=1))
         write_phase(runs[-1], 1, evaluation=evaluation)
-    with pytest.raises(InputError, match="different sets, one on a; two on b: there is none that all have"):
+    with pytest.raises(InputError, match="different sets, one on a; two on b: none is common to all"):
         make_report(read_runs(runs))
 
 
@@ -218,9 +218,7 @@ def test_different_sets_of_one_name_are_named(tmp_path: Path) -> None:
     for name, samples in (("one", 960), ("two", 200)):
         runs.append(write_config(tmp_path / name, steps=1))
         write_phase(runs[-1], 1, evaluation=[classified("a", 1.0, samples)])
-    with pytest.raises(
-        InputError, match=r"'a' has 960 pictures to classify in one, but 200 pictures to classify in two"
-    ):
+    with pytest.raises(InputError, match=r"'a' has 960 images to classify in one, but 200 images to classify in two"):
         make_report(read_runs(runs))
 
 

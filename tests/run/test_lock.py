@@ -77,6 +77,7 @@ def test_it_ends_with_the_growth_steps(tmp_path: Path, error: type[Exception] | 
     """Not when their object goes: a process may start the run again."""
     run = mock.Mock(**{"deepspeed.micro_batch_size": 1})
     run.folder.first_unfinished.side_effect = [None] if error is None else error
+    run.folder.errors_explained = contextlib.nullcontext
     with mock.patch("growclip_ds.pipeline.pipeline.RECIPES", mock.MagicMock()):
         pipeline = GrowthPipeline(run, range(0), RunLock(tmp_path))
     with contextlib.nullcontext() if error is None else pytest.raises(error):

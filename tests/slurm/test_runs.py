@@ -76,7 +76,7 @@ def test_interrupted_jobs_end_with_the_weights_of_a_run_without_slurm(cluster: C
         assert cluster.job(job)["Restarts"] == "1"
         assert cluster.job(job)["Comment"].startswith(f"growth step {step} is finished")
         assert f"step {step}/2 train: resumes after iteration " in log(cluster, job)
-    assert "stopped as it was asked to, and is queued again" in log(cluster, jobs[0])
+    assert "stopped as it was asked to, and is requeued" in log(cluster, jobs[0])
     for place in PHASES:
         ours, theirs = Checkpoint(alone.weights(*place)), Checkpoint(run.weights(*place))
         assert ours.names == theirs.names

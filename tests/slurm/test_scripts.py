@@ -194,8 +194,8 @@ def test_shards_are_copied_before_the_ranks_begin(cluster: Cluster, tmp_path: Pa
         ({"RUN_DIR": "/sys/growclip"}, "the run's folder cannot be written: RUN_DIR=/sys/growclip"),
         ({"PYTHON": "/none/bin/python"}, "there is no /none/bin/python: install the project"),
         ({"PYTHON": "/usr/bin/false"}, "/usr/bin/false does not run"),
-        ({"DEVICE": "tpu"}, "DEVICE is gpu or cpu, not tpu"),
-        ({"STEP": "last"}, "STEP is the number of a growth step, not last"),
+        ({"DEVICE": "tpu"}, "DEVICE must be gpu or cpu, not tpu"),
+        ({"STEP": "last"}, "STEP must be the number of a growth step, not last"),
         ({"RANKS_PER_NODE": "0"}, "the job has no GPUs"),
         ({"GROWCLIP_HOME": "/none"}, "there is no /none/slurm/common.sh: submit from the project's folder"),
     ],
@@ -220,7 +220,7 @@ def test_what_is_wrong_is_one_line(cluster: Cluster, tmp_path: Path, settings: d
         (EVALUATE, [], "this is a job: submit it with sbatch"),
         (TENSORBOARD, [], "RUN_DIR is not set"),
         (TENSORBOARD, ["RUN_DIR=none"], "there is no folder none"),
-        (RUN, ["COLOUR=red"], "there is no COLOUR to set; there are CONFIG"),
+        (RUN, ["COLOUR=red"], "there is no variable COLOUR; there are CONFIG"),
         (RUN, ["CONFIG=none.yaml"], "there is no none.yaml: set CONFIG"),
         (RUN, ["RUN_DIR=/sys/growclip"], "the run's folder cannot be written: RUN_DIR=/sys/growclip"),
         (RUN, ["PYTHON={bare}", "RUN_DIR={run}"], "has no torch deepspeed growclip_ds: install the project there"),
@@ -383,9 +383,9 @@ def test_a_step_that_stops_too_often_ends(cluster: Cluster, config: Path, tmp_pa
 
 
 def test_a_preempted_step_is_queued_again(cluster: Cluster, config: Path, tmp_path: Path, stand_in: Path) -> None:
-    """With time to stop, and without. A restart counts if the step has not come further before it.
+    """With time to stop, and without. A restart counts if the step has made no progress before it.
 
-    An evaluation is queued again as well.
+    An evaluation is requeued as well.
     """
 
     def log(partition: str) -> str:
@@ -408,11 +408,11 @@ def test_a_preempted_step_is_queued_again(cluster: Cluster, config: Path, tmp_pa
     jobs = {"graceful": graceful, "abrupt": abrupt, "evaluation": evaluation}
     restarts = {name: cluster.job(job)["Restarts"] for name, job in jobs.items()}
     assert restarts == dict.fromkeys(jobs, "1"), {name: cluster.job(job) for name, job in jobs.items()}
-    assert "growth step 1 was preempted, and is queued again" in log("main")
+    assert "growth step 1 was preempted, and is requeued" in log("main")
     assert "growth step 1 was ended by Slurm: cancelled, preempted" in log("abrupt")
     assert cluster.wait_for_end(abrupt) == "FAILED"
-    assert "has not come further in 1 restarts, more than MAX_RESTARTS=0" in cluster.job(abrupt)["Comment"]
-    cluster.wait(lambda: "restart 1, 0 since the step has come further" in log("main"), 60, "a restart that counts not")
+    assert "has made no progress in 1 restarts, more than MAX_RESTARTS=0" in cluster.job(abrupt)["Comment"]
+    cluster.wait(lambda: "restart 1, 0 without progress" in log("main"), 60, "a restart that does not count")
     cluster.run("scancel", str(graceful), str(evaluation))
     assert [cluster.wait_for_end(job) for job in (graceful, evaluation)] == ["CANCELLED"] * 2
 
@@ -425,7 +425,7 @@ def test_a_step_out_of_time_is_queued_again(cluster: Cluster, config: Path, tmp_
     job = cluster.sbatch(*options, STEP, *settings, WAIT="200")
     cluster.wait(lambda: cluster.job(job)["Restarts"] == "1", 120, "the job in the queue again")
     (log,) = (tmp_path / "run/slurm").glob("*.log")
-    assert "growth step 1 stopped as it was asked to, and is queued again" in log.read_text()
+    assert "growth step 1 stopped as it was asked to, and is requeued" in log.read_text()
     cluster.run("scancel", str(job))
     cluster.wait_for_end(job)
 
@@ -440,7 +440,7 @@ def test_a_step_that_does_not_stop_in_time_is_queued_again(
     jobs = submitted(cluster.run(RUN, *arguments, *options, DEAF="300").stdout)
     cluster.wait(lambda: cluster.job(jobs[0])["Restarts"] == "1", 180, "the job in the queue again")
     log = Path(cluster.job(jobs[0])["StdOut"]).read_text()
-    assert "growth step 1 is out of time, and its ranks did not stop before, and is queued again" in log
+    assert "growth step 1 is out of time, and its ranks did not stop before, and is requeued" in log
     cluster.wait(lambda: cluster.job(jobs[0])["JobState"] == "RUNNING", 120, "the second start")
     assert [cluster.job(later)["JobState"] for later in jobs[1:]] == ["PENDING", "PENDING"]
     cluster.run("scancel", *map(str, jobs))
@@ -464,7 +464,7 @@ def test_a_step_whose_node_is_silent_is_queued_again(
         cluster.wait(lambda: cluster.job(jobs[0])["Restarts"] == "1", 240, "the job in the queue again")
     finally:
         os.kill(slurmd, signal.SIGCONT)
-    assert "growth step 1 has lost a node, and is queued again" in log.read_text()
+    assert "growth step 1 has lost a node, and is requeued" in log.read_text()
     assert [cluster.job(later)["JobState"] for later in jobs[1:]] == ["PENDING", "PENDING"]
     cluster.run("scancel", *map(str, jobs))
     cluster.wait_for_end(jobs[0])
