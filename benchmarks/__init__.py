@@ -1,1 +1,1 @@
-"""Measurements of speed and memory; each script checks that what it measures is right before it times it."""
+"""Benchmarks of speed and memory; each script checks that results are correct before it times them."""

@@ -1,19 +1,19 @@
-"""Times packed attention, forward and backward apart, beside every backend of PyTorch's that can do the same.
+"""Compares packed attention, forward and backward separately, with every PyTorch backend that can compute it.
 
     python benchmarks/attention.py
 
 with the packages installed (`make install`), or with kernels/ on PYTHONPATH. On a GPU: checks every contestant against
 float64, times them at the shapes of CLIP's towers, and writes results/attention_DEVICE.json, in under four minutes.
-Without one: writes what the kernels should take on an H200 (prediction.py), for the first run there to be held against.
+Without one: writes the kernels' predicted times on an H200 (prediction.py), to be compared with the first run there.
 
-What is compared. Ours takes and gives back the projection's (T, H, 3, 64) as training does. The others get separate
-contiguous queries, keys and values in the layout they like best and give three gradients, so they are spared the
-copies that a packed projection would cost them; the gradient they get has the layout of their output, as they would
-copy any other first. Packed captions: the backends take them padded to 77; `varlen`, PyTorch's built-in
-FlashAttention-2, takes them packed. Pictures and captions together, as the shared encoder has them, are one call of
-ours; the others, which have one causality a call, take two. GB/s count each input and output once (forward 4 tensors of
-the tokens, backward 8), TFLOP/s only scores that are asked for (causal: half), backward 2.5 times forward. Times are
-the device's, however long the host takes to queue a call; memory caches are cleared before it.
+What is compared. Ours takes the projection's (T, H, 3, 64) and returns its gradient, as in training. The others get
+separate contiguous queries, keys and values in the layout that suits them best and return three gradients, so they are
+spared the copies that a packed projection would cost them; the gradient they get has the layout of their output, since
+they would first copy any other. Packed captions: the backends take them padded to 77; `varlen`, PyTorch's built-in
+FlashAttention-2, takes them packed. Images and captions together, as in the shared encoder, are one call of ours; the
+others, which are causal or not for a whole call, take two. GB/s count each input and output once (forward 4 tensors of
+the tokens, backward 8), TFLOP/s only the scores needed (causal: half), backward 2.5 times forward. Times are device
+times, however long the host takes to queue a call; memory caches are cleared before each.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from benchmarks import common
 from benchmarks.captions import built_in_captions, built_in_tokenizer
 from growclip_kernels.packed_attention import SequenceGroup, Sequences, attend
 
-HEADS = (6, 10, 16)  # of the smallest, a middle and the widest encoder that is grown
+HEADS = (6, 10, 16)  # of the smallest, a medium and the widest encoder of grown models
 PICTURE, CONTEXT = 197, 77  # tokens
-TOKENS = 200_000  # of a batch: enough programs for many waves
+TOKENS = 200_000  # per batch, enough for many waves of programs
 CAPABILITY = (9, 0)
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -49,7 +49,7 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-CHECKED = 64  # sequences of each part that are compared with float64
+CHECKED = 64  # sequences of each part compared with float64
 TOLERANCE = 1e-2  # relative L2 distance of bf16 from float64
 
 
@@ -58,7 +58,7 @@ Gradients = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Part:
-    """Sequences of one causality: their lengths, and an upper bound of them."""
+    """Sequences that are all causal or all bidirectional: their lengths, and an upper bound of these."""
 
     lengths: tuple[int, ...]
     longest: int
@@ -70,13 +70,13 @@ class Part:
 
     @property
     def scores(self) -> int:
-        """Those asked for, of a head."""
+        """Number of scores needed per head."""
         return sum(n * (n + 1) // 2 if self.causal else n * n for n in self.lengths)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch to attend."""
+    """A batch of sequences, in parts that are causal or not."""
 
     name: str
     parts: tuple[Part, ...]
@@ -92,7 +92,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way to attend: makes outputs of its inputs, and takes rows (T, H, 64) to the outputs' layout and back."""
+    """An attention implementation, with conversions between rows (T, H, 64) and its outputs' layout.
+
+    Attributes:
+        inputs: its inputs, which require gradients.
+        attend: maps the inputs to the outputs.
+        to_rows: converts outputs to rows.
+        from_rows: converts rows to the outputs' layout.
+        gradient_rows: converts the inputs' gradients to (T, H, 3, 64).
+    """
 
     inputs: tuple[Tensor, ...]
     attend: Callable[..., tuple[Tensor, ...]]
@@ -102,7 +110,7 @@ class Contestant:
 
 
 def shapes() -> list[Shape]:
-    """Pictures of ViT-B/16, full captions, captions as they come, and as many of these as pictures with them."""
+    """Images of ViT-B/16, captions of full length, captions of the built-in data, and images with as many of these."""
     captions = built_in_tokenizer()(built_in_captions(20_000)).cu_seqlens.diff().tolist()
     count = next(i for i in range(len(captions)) if sum(captions[:i]) >= TOKENS)
     pairs = next(i for i in range(len(captions)) if sum(captions[:i]) + PICTURE * i >= TOKENS)
@@ -118,7 +126,7 @@ def shapes() -> list[Shape]:
 
 
 def contestants(qkv: Tensor, shape: Shape) -> dict[str, Callable[[], Contestant]]:
-    """What makes ours and those that PyTorch has for the shape, by name; qkv (T, H, 3, 64)."""
+    """Functions that create our contestant and PyTorch's for a shape, by name; qkv is (T, H, 3, 64)."""
     calls = ", two calls" if len(shape.parts) > 1 else ""
 
     def of_parts(make: Callable[[Tensor, Part], Contestant]) -> Contestant:
@@ -149,10 +157,10 @@ def _ours(qkv: Tensor, shape: Shape) -> Contestant:
 
 
 def _varlen(qkv: Tensor, part: Part) -> Contestant:
-    from torch.nn.attention.varlen import varlen_attn  # from 2.10 on
+    from torch.nn.attention.varlen import varlen_attn  # since torch 2.10
 
     cu_seqlens = _boundaries(torch.tensor(part.lengths, device=qkv.device))
-    if "is_causal" in inspect.signature(varlen_attn).parameters:  # 2.10; a window since
+    if "is_causal" in inspect.signature(varlen_attn).parameters:  # torch 2.10; later versions take a window
         masked: dict[str, Any] = {"is_causal": part.causal}
     else:
         masked = {"window_size": (-1, 0) if part.causal else (-1, -1)}
@@ -194,7 +202,7 @@ def _sdpa(qkv: Tensor, part: Part, backend: SDPBackend) -> Contestant:
 
 
 def _joined(parts: Sequence[Contestant], tokens: Sequence[int]) -> Contestant:
-    """One that attends parts of a batch in calls of their own, of three inputs and one output each."""
+    """A contestant that computes each part of a batch in a separate call, with three inputs and one output."""
 
     def attend(*inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(out for i, part in enumerate(parts) for out in part.attend(*inputs[3 * i : 3 * i + 3]))
@@ -219,7 +227,7 @@ def _boundaries(lengths: Tensor) -> Tensor:
 
 
 def errors(contestant: Contestant, qkv: Tensor, shape: Shape, weights: Tensor) -> tuple[float, float]:
-    """Relative distances of output and gradient from float64, on each part's first sequences."""
+    """Relative L2 distances of the output and the gradient from float64, on the first sequences of each part."""
     out = contestant.attend(*contestant.inputs)
     gradient = torch.autograd.grad(out, contestant.inputs, contestant.from_rows(weights))
     rows, gradient_rows = contestant.to_rows(tuple(o.detach() for o in out)), contestant.gradient_rows(gradient)
@@ -246,7 +254,7 @@ def errors(contestant: Contestant, qkv: Tensor, shape: Shape, weights: Tensor) -
 
 
 def measure(shape: Shape, heads: int, device: torch.device) -> list[dict[str, Any]]:
-    """A row for each contestant."""
+    """The rows of all contestants."""
     generator = torch.Generator(device).manual_seed(0)
     tokens = shape.tokens
     qkv = torch.randn(tokens, heads, 3, 64, device=device, generator=generator).bfloat16()
@@ -262,14 +270,14 @@ def measure(shape: Shape, heads: int, device: torch.device) -> list[dict[str, An
             contestant = make()
             row["error"], row["gradient_error"] = errors(contestant, qkv, shape, weights)
             if not max(row["error"], row["gradient_error"]) <= TOLERANCE:
-                raise RuntimeError(f"wrong: {row['error']:.1e} and {row['gradient_error']:.1e} from float64")
+                raise RuntimeError(f"differs from float64 by {row['error']:.1e} and {row['gradient_error']:.1e}")
             out = contestant.attend(*contestant.inputs)
             grad = tuple(torch.empty_like(o).copy_(g) for o, g in zip(out, contestant.from_rows(weights), strict=True))
             forward = common.median_ms(lambda c=contestant: c.attend(*c.inputs), device)
             backward = common.median_ms(
                 lambda c=contestant, o=out, g=grad: torch.autograd.grad(o, c.inputs, g, retain_graph=True), device
             )
-        except Exception as error:  # a backend that cannot, out of memory, or a wrong result: say so, go on
+        except Exception as error:  # an unsupported shape, out of memory, or a wrong result: note it and continue
             row["failed"] = common.failure(error)
             continue
         row |= {"forward_ms": forward, "backward_ms": backward, "both_ms": forward + backward}
@@ -283,7 +291,7 @@ def measure(shape: Shape, heads: int, device: torch.device) -> list[dict[str, An
 
 
 def predictions() -> list[dict[str, Any]]:
-    """What ours should take on an H200."""
+    """Rows of the predicted times of our attention on an H200."""
     from benchmarks.prediction import H200, attention_seconds
     from growclip_kernels.packed_attention.configurations import configurations
     from growclip_kernels.resources import compile_for
@@ -323,7 +331,7 @@ COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder to write to")
+    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder for results")
     options = parser.parse_args()
     device = common.find_device()
     if device.type != "cuda":
@@ -331,7 +339,7 @@ def main() -> None:
         path = options.results / "attention_predicted_nvidia-h200.json"
         path.write_text(json.dumps({"benchmark": "attention, predicted for an H200", "rows": rows}, indent=1) + "\n")
         print(common.markdown_table(rows, COLUMNS))
-        print(f"\nThere is no GPU here: these are predictions ({path})")
+        print(f"\nThere is no GPU, so these are predictions ({path})")
         return
     limits = common.ceilings(device)
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the machine, its measured ceilings, time, peak memory, and where results go."""
+"""Shared by the benchmarks: the machine and its measured ceilings, timing, peak memory, and files of results."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "open_clip_torch")
 
-# Dense bf16 operations a second by the vendor's data sheets, where the device's name tells which part it is.
+# Dense bf16 operations per second from the vendor's data sheets, for devices whose name identifies the part.
 PEAK_BF16 = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
 
-LEAST_REPEATS = 5  # of a measurement
-CPU_SECONDS = 0.5  # that it goes on for, at least
+LEAST_REPEATS = 5  # least number of calls per measurement
+CPU_SECONDS = 0.5  # least total duration of the calls
 GPU_SECONDS, GPU_WARM_UP = 0.1, 0.025
-GPU_CLOCK = 2e9  # cycles a second, about, of any GPU
-LONGEST_HOLD = 0.02  # seconds: a call that takes as long to queue has queued enough to keep the device busy
+GPU_CLOCK = 2e9  # approximate cycles per second of any GPU
+LONGEST_HOLD = 0.02  # seconds; a call that takes longer to queue has by then queued enough to keep the device busy
 
 Row = Mapping[str, Any]
 
 
 def find_device() -> torch.device:
-    """This process's GPU (by LOCAL_RANK, as launchers set it), or the CPU where there is none."""
+    """This process's GPU (by LOCAL_RANK, as launchers set it), or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
+    """Waits until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure was measured on and with; None for what is not there."""
+    """The hardware and software of a measurement; None for what is not available."""
     described: dict[str, Any] = {"device": device_name(device)}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -80,13 +80,14 @@ def device_name(device: torch.device) -> str:
 
 
 def ceilings(device: torch.device) -> dict[str, Any]:
-    """What the device does at most, measured on random data: copying, and multiplying matrices.
+    """The device's highest rates of copying and of matrix multiplication, measured on random data.
 
     Returns:
-        copy_gb_s: 10^9 bytes read and written a second by a copy within the device's memory.
-        matmul_tflop_s: 10^12 operations a second of a matrix product, two a multiplication and addition.
-        matmul: which product.
-        peak_tflop_s: the data sheet's dense bf16 rate; None if the device is not in PEAK_BF16.
+        copy_gb_s: 10^9 bytes per second, read plus written, of a copy within the device's memory.
+        matmul_tflop_s: 10^12 operations per second of a matrix product; a multiply-add counts as two.
+        matmul: size and type of that product.
+        peak_tflop_s: the data sheet's dense bf16 rate in 10^12 operations per second; None if the device is not in
+            PEAK_BF16.
     """
     on_gpu = device.type == "cuda"
     size = 2**32 if on_gpu else 2**28
@@ -105,9 +106,9 @@ def ceilings(device: torch.device) -> dict[str, Any]:
 
 
 def median_ms(function: Callable[[], Any], device: torch.device) -> float:
-    """Median duration of a call in milliseconds, warmed up: by the clock on the CPU, on a GPU the device's own time.
+    """Median duration of a call in milliseconds, after warm-up: wall-clock time on the CPU, device time on a GPU.
 
-    Not for functions that communicate: how often it calls is settled by each process for itself.
+    Not for functions that communicate between ranks: each process decides for itself how often to call.
     """
     if device.type == "cuda":
         return _median_device_ms(function, device)
@@ -121,12 +122,12 @@ def median_ms(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def _median_device_ms(function: Callable[[], Any], device: torch.device) -> float:
-    """Between events around a call whose work is queued before the first of them, with caches cleared.
+    """Time between events around a call, with caches cleared and the device held back until the call is queued.
 
-    Triton's `do_bench` does not hold the device back until the host has queued the call: of one that takes the device
-    less time than Python, it gives Python's.
+    Triton's `do_bench` does not hold the device back, so for a call that takes the host longer than the device it
+    measures the host.
     """
-    cache = torch.empty(2**28, dtype=torch.uint8, device=device)  # larger than a GPU's
+    cache = torch.empty(2**28, dtype=torch.uint8, device=device)  # larger than the cache of a GPU
     function()  # compiles
     torch.cuda.synchronize(device)
     warm_up = time.perf_counter()
@@ -152,12 +153,12 @@ def _median_device_ms(function: Callable[[], Any], device: torch.device) -> floa
 
 
 def failure(error: Exception) -> str:
-    """What a row says of a contestant that failed: the error's name, which alone tells what Triton has raised."""
+    """The note on a failed contestant: the error's type, often all that identifies Triton's errors, and message."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:80]
 
 
 def iteration_seconds(step: Callable[[], Any], iterations: int, device: torch.device) -> list[float]:
-    """Durations of training steps by the wall clock, which includes what the device waits for."""
+    """Wall-clock durations of training steps in seconds, which include the device's idle time."""
     durations = []
     for _ in range(iterations):
         synchronize(device)
@@ -169,11 +170,10 @@ def iteration_seconds(step: Callable[[], Any], iterations: int, device: torch.de
 
 
 class PeakMemory:
-    """Most memory that was in use at once, over what was in use when this was made.
+    """Peak memory use since construction, in excess of the use at construction.
 
-    On a GPU what PyTorch's allocator has handed out. On the CPU the process's resident memory, whose high-water mark
-    Linux lets a process set back; what was freed before is given back to the system first, so that using it again
-    counts.
+    On a GPU this is the memory allocated by PyTorch. On the CPU it is the process's resident memory, whose high-water
+    mark Linux lets a process reset; memory freed earlier is first returned to the system, so that reusing it counts.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -187,7 +187,7 @@ class PeakMemory:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets the peak so far; it stays counted from the same base."""
+        """Resets the peak, but not the base that it is measured from."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
@@ -207,18 +207,18 @@ def write_results(
     notes: Sequence[str] = (),
     folder: Path = RESULTS,
 ) -> Path:
-    """Writes a benchmark's figures with where they come from.
+    """Writes a benchmark's figures together with the command, the machine and its ceilings.
 
     Args:
-        name: of the benchmark.
-        rows: a mapping for each thing measured, of what JSON can hold.
-        device: measured on.
-        ceilings: what `ceilings` gave in the same run.
-        notes: what a reader has to know about how the figures were made.
-        folder: where NAME_DEVICE.json goes.
+        name: name of the benchmark.
+        rows: one mapping per measurement, serialisable as JSON.
+        device: the device measured.
+        ceilings: the result of `ceilings` in the same run.
+        notes: what a reader must know about how the figures were measured.
+        folder: the folder for NAME_DEVICE.json.
 
     Returns:
-        The file.
+        The path of the file.
     """
     path = result_path(name, device, ".json", folder)
     content = {
@@ -235,12 +235,12 @@ def write_results(
 
 
 def result_path(name: str, device: torch.device, suffix: str, folder: Path = RESULTS) -> Path:
-    """Where a result of this device goes, such as `results/attention_nvidia-h200.json`."""
+    """The path of a result for this device, such as `results/attention_nvidia-h200.json`."""
     return folder / f"{name}_{slug(device_name(device))}{suffix}"
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's: lower case, digits and hyphens."""
+    """A name in the form used in file names: lower case, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -248,8 +248,8 @@ def markdown_table(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) 
     """The rows as a Markdown table.
 
     Args:
-        rows: any that lacks a column, or has None there, shows a dash.
-        columns: by key, the header and how a value is formatted, such as ("ms", ".2f").
+        rows: the rows; a missing or None value is shown as a dash.
+        columns: header and format of each column, by key, such as ("ms", ".2f").
     """
     cells = [[header for header, _ in columns.values()]]
     cells += [[_cell(row.get(key), form) for key, (_, form) in columns.items()] for row in rows]
@@ -283,7 +283,7 @@ def _version(package: str) -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """First line that a command prints; None if it is not there or fails, as git does outside a repository."""
+    """The first line that a command prints; None if it is not installed or fails, as git does outside a repository."""
     if shutil.which(command[0]) is None:
         return None
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
-"""Other CLIPs at the sizes of a GrowCLIP, each as a module that maps a batch to its own contrastive loss.
+"""Other libraries' CLIPs at the size of a GrowCLIP, each as a module that maps a batch to its own contrastive loss.
 
-Their captions are rows of the full context length, without a mask: they are causal, and the feature is taken at the
-first end-of-text token, so what stands behind it changes nothing but the time. Under several ranks each contrasts its
-own batch alone, as these libraries do unless told otherwise.
+Their captions are rows of the full context length, without a mask: attention is causal and the feature is taken at the
+first end-of-text token, so the padding after it costs time but changes nothing. With several ranks, each contrasts only
+its own batch, which is these libraries' default.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Contender:
     """A library's CLIP.
 
     Attributes:
-        name: of the library and what of it is used.
-        build: makes the module, with the library's own initial weights.
-        parts: modules whose forward pass is timed, by the part's name.
+        name: name of the library and of its model.
+        build: creates the module, with the library's own initial weights.
+        parts: names of the submodules whose forward passes are timed, by the name of the part.
     """
 
     name: str
@@ -33,9 +33,9 @@ class Contender:
 
 
 class TransformersClip(nn.Module):
-    """`transformers`' CLIPModel with its own loss, attention by scaled_dot_product_attention.
+    """`transformers`' CLIPModel with its own loss and attention by scaled_dot_product_attention.
 
-    GELU instead of its QuickGELU, which takes three operators, each a pass over the widest activations.
+    It uses GELU instead of QuickGELU, which takes three operators, each a pass over the widest activations.
     """
 
     def __init__(self, architecture: Architecture, sizes: ModelSizes, end_of_text: int) -> None:
@@ -74,7 +74,7 @@ class TransformersClip(nn.Module):
 
 
 class OpenClip(nn.Module):
-    """open_clip's CLIP with its ClipLoss, GELU instead of QuickGELU as in its own ViT-B-16."""
+    """open_clip's CLIP with its ClipLoss, and with GELU instead of QuickGELU, as in its own ViT-B-16."""
 
     def __init__(self, architecture: Architecture, sizes: ModelSizes) -> None:
         import open_clip
@@ -103,7 +103,7 @@ class OpenClip(nn.Module):
 
 
 def find_contenders(architecture: Architecture, sizes: ModelSizes, end_of_text: int) -> list[Contender]:
-    """Those that can be imported; of another, rank 0 prints why not."""
+    """The contenders that can be imported; for any other, rank 0 prints why not."""
     found = [
         Contender(
             "transformers CLIPModel",
@@ -115,7 +115,7 @@ def find_contenders(architecture: Architecture, sizes: ModelSizes, end_of_text: 
         import open_clip  # noqa: F401
     except ImportError as error:
         if is_main():
-            print(f"open_clip is left out, as it cannot be imported: {error}")
+            print(f"skipping open_clip, which cannot be imported: {error}")
     else:
         parts = {"image encoder": "clip.visual", "text encoder": "clip.transformer"}
         found.append(Contender("open_clip CLIP", lambda: OpenClip(architecture, sizes), parts))

@@ -1,16 +1,16 @@
-"""Times the contrastive loss with its gradients, and its memory, beside the ways that it is usually computed.
+"""Compares time and memory of the contrastive loss and its gradients with the usual implementations.
 
     python benchmarks/contrastive.py
 
 with the packages installed (`make install`), or with kernels/ on PYTHONPATH. On a GPU: checks every contestant against
 float64, times forward and backward together, and writes results/contrastive_DEVICE.json, in under four minutes. Without
-one: writes what the kernels should take on an H200 (prediction.py), for the first run there to be held against.
+one: writes the kernels' predicted times on an H200 (prediction.py), to be compared with the first run there.
 
-What is compared, on bf16 features of one GPU with a learnable scale: `ours` (fused), the same with the scores made by
-library products (`ours, chunked`), `eager` (the whole matrix and two cross entropies, as most trainers do), that under
-torch.compile, and `eager in chunks` of rows, each recomputed in the backward pass. Where the matrix would not fit,
-those that need it are left out. TFLOP/s count 8 n² d, the least that can be done. `ours, sigmoid` is the other loss,
-for itself: 6 n² d.
+What is compared, on bf16 features of one GPU with a learnable scale: `ours` (fused); the same with scores from a
+library's products (`ours, chunked`); `eager` (the whole matrix and two cross entropies, as in most trainers); that
+under torch.compile; and `eager in chunks` of rows, each recomputed in the backward pass. Where the matrix would not
+fit, the contestants that need it are skipped. TFLOP/s count 8 n² d, the minimum without storing scores. `ours, sigmoid`
+is the other loss, without competitors: 6 n² d.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from growclip_kernels.contrastive import torch_path
 
 SIZES = (1536, 4096, 16384, 65536, 262144)
 WIDTHS = (512, 768)
-CHUNK = 4096  # rows that `eager in chunks` works on
+CHUNK = 4096  # rows per chunk of `eager in chunks`
 SCALE, BIAS = 50.0, -20.0
 CAPABILITY = (9, 0)
 LOSS_TOLERANCE, TOLERANCE = 2e-3, 2e-2  # relative distances of bf16's value and gradients from float64's
@@ -62,7 +62,7 @@ def eager_in_chunks(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 
 class Chunked(torch.autograd.Function):
-    """Ours on one GPU with the design that dispatch does not choose."""
+    """Our loss on one GPU with the chunked design, which dispatch does not choose."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -84,12 +84,12 @@ class Chunked(torch.autograd.Function):
 
 
 def contestants(n: int, device: torch.device) -> Iterator[tuple[str, Loss]]:
-    """By name; those whose matrices would not fit are left out."""
+    """Yields the contestants by name, without those whose matrices would not fit."""
     yield "ours", contrastive_loss
     if device.type == "cuda":
         yield "ours, chunked", Chunked.apply
     yield "eager in chunks", eager_in_chunks
-    whole = 5 * 4 * n * n  # bytes: the scores and their gradient in fp32, a softmax of each, with what copies they take
+    whole = 5 * 4 * n * n  # bytes: the scores, their gradient and softmaxes in fp32, with copies
     if device.type == "cuda" and whole > torch.cuda.get_device_properties(device).total_memory:
         return
     yield "eager", eager
@@ -98,15 +98,15 @@ def contestants(n: int, device: torch.device) -> Iterator[tuple[str, Loss]]:
 
 
 def compiled() -> Loss:
-    """`eager` compiled for the one size that it meets first: what other sizes have left behind is forgotten."""
+    """`eager`, compiled for a single size, with the compilations for other sizes discarded."""
     torch.compiler.reset()
     return torch.compile(eager, dynamic=False)
 
 
 def features(n: int, d: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs that resemble each other somewhat, as in training, and a scale.
+    """Features of moderately similar pairs, as in training, and a scale.
 
-    Not too much: a loss that nearly vanishes is what is left of two numbers around 20, of which fp32 has six digits.
+    If pairs were more similar, the loss would nearly vanish, as a difference of two fp32 numbers around 20.
     """
     generator = torch.Generator(device).manual_seed(n + d)
     images = torch.randn(n, d, device=device, generator=generator)
@@ -118,7 +118,7 @@ def features(n: int, d: int, device: torch.device) -> tuple[Tensor, Tensor, Tens
 
 
 def exact(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Loss and gradients in float64, by blocks."""
+    """Loss and gradients in float64, computed in blocks."""
     images, texts, scale = (t.detach().double() for t in inputs)
     factor = scale.reshape(())
     row_lse, column_lse, diagonal = torch_path.log_sum_exp(images, texts, factor, 0)
@@ -127,14 +127,14 @@ def exact(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def exact_sigmoid(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The same of the sigmoid loss, of features, scale and bias."""
+    """The same for the sigmoid loss, whose inputs are features, scale and bias."""
     images, texts, scale, bias = (t.detach().double() for t in inputs)
     results = torch_path.sigmoid(images, texts, scale.reshape(()), bias.reshape(()), 0, True)
     return tuple(result / len(images) for result in results)
 
 
 def measure(n: int, d: int, device: torch.device) -> list[dict[str, Any]]:
-    """A row for each contestant."""
+    """The rows of all contestants."""
     inputs = features(n, d, device)
     expected = exact(inputs)
     rows = [measure_one(name, loss, inputs, expected, 8 * n * n * d) for name, loss in contestants(n, device)]
@@ -160,19 +160,19 @@ def measure_one(
     try:
         row["errors"] = [float((a.double() - b).norm() / b.norm()) for a, b in zip(both(), expected, strict=True)]
         if not (row["errors"][0] <= LOSS_TOLERANCE and max(row["errors"]) <= TOLERANCE):
-            raise RuntimeError(f"wrong: {', '.join(f'{error:.1e}' for error in row['errors'])} from float64")
+            raise RuntimeError(f"differs from float64 by {', '.join(f'{error:.1e}' for error in row['errors'])}")
         memory = common.PeakMemory(device)
         both()
         row["peak_gb"] = memory.bytes / 1e9
         row["ms"] = common.median_ms(both, device)
         row["tflop_s"] = operations / row["ms"] / 1e9
-    except Exception as error:  # out of memory, a kernel that is refused, or a wrong result: say so, go on
+    except Exception as error:  # out of memory, a kernel that does not compile, or a wrong result: note it, continue
         row["failed"] = common.failure(error)
     return row
 
 
 def predictions() -> list[dict[str, Any]]:
-    """What ours should take on an H200."""
+    """Rows of the predicted time of our loss on an H200."""
     from benchmarks.prediction import H200, contrastive_seconds
     from growclip_kernels.contrastive.configurations import configurations
     from growclip_kernels.resources import compile_for
@@ -206,7 +206,7 @@ COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder to write to")
+    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder for results")
     options = parser.parse_args()
     device = common.find_device()
     if device.type != "cuda":
@@ -215,7 +215,7 @@ def main() -> None:
         content = {"benchmark": "contrastive, predicted for an H200", "rows": rows}
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(common.markdown_table(rows, COLUMNS))
-        print(f"\nThere is no GPU here: these are predictions ({path})")
+        print(f"\nThere is no GPU, so these are predictions ({path})")
         return
     limits = common.ceilings(device)
     rows: list[dict[str, Any]] = []

@@ -1,13 +1,14 @@
-"""Times libraries that decode JPEG, each as it would serve here, on one core: why `data/jpeg.py` has the one it has.
+"""Compares JPEG decoders as they would be used here, on one core: the reason for the choice in `data/jpeg.py`.
 
-    python benchmarks/decoders.py --pictures FOLDER     # FOLDER has webdataset shards with real pictures (jpg, txt)
+    python benchmarks/decoders.py --pictures FOLDER     # FOLDER has webdataset shards with real images (jpg, txt)
 
 with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Writes results/decoders_CPU.json. Takes a
-minute. Measures Pillow and simplejpeg, and opencv-python-headless and imagecodecs where they are installed.
+minute. Measures Pillow and simplejpeg, and opencv-python-headless and imagecodecs if they are installed.
 
-A decoder gives RGB at the scale that it can and that leaves 1.5 times what is wanted; the resize after it is the same
-for all, or Pillow's where that is said. All take turns; time is the processor's. Difference is to Pillow's decode and
-resize, of 255. A decoder that gives a picture for a file cut in half, without an error, is of no use as it is.
+A decoder returns RGB; a scaled one returns it at the smallest scale that it supports and that leaves 1.5 times the
+target size. The resize that follows is the same for all, or Pillow's where stated. Decoders are timed alternately, by
+processor time. Differences are from Pillow's decode and resize, of 255. A decoder that returns an image for a file cut
+in half, without an error, is unusable as it is.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ Decoder = Callable[[bytes, int, int], Tensor]  # JPEG, its width and height -> (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, help="folder of webdataset shards with real pictures (jpg, txt)")
-    parser.add_argument("--samples", type=int, default=40, help="pictures of each size")
-    parser.add_argument("--rounds", type=int, default=7, help="turns that each decoder has")
+    parser.add_argument("--pictures", type=Path, help="folder of webdataset shards with real images (jpg, txt)")
+    parser.add_argument("--samples", type=int, default=40, help="number of images of each size")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds in which each decoder is timed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
@@ -69,8 +70,8 @@ def main() -> None:
     print(common.markdown_table(rows, COLUMNS))
     packages = [name for name in PACKAGES if is_installed(name)]
     notes = [
-        f"{arguments.samples} JPEGs of quality {QUALITY} a row, to {SIZE} × {SIZE}, one thread; median of "
-        f"{arguments.rounds} turns; " + ", ".join(f"{name} {version(name)}" for name in packages),
+        f"{arguments.samples} JPEGs of quality {QUALITY} per row, to {SIZE} × {SIZE}, one thread; median of "
+        f"{arguments.rounds} rounds; " + ", ".join(f"{name} {version(name)}" for name in packages),
     ]
     print(common.write_results("decoders", rows, torch.device("cpu"), {}, notes))
 
@@ -157,7 +158,7 @@ def by_simplejpeg(data: bytes, width: int, height: int, scale: float) -> Tensor:
 def refuses(decode: Decoder, data: bytes, width: int, height: int) -> bool:
     try:
         decode(data, width, height)
-    except Exception:  # each library has its own
+    except Exception:  # each library raises its own type
         return True
     return False
 
@@ -169,7 +170,7 @@ def encode(picture: Image.Image) -> bytes:
 
 
 def is_installed(package: str) -> bool:
-    """Whether it is installed."""
+    """Whether the module of a package is installed."""
     return find_spec(PACKAGES[package]) is not None
 
 

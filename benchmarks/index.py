@@ -1,15 +1,15 @@
-"""Opens and iterates an index of made-up samples, ten million of them, and measures its memory.
+"""Opens and iterates an index of ten million synthetic samples, and measures its time and memory.
 
     python benchmarks/index.py [--samples 10_000_000] [--workers 4]
 
-with the packages installed (`make install`). Writes results/index_10m_CPU.json. Takes
-half a minute; with 100 million samples, some five.
+with the packages installed (`make install`). Writes results/index_10m_CPU.json. Takes half a minute; with 100 million
+samples, about five minutes.
 
-The tars are stubs; their index files, 10,000 samples each, are written by the code that writes real ones. What is then
-measured is what a run does: the index files are found and checked against the tars, joined in shared memory, and one
-epoch is iterated in the order of training, each batch's rows looked up by data loading workers. Memory is what Linux
-says of the processes: anonymous pages of their own, and pages of shared memory, of which each process is given its
-part (the sum over the processes is what the machine holds).
+The tars are stubs; their index files, of 10,000 samples each, are written by the code that writes real ones. Then the
+steps of a run are measured: the index files are found and checked against the tars, concatenated in shared memory, and
+one epoch is iterated in training order, with each batch's rows looked up by data loading workers. Memory is as reported
+by Linux: each process's own anonymous pages, and its proportional part of shared memory (the sum over the processes is
+the total of the machine).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLUMNS = {
 
 
 class Rows:
-    """A dataset: of a batch of positions, a checksum of their rows, and the memory of the process that looked."""
+    """A dataset that maps a batch of positions to a checksum of their rows, a shard name, and the process's memory."""
 
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
@@ -65,8 +65,8 @@ def main() -> None:
         rows = measure(Path(folder), arguments.samples, arguments.workers)
     print(common.markdown_table(rows, COLUMNS))
     notes = [
-        f"{arguments.samples:,} made-up samples in shards of {PER_SHARD:,}; batches of {BATCH}",
-        f"16 bytes a sample are {16 * arguments.samples / MIB:.1f} MiB",
+        f"{arguments.samples:,} synthetic samples in shards of {PER_SHARD:,}; batches of {BATCH}",
+        f"16 bytes per sample are {16 * arguments.samples / MIB:.1f} MiB",
         "own: anonymous pages; shared: proportional part of shared memory pages; the epoch's checksum was compared",
     ]
     print(common.write_results(f"index_{arguments.samples // 10**6}m", rows, torch.device("cpu"), {}, notes))
@@ -109,7 +109,7 @@ def measure(folder: Path, samples: int, workers: int) -> list[common.Row]:
     total, last = 0, {}
     for number, (checksum, _, used) in enumerate(loader):
         total += checksum
-        last[number % workers] = used  # batches come from the workers in turn
+        last[number % workers] = used  # workers deliver batches round-robin
         if number == order.iterations - 1:
             last["main"] = memory()
     assert total == sum(int(part.sum()) for part in index.places.split(BATCH))
@@ -121,7 +121,7 @@ def measure(folder: Path, samples: int, workers: int) -> list[common.Row]:
 
 
 def make_up(folder: Path, samples: int) -> list[Path]:
-    """Stubs of tars with index files as of shards that follow each other picture, caption, picture, …."""
+    """Writes stub tars with the index files of shards in which images and captions alternate."""
     paths = []
     generator = np.random.default_rng(0)
     for start in range(0, samples, PER_SHARD):
@@ -137,7 +137,7 @@ def make_up(folder: Path, samples: int) -> list[Path]:
 
 
 def memory() -> dict[str, float]:
-    """Of this process, in MiB: anonymous pages, and its proportional part of shared memory."""
+    """Memory of this process in MiB: anonymous pages, and its proportional part of shared memory."""
     status = Path("/proc/self/status").read_text()
     parts = Path("/proc/self/smaps_rollup").read_text()
     own = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)

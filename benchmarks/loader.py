@@ -1,21 +1,21 @@
-"""Times loading as training does it beside webdataset with Pillow as open_clip does it, on one core.
+"""Compares data loading as in training with webdataset and Pillow as used by open_clip, on one core.
 
     python benchmarks/loader.py                           # scenes of the built-in data
-    python benchmarks/loader.py --pictures FOLDER         # real pictures: FOLDER has webdataset shards (jpg, txt)
+    python benchmarks/loader.py --pictures FOLDER         # real images: FOLDER has webdataset shards (jpg, txt)
 
-with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Writes results/loader_CPU.json. Takes some
-five minutes.
+with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Writes results/loader_CPU.json. Takes
+about five minutes.
 
-What is compared. Ours: what one worker does for a batch, by `BatchLoader`: read by the index, decode, resize, crop,
-tokenize, and lay together as bytes; they become numbers on the GPU. Theirs: webdataset's pipeline of open_clip's
-`get_wds_dataset` without shuffling: read, decode with Pillow, resize the short side (bicubic), cut out the centre, to
-float, normalise, tokenize, stack. The transforms are torchvision's, written out in PIL and torch, so that torchvision
-is not needed. Both use this package's tokenizer, a faster one than open_clip's own; theirs a caption at a time, to rows
-of 77, as open_clip calls it.
+What is compared. Ours: the work of one worker for a batch, by `BatchLoader`: read by the index, decode, resize, crop,
+tokenize, and collate as bytes, which become floats on the GPU. Theirs: the webdataset pipeline of open_clip's
+`get_wds_dataset` without shuffling: read, decode with Pillow, resize the short side (bicubic), crop the centre, convert
+to float, normalise, tokenize, stack. The transforms are torchvision's, reimplemented in PIL and torch, so that
+torchvision is not needed. Both use this package's tokenizer, which is faster than open_clip's; theirs tokenizes one
+caption at a time, to rows of 77, as open_clip does.
 
-Both read the same tars in the same run, in turns, in one process with one thread; time is that of the processor, so
-that others' work on the machine counts little, and the tars are in memory. Before anything is timed: pictures in exact
-mode are Pillow's to the bit, and the others are near them.
+Both read the same tars in the same run, alternately, in one process with one thread. Time is processor time, so that
+other work on the machine counts little, and the tars are cached in memory. Before anything is timed, images decoded in
+exact mode are checked to equal Pillow's bit for bit, and the others to be close to them.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from growclip_ds.data.tokens import Tokenizer
 SIZE = 224
 CONTEXT_LENGTH = 77
 BATCH = 50
-SHAPES = {(512, 384): 2.0, (1024, 768): 3.0}  # how many times webdataset's speed is wanted
-MOST_DIFFERENCE = 3.0  # of 255, mean over the pictures
+SHAPES = {(512, 384): 2.0, (1024, 768): 3.0}  # target speed, as a multiple of webdataset's
+MOST_DIFFERENCE = 3.0  # of 255, mean over the images
 LIBRARIES = ("pillow", "simplejpeg", "webdataset")
 COLUMNS = {
     "kind": ("pictures", ""),
@@ -74,7 +74,7 @@ STAGES = ("read", "decode", "resize, crop", "to float", "tokenize", "rest", "all
 
 
 class OpenClip:
-    """open_clip's transforms for pictures: torchvision's Resize, CenterCrop, ToTensor and Normalize."""
+    """open_clip's image transforms: torchvision's Resize, CenterCrop, ToTensor and Normalize."""
 
     def __init__(self) -> None:
         self._mean, self._std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
@@ -98,9 +98,9 @@ class OpenClip:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, help="folder of webdataset shards with real pictures (jpg, txt)")
-    parser.add_argument("--samples", type=int, default=200, help="pictures of each size")
-    parser.add_argument("--rounds", type=int, default=9, help="turns that each loader has")
+    parser.add_argument("--pictures", type=Path, help="folder of webdataset shards with real images (jpg, txt)")
+    parser.add_argument("--samples", type=int, default=200, help="number of images of each size")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds in which each loader is timed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as in a data loading worker
@@ -116,11 +116,11 @@ def main() -> None:
             print(common.markdown_table(rows[-1:], COLUMNS), stages_table(rows[-1]), sep="\n\n", end="\n\n", flush=True)
     print(common.markdown_table(rows, COLUMNS))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
-    source = "real pictures" if arguments.pictures else "built-in scenes"
+    source = "real images" if arguments.pictures else "built-in scenes"
     notes = [
-        f"{arguments.samples} JPEGs of quality {QUALITY} a row, of {source}: see benchmarks/pictures.py for the kinds",
-        f"samples a second of processor time, median of {arguments.rounds} turns; ratio: median of the turns' ratios",
-        "difference: between the pictures' bytes and Pillow's, of 255; percentile over all bytes",
+        f"{arguments.samples} JPEGs of quality {QUALITY} per row, of {source} (kinds: benchmarks/pictures.py)",
+        f"samples per second of processor time, median of {arguments.rounds} rounds; ratio: median of the ratios",
+        "difference: between the images' bytes and Pillow's, of 255; percentile over all bytes",
         f"to {SIZE} × {SIZE}, batches of {BATCH}, one thread; {versions}",
     ]
     print(common.write_results("loader", rows, torch.device("cpu"), {}, notes))
@@ -162,16 +162,23 @@ def read_all(index: ShardIndex) -> list[Sample]:
 
 
 def differences(samples: list[Sample]) -> dict[str, Any]:
-    """How far the pictures are from Pillow's; those of exact mode must be the same."""
+    """Differences from Pillow's images, of 255.
+
+    Raises:
+        SystemExit: an image decoded in exact mode differs from Pillow's, or the others differ too much on average.
+    """
     transform, each = OpenClip(), []
     for sample in samples:
         expected = np.asarray(transform.resize_and_crop(pillow(sample))).transpose(2, 0, 1).astype(np.int16)
         if not np.array_equal(decode_picture(sample.picture, SIZE, exact=True).numpy(), expected):
-            raise SystemExit(f"{sample.key}: exact mode is not Pillow's")
+            raise SystemExit(f"{sample.key}: the image decoded in exact mode differs from Pillow's")
         each.append(np.abs(decode_picture(sample.picture, SIZE).numpy() - expected))
     means = [float(difference.mean()) for difference in each]
     if statistics.mean(means) >= MOST_DIFFERENCE:
-        raise SystemExit(f"pictures are {statistics.mean(means):.2f} of 255 from Pillow's, not below {MOST_DIFFERENCE}")
+        raise SystemExit(
+            f"images differ from Pillow's by {statistics.mean(means):.2f} of 255 on average, and {MOST_DIFFERENCE} is "
+            "too much"
+        )
     return {
         "difference": statistics.mean(means),
         "worst_picture": max(means),
@@ -180,7 +187,7 @@ def differences(samples: list[Sample]) -> dict[str, Any]:
 
 
 def our_stages(index: ShardIndex, samples: list[Sample], tokenizer: Tokenizer) -> dict[str, Callable[[], Any]]:
-    """Loading of everything as a worker does it, and its parts; what is left is laying together."""
+    """Loading of all samples as in a worker, and its parts; the rest is collation."""
     loader = BatchLoader(index, BatchDecoder(tokenizer, SIZE))
     batches = [range(start, min(start + BATCH, len(samples))) for start in range(0, len(samples), BATCH)]
     sizes = [Image.open(io.BytesIO(sample.picture)).size for sample in samples]
@@ -203,7 +210,7 @@ def our_stages(index: ShardIndex, samples: list[Sample], tokenizer: Tokenizer) -
 
 
 def their_stages(shard: Path, samples: list[Sample], tokenizer: Tokenizer) -> dict[str, Callable[[], Any]]:
-    """The same of webdataset; what is left is stacking, and webdataset's own."""
+    """The same for webdataset; the rest is stacking and webdataset's own overhead."""
     transform = OpenClip()
     decoded = [pillow(sample) for sample in samples]
     cropped = [transform.resize_and_crop(picture) for picture in decoded]
@@ -239,7 +246,7 @@ def pillow(sample: Sample) -> Image.Image:
 
 
 def stages_table(row: dict[str, Any]) -> str:
-    columns = {"": ("ms a sample", "")} | {stage: (stage, ".2f") for stage in STAGES}
+    columns = {"": ("ms per sample", "")} | {stage: (stage, ".2f") for stage in STAGES}
     named = {"ours": row["ours_ms"], "webdataset + Pillow": row["theirs_ms"]}
     return common.markdown_table([{"": name} | stages for name, stages in named.items()], columns)
 

@@ -1,21 +1,23 @@
-"""Times LAMB's and AdamW's update of S4's shard, and what part of a training step they are.
+"""Times LAMB's and AdamW's update of S4's shard, and measures the update's share of a training step.
 
-    python benchmarks/optimizer.py                # on the GPU, or on the CPU where there is none
+    python benchmarks/optimizer.py                # on the GPU, or on the CPU if there is none
 
 with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Writes results/optimizer_DEVICE.json.
 Takes a minute and, on the CPU, 6 GB.
 
-The shard is that of one rank alone: all of S4's 189 million elements, weight, gradient and two moments of 4 bytes. It
-is updated whole, and confined to a candidate, the leading rows and columns of each tensor. Before anything is timed,
-the update is compared with float64 on a smaller model of the same kind. On a GPU torch's fused AdamW stands beside.
+The shard is that of a single rank: all of S4's 189 million elements, with weight, gradient and two moments of 4 bytes
+each. It is updated as a whole, and restricted to a candidate, the leading rows and columns of each tensor. Before
+anything is timed, the update is compared with float64 on a smaller model of the same kind. On a GPU, torch's fused
+AdamW is timed too.
 
-Bytes are those that the kernels have to move (growclip_kernels/optimizer/kernels.py): AdamW reads four numbers an
-element and writes three; LAMB's first pass does too, its second reads two and writes one. What tables and partial sums
-add is counted. The prediction for an H200 is these at the rate at which one was measured to copy (prediction.py); S4's
-step there is predicted from its operations (growclip_ds/costs/flops.py) at the rate of large products.
+Bytes are those that the kernels must move (growclip_kernels/optimizer/kernels.py): AdamW reads four numbers per element
+and writes three; so does LAMB's first pass, while its second reads two and writes one. Tables and partial sums are
+counted as well. The prediction for an H200 divides these by the copy rate measured on one (prediction.py); S4's step
+there is predicted from its operations (growclip_ds/costs/flops.py) at the rate of large products.
 
-The share of a step is of a small model of S4's kind on the CPU, of S4 on a GPU: the time that the optimiser's `step`
-takes of a whole training iteration at ZeRO 2, in one process. It is left out where a package of training is missing.
+The share of a step is measured for a small model of S4's kind on the CPU, for S4 on a GPU: the time of the optimizer's
+`step` as a share of a whole training iteration with ZeRO 2, in one process. It is skipped if a package that training
+needs is missing.
 """
 
 from __future__ import annotations
@@ -51,23 +53,23 @@ SMALL, SMALLER = PRESETS["cpu-small"].largest, Architecture(1, 4, 2, 2, 1, 2)
 HYPER = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 1e-2}
 LR = 1e-3
 STEP = 3
-NUMBERS = {"AdamW": 4 + 3, "LAMB": 4 + 3 + 2 + 1}  # read and written an element
+NUMBERS = {"AdamW": 4 + 3, "LAMB": 4 + 3 + 2 + 1}  # read and written per element
 PASSES = {"AdamW": 1, "LAMB": 2}
-TABLE_BYTES = 6 * 8 + 4 + 5 * 4  # that a program reads: its span's row, where that is, its tensor's numbers
-PRODUCTS = 650e12  # operations a second that a step's products are taken to reach on an H200
+TABLE_BYTES = 6 * 8 + 4 + 5 * 4  # read by a program: its span's row, that row's index, its tensor's numbers
+PRODUCTS = 650e12  # operations per second that a step's products are assumed to reach on an H200
 COLUMNS = {
     "update": ("update", "s"),
     "of": ("of", "s"),
     "path": ("path", "s"),
     "million": ("million elements", ".1f"),
-    "bytes_an_element": ("bytes an element", ".2f"),
+    "bytes_an_element": ("bytes per element", ".2f"),
     "ms": ("ms", ",.2f"),
     "gb_s": ("GB/s", ",.1f"),
     "predicted_h200_ms": ("H200 ms, predicted", ".2f"),
     "of_predicted_step": ("of an S4 step there", ".2%"),
 }
 SHARES = {
-    "update": ("optimiser", "s"),
+    "update": ("optimizer", "s"),
     "step_ms": ("step ms", ",.1f"),
     "ms": ("its step ms", ",.1f"),
     "share": ("share", ".1%"),
@@ -94,14 +96,14 @@ def main() -> None:
     notes = [
         *missing,
         f"S4's step on an H200, 512 pairs, is predicted to take {step_ms:.0f} ms: its operations at "
-        f"{PRODUCTS / 1e12:.0f} TFLOP/s; the update is a rank's alone, several share it",
+        f"{PRODUCTS / 1e12:.0f} TFLOP/s; the update is that of a single rank, and several ranks share it",
         f"shares: {'S4, 512 pairs' if device.type == 'cuda' else f'{SMALL}, 8 pairs'}, ZeRO 2, one process",
     ]
     print(common.write_results("optimizer", [*rows, *shares], device, common.ceilings(device), notes))
 
 
 def regions(largest: Architecture, sampled: Architecture, sizes: ModelSizes) -> Regions:
-    """What a candidate uses of the largest model's shard, its tensors end to end."""
+    """The regions of a candidate in the largest model's shard, in which tensors are concatenated."""
     boxes, found, offset = sampled.parameter_shapes(sizes), [], 0
     for name, shape in largest.parameter_shapes(sizes).items():
         numel = torch.Size(shape).numel()
@@ -118,7 +120,7 @@ def buffers(size: int, device: torch.device) -> Buffers:
 
 
 def apply(update: str, shard: Buffers, where: Regions, path: Any = None) -> None:
-    """One update; `path` computes it instead of the one that is chosen for the device."""
+    """Applies one update with the implementation chosen for the device, or with `path` if given."""
     steps = [STEP] * len(where)
     chosen = path.adamw if path else adamw, path.lamb_direction if path else lamb_direction
     if update == "AdamW":
@@ -129,7 +131,11 @@ def apply(update: str, shard: Buffers, where: Regions, path: Any = None) -> None
 
 
 def check(update: str, device: torch.device) -> None:
-    """Raises RuntimeError if the update is another than float64's."""
+    """Compares the update with one in float64.
+
+    Raises:
+        RuntimeError: they differ by more than rounding.
+    """
     where = regions(SMALL, SMALLER, PRESETS["cpu-small"].sizes)
     shard = buffers(max(where.end, 1 << 20), device)
     exact = Buffers(*(buffer.cpu().double() for buffer in shard))
@@ -143,7 +149,7 @@ def check(update: str, device: torch.device) -> None:
 
 
 def bytes_moved(update: str, where: Regions) -> int:
-    """By the kernels: numbers, tables, and for LAMB two partial sums a block, written and read."""
+    """Bytes moved by the kernels: numbers, tables, and for LAMB two partial sums per block, written and read."""
     spans = [span for region in where.regions for span in region.spans]
     blocks = sum(-(-span.rows * span.columns // BLOCK) for span in spans)
     elements = sum(span.rows * span.columns for span in spans)
@@ -152,7 +158,7 @@ def bytes_moved(update: str, where: Regions) -> int:
 
 
 def predicted_step_ms() -> float:
-    """Of S4 with 512 pairs on an H200."""
+    """Predicted duration of a step of S4 with 512 pairs on an H200, in milliseconds."""
     sizes, pairs = ModelSizes(), PRESETS["gpu"].batch_size
     tokenizer = built_in_tokenizer(8192, sizes.context_length)
     lengths = tokenizer(built_in_captions(pairs)).cu_seqlens.diff().tolist()
@@ -190,20 +196,20 @@ def fused_adamw(size: int, device: torch.device) -> dict[str, Any]:
 
 
 def shares_of_a_step(device: torch.device) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows, or a note which package is missing to make them."""
+    """The rows of the optimizers' shares, or a note that names the missing package."""
     try:
         from growclip_ds.distributed.rendezvous import init_distributed
 
         init_distributed()
         shares = [share(update, device) for update in ("AdamW", "LAMB")]
-    except ImportError as error:  # the figures above need neither DeepSpeed nor what training reads its settings with
-        return [], [f"no shares of a step: {error}"]
+    except ImportError as error:  # the other figures need neither DeepSpeed nor the packages of the configuration
+        return [], [f"shares of a step were not measured: {error}"]
     torch.distributed.destroy_process_group()
     return shares, []
 
 
 def share(update: str, device: torch.device) -> dict[str, Any]:
-    """Of training iterations, the part that the optimiser's `step` takes."""
+    """The optimizer `step`'s share of a training iteration."""
     from benchmarks.steps import Batch
     from growclip_ds.optim import AdamW, Lamb
     from growclip_ds.training.engine import Engine
@@ -230,7 +236,7 @@ def share(update: str, device: torch.device) -> dict[str, Any]:
         iteration()
     seconds.clear()
     whole = common.iteration_seconds(iteration, 7, device)
-    del engine.optimizer.step  # the timed one, which would keep the engine
+    del engine.optimizer.step  # the wrapper would keep the engine alive
     engine.destroy()
     step_ms, ms = 1000 * statistics.median(whole), 1000 * statistics.median(seconds)
     return {"update": update, "step_ms": step_ms, "ms": ms, "share": ms / step_ms}

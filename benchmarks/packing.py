@@ -1,15 +1,15 @@
-"""Times a text tower on captions as they are, packed, beside the same captions padded to the context length.
+"""Compares a text tower on packed captions with the same tower on captions padded to the context length.
 
-    python benchmarks/packing.py                 # on the GPU, or small on the CPU where there is none
+    python benchmarks/packing.py                 # on the GPU, or small on the CPU if there is none
     python benchmarks/packing.py --real FOLDER   # also captions of the webdataset shards in FOLDER (jpg, txt)
 
 with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Writes results/packing_DEVICE.json. Takes
-about two minutes. Each kind of captions has a tokenizer trained on it.
+about two minutes. A tokenizer is trained for each kind of captions.
 
-Both are GrowCLIP's text tower, forward and backward, with the same weights. Padded, every caption is a sequence of 77
-tokens, the rest of them end-of-text tokens, as other trainers feed their towers; a caption's feature is then taken at
-its first end-of-text token. Before anything is timed: both give the same features, since what comes after a token does
-not reach it. The two take turns.
+Both are GrowCLIP's text tower, forward and backward, with the same weights. When padded, every caption is a sequence of
+77 tokens, filled with end-of-text tokens as in other trainers, and its feature is taken at the first end-of-text token.
+Before anything is timed, both are checked to give the same features, as they must: attention is causal, so padding does
+not reach the tokens before it. The two are timed alternately.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CONTEXT_LENGTH = 77
 VOCABULARY = 8192
 ON_GPU = {"batch": 1024, "architecture": Architecture(0, 0, 1, 12, 8, 0), "dtype": torch.bfloat16}
 ON_CPU = {"batch": 64, "architecture": Architecture(0, 0, 1, 4, 4, 0), "dtype": torch.float32}
-MOST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of features of length 1
+MOST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of L2-normalised features
 COLUMNS = {
     "captions": ("captions", ""),
     "mean_tokens": ("mean tokens", ".1f"),
@@ -55,7 +55,7 @@ COLUMNS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="folder of webdataset shards (jpg, txt)")
-    parser.add_argument("--rounds", type=int, default=15, help="turns that each has")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds in which each is timed")
     arguments = parser.parse_args()
     device = common.find_device()
     if device.type == "cpu":
@@ -77,14 +77,14 @@ def main() -> None:
     tower = setting["architecture"]
     notes = [
         f"text tower of {tower.text_blocks} blocks and {tower.text_heads} heads of 64, {setting['batch']} captions, "
-        f"{setting['dtype']}, forward and backward; median of {arguments.rounds} turns, ratio: median of the turns'",
-        "padded: every caption a sequence of 77 tokens",
+        f"{setting['dtype']}, forward and backward; median of {arguments.rounds} rounds; ratio: median of the ratios",
+        "padded: every caption is a sequence of 77 tokens",
     ]
     print(common.write_results("packing", rows, device, {}, notes))
 
 
 def real(folder: Path, count: int) -> tuple[list[str], Tokenizer]:
-    """Captions from all over the folder's shards, and a tokenizer trained on all of them."""
+    """Captions sampled evenly from the folder's shards, and a tokenizer trained on all their captions."""
     captions = [caption for _, caption in read_pairs(folder)]
     every = max(1, len(captions) // count)
     return captions[::every][:count], train_tokenizer(captions, VOCABULARY, CONTEXT_LENGTH)
@@ -104,7 +104,7 @@ def measure(
         CONTEXT_LENGTH,
     ).to(device)
     lengths = packed.cu_seqlens.diff().to(device)
-    ends = full.cu_seqlens[:-1].long() + lengths - 1  # of the captions within the padded rows
+    ends = full.cu_seqlens[:-1].long() + lengths - 1  # positions of the captions' last tokens in the padded rows
     packed = packed.to(device)
 
     def encode_padded() -> Tensor:
@@ -113,7 +113,7 @@ def measure(
     with torch.no_grad():
         error = float((model.encode_text(packed) - encode_padded()).abs().max())
     if error > MOST_ERROR[setting["dtype"]]:
-        raise SystemExit(f"packed and padded captions have different features, by up to {error:.1e}")
+        raise SystemExit(f"the features of packed and padded captions differ by up to {error:.1e}")
     turns = []
     for turn in range(rounds + 1):
         seconds = [seconds_of(encode, device) for encode in (lambda: model.encode_text(packed), encode_padded)]
@@ -136,7 +136,7 @@ def measure(
 
 
 def seconds_of(encode: Callable[[], Tensor], device: torch.device) -> float:
-    """A forward and a backward pass; on the CPU by the processor's time, which others' work changes least."""
+    """Seconds of a forward and a backward pass; on the CPU processor time, which other work affects least."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     common.synchronize(device)
     start = clock()

@@ -1,4 +1,4 @@
-"""Where the time of a training iteration goes."""
+"""Breakdown of the time of a training iteration by part."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ OTHER_FORWARD, LOSS, BACKWARD, STEP, REST = "other forward", "loss", "backward",
 
 
 class Stopwatch:
-    """Laps of one iteration by name, on the device's own clock: CUDA events where there is a GPU."""
+    """Times the named intervals of one iteration on the device: with CUDA events on a GPU, else with the wall clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._marks: list[tuple[str, Any]] = [("", self._now())]
 
     def lap(self, name: str) -> None:
-        """Ends a lap, which began where the last one ended."""
+        """Ends the current interval under this name, and begins the next."""
         self._marks.append((name, self._now()))
 
     def seconds(self) -> dict[str, float]:
-        """Time of all laps by name; waits for the device."""
+        """Total seconds by name; synchronises with the device."""
         if self._on_gpu:
             torch.cuda.synchronize()
         total: dict[str, float] = defaultdict(float)
@@ -46,21 +46,21 @@ class Stopwatch:
 
 
 class TimedEngine(Engine):
-    """An engine that can say where an iteration's time goes. Unless `timed`, it is the engine that training has.
+    """An engine that can time the parts of an iteration. Outside `timed`, it is the engine of training.
 
-    Laps end where calls of the engine, or forward passes of the parts, begin or end, in the stream that computes. What
-    ZeRO communicates in another stream counts where that stream is waited for: at stage 1 in the step, at 2 and 3 in
-    the backward pass too, at 3 also in the parts, whose weights are gathered.
+    Intervals begin and end where calls of the engine, and forward passes of the parts, do, in the compute stream.
+    ZeRO's communication in another stream counts where the compute stream waits for it: at stage 1 in the step, at
+    stages 2 and 3 also in the backward pass, at stage 3 also in the parts, whose weights are gathered.
     """
 
     _watch: Stopwatch | None = None
 
     @contextmanager
     def timed(self, parts: Mapping[str, str]) -> Iterator[Callable[[Callable[[], Any]], dict[str, float]]]:
-        """While it lasts, gives a function that runs one iteration and returns its seconds by part.
+        """Within this context, provides a function that runs one iteration and returns its seconds by part.
 
         Args:
-            parts: names of submodules whose forward passes are timed, by the part's name.
+            parts: names of the submodules whose forward passes are timed, by the name of the part.
         """
         hooks = []
         for part, path in parts.items():
@@ -76,7 +76,7 @@ class TimedEngine(Engine):
     def __call__(self, *inputs: Any) -> Any:
         outputs = super().__call__(*inputs)
         self._lap(OTHER_FORWARD)
-        if self._watch is not None and isinstance(outputs, tuple):  # features, from which the loss is yet to be made
+        if self._watch is not None and isinstance(outputs, tuple):  # features, from which the loss follows
             outputs[0].register_hook(lambda _: self._lap(LOSS))
         return outputs
 
@@ -103,7 +103,7 @@ class TimedEngine(Engine):
 
 
 def median_shares(iterations: list[dict[str, float]]) -> dict[str, float]:
-    """Each part's share of an iteration, the median of several."""
+    """The median over iterations of each part's share of the time."""
     shares: dict[str, list[float]] = defaultdict(list)
     for seconds in iterations:
         for part, duration in seconds.items():

@@ -1,9 +1,10 @@
-"""Shards of pictures of a given size, for measuring how fast they are loaded.
+"""Shards of images of a given size, for measuring how fast they are loaded.
 
-Of real pictures, which may be smaller than that, three kinds are made: "mosaic", many side by side at their own scale,
-"coarse mosaic", the same at 1.5 times that, and "enlarged", a single one. They have more detail than most photographs,
-about as much, and less: nine photographs that scikit-image and scikit-learn come with have 1.0 to 2.7 bits a pixel in a
-JPEG of this quality, 2.1 in the median. Without real pictures they are scenes of the built-in data, drawn at that size.
+From real images, which may be smaller than that, three kinds are made: "mosaic", many side by side at their own scale;
+"coarse mosaic", the same at 1.5 times their scale; and "enlarged", a single one. They have more detail than most
+photographs, about as much, and less: the nine photographs that come with scikit-image and scikit-learn have 1.0 to 2.7
+bits per pixel as JPEGs of this quality, with a median of 2.1. Without real images, scenes of the built-in data are
+drawn at that size.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ from growclip_ds.data.scenes.composition import compose
 from growclip_ds.data.scenes.drawing import draw
 from growclip_ds.data.scenes.grammar import describe
 
-QUALITY = 90  # of the JPEGs
-SOURCES = 600  # real pictures that are used
-TILE = 144  # height of a mosaic's rows in pixels, at the pictures' own scale
+QUALITY = 90  # JPEG quality
+SOURCES = 600  # number of real images used
+TILE = 144  # height of a mosaic's rows in pixels, at the images' own scale
 
 Pair = tuple[Image.Image, str]
 Maker = Callable[[int, int, int], Pair]  # number, width, height
 
 
 def makers(folder: Path | None) -> dict[str, Maker]:
-    """What pictures there are to measure with, by kind; `folder` has shards with real ones."""
+    """Functions that create images and captions, by kind.
+
+    Args:
+        folder: folder of shards with real images; scenes of the built-in data are drawn if None.
+    """
     if folder is None:
         return {"scenes": _scene}
     pairs = [
@@ -46,7 +51,7 @@ def makers(folder: Path | None) -> dict[str, Maker]:
 
 
 def write_shard(path: Path, make: Maker, samples: int, width: int, height: int) -> float:
-    """Writes a tar of pictures and captions as img2dataset does; returns the pictures' bits a pixel."""
+    """Writes a tar of images and captions, as img2dataset does; returns the images' bits per pixel."""
     size = 0
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         for number in range(samples):
@@ -59,10 +64,10 @@ def write_shard(path: Path, make: Maker, samples: int, width: int, height: int) 
 
 
 def read_pairs(folder: Path) -> Iterator[tuple[bytes, str]]:
-    """JPEGs and captions of all shards in a folder; no index is written beside them."""
+    """Yields the JPEGs and captions of all shards in a folder, without writing an index next to them."""
     shards = sorted(folder.rglob("*.tar"))
     if not shards:
-        raise SystemExit(f"{folder}: no shard (*.tar) in it")
+        raise SystemExit(f"{folder}: contains no shards (*.tar)")
     for shard in shards:
         parts: dict[str, dict[str, bytes]] = {}
         with tarfile.open(shard) as tar:

@@ -1,4 +1,4 @@
-"""What training benchmarks run on a kind of device."""
+"""Presets of the training benchmarks, by kind of device."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from growclip_ds.architecture import Architecture, ModelSizes
 
 @dataclass(frozen=True)
 class Preset:
-    """What is run on a kind of device.
+    """Models, batch and precision of the training benchmarks on a kind of device.
 
     Attributes:
-        compared: architecture that is compared with the contenders.
-        largest: the one that is run beside it.
-        names: of the two.
-        sizes: of the input.
-        batch_size: pairs a rank.
-        iterations: timed ones.
-        bf16: working precision; fp32 otherwise.
+        compared: the architecture that is compared with the contenders.
+        largest: the largest architecture, which is timed without contenders.
+        names: names of the two.
+        sizes: sizes of the input and the embedding space.
+        batch_size: image-text pairs per rank.
+        iterations: number of timed iterations.
+        bf16: whether to train in bf16 instead of fp32.
     """
 
     compared: Architecture

@@ -1,15 +1,15 @@
-"""Builds GrowCLIP's engine again and again in one process, as growth steps do, and shows what memory is left each time.
+"""Rebuilds GrowCLIP's engine repeatedly in one process, as growth steps do, and reports the memory left each time.
 
     python benchmarks/rebuilds.py                   # one process: S4 on the GPU, or a small S4 on the CPU
     deepspeed --num_gpus 8 benchmarks/rebuilds.py
 
-with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Each engine is given its weights, trained
-for three iterations, asked for its weights and destroyed. Writes results/rebuilds_DEVICE.json
-(rebuilds_N_ranks_DEVICE.json with several ranks): figures after each, of the largest rank.
-`tests/training/test_engine.py` asserts the same of tensors, files, threads and resident memory on small engines.
+with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Each engine loads its weights, trains for
+three iterations, returns its weights and is destroyed. Writes results/rebuilds_DEVICE.json
+(rebuilds_N_ranks_DEVICE.json with several ranks): figures after each engine, the largest of any rank.
+`tests/training/test_engine.py` asserts on small engines that tensors, files, threads and resident memory are released.
 
-Device memory is what PyTorch's allocator has handed out (`allocated`) and what it has taken from the driver
-(`reserved`); on the CPU there is resident memory alone.
+Device memory is what PyTorch's allocator has handed out (`allocated`) and what it holds from the driver (`reserved`);
+on the CPU there is only resident memory.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from growclip_ds.distributed.rendezvous import init_distributed
 from growclip_ds.optim import Lamb
 from growclip_ds.training.iteration import train_iteration
 
-ITERATIONS = 3  # from the second on, stage 3 follows the order of the first
-BATCH_SIZE = 32  # pairs a rank
+ITERATIONS = 3  # from the second on, ZeRO 3 prefetches in the order of the first
+BATCH_SIZE = 32  # pairs per rank
 COLUMNS = {
     "engine": ("engine", "d"),
     "peak_mib": ("peak MiB", ",.1f"),
@@ -48,7 +48,7 @@ COLUMNS = {
 
 
 def rebuild(contest: Contest, architecture: Architecture, stage: int) -> dict[str, float]:
-    """One engine's life; returns what is left of it in memory, the most of any rank."""
+    """Builds, trains and destroys one engine; returns the memory left afterwards, the largest of any rank."""
     start, memory, device = time.perf_counter(), common.PeakMemory(contest.device), contest.device
     engine = contest.engine(architecture, Lamb, stage)
     engine.load_masters(contest.initial(architecture).items())
@@ -91,10 +91,12 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="of ZeRO")
-    parser.add_argument("--engines", type=int, default=10, help="of each stage, one after the other")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="pairs a rank")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, metavar="DIR", help="where results go")
+    parser.add_argument(
+        "--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="ZeRO stages to run"
+    )
+    parser.add_argument("--engines", type=int, default=10, help="number of engines per stage")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="pairs per rank")
+    parser.add_argument("--results", type=Path, default=common.RESULTS, metavar="DIR", help="folder for results")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # LOCAL_RANK says the same
     return parser
 

@@ -1,4 +1,4 @@
-"""Training steps of GrowCLIP and of its contenders on the same batch: built, checked, timed, torn down."""
+"""Builds, checks and times training steps of GrowCLIP and of its contenders on the same batch."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from growclip_ds.model.packed import PackedTokens
 from growclip_ds.optim import AdamW, SubnetOptimizer
 from growclip_ds.training.iteration import train_iteration
 
-WARM_UP = 3  # iterations before those that are timed
-SHARES = 3  # iterations with marks between parts
+WARM_UP = 3  # iterations before the timed ones
+SHARES = 3  # iterations timed by part
 PARTS = {"image encoder": "image", "text encoder": "text", "shared encoder": "shared"}
 LEARNING_RATE = 1e-4  # large enough to change every fp32 weight
 WEIGHT_DECAY = 0.2
-GUESSING = 0.25  # by which part of ln n the first loss may differ from it
+GUESSING = 0.25  # largest relative difference of the first loss from ln n
 
 Step = Callable[[], float]  # an iteration, which returns the loss
 Masters = Callable[[Callable[[str], int]], Iterator[tuple[str, Tensor | None]]]  # as `Engine.masters`
 
 
 class Batch:
-    """A rank's pairs, on its device: random pictures, and as many of the built-in captions.
+    """A rank's batch on its device: random images, and as many captions of the built-in data.
 
     Attributes:
-        images: (n, 3, S, S) in the working precision.
-        packed: the captions end to end.
-        full: as many captions, all of full length.
-        rows: (n, length): `packed` as padded rows.
-        lengths: of the captions in `packed`.
-        end_of_text: the token that ends them.
+        images: (n, 3, S, S) in the preset's precision.
+        packed: the captions, packed.
+        full: the same number of captions, packed, all of full length.
+        rows: (n, length), `packed` as padded rows.
+        lengths: lengths of the captions in `packed`.
+        end_of_text: id of the token that ends them.
     """
 
     def __init__(self, preset: Preset, device: torch.device) -> None:
@@ -67,11 +67,11 @@ class Batch:
 
 
 class Contest:
-    """What is the same for all that is timed, and the rows of figures.
+    """The batch and settings that all contestants share, and the rows of their figures.
 
     Args:
-        preset: what is run.
-        device: where.
+        preset: models, batch and precision.
+        device: the device to run on.
     """
 
     def __init__(self, preset: Preset, device: torch.device) -> None:
@@ -90,15 +90,15 @@ class Contest:
         full_captions: bool,
         profile: Callable[[Step], None] | None,
     ) -> None:
-        """GrowCLIP as it is trained.
+        """Times GrowCLIP, trained as in a run.
 
         Args:
-            name: of its size.
-            architecture: its sizes.
+            name: name of its size.
+            architecture: its architecture.
             optimizer: AdamW or Lamb.
-            stage: of ZeRO.
-            full_captions: whether to time it with captions of full length too.
-            profile: what to do with a step on packed captions, when it has been timed.
+            stage: the ZeRO stage.
+            full_captions: whether to time it also with captions of full length.
+            profile: called with the step on packed captions after that has been timed; None for no profile.
         """
         initial = self.initial(architecture)
         memory = common.PeakMemory(self.device)
@@ -126,12 +126,12 @@ class Contest:
         engine.destroy()
 
     def initial(self, architecture: Architecture) -> dict[str, Tensor]:
-        """GrowCLIP's weights before the first step, in fp32 in main memory."""
+        """GrowCLIP's initial weights by name, in fp32 on the CPU."""
         shapes = architecture.parameter_shapes(self.sizes)
         return {name: initial_tensor(name, shape, architecture, 0) for name, shape in shapes.items()}
 
     def engine(self, architecture: Architecture, optimizer: type[SubnetOptimizer], stage: int) -> TimedEngine:
-        """GrowCLIP's engine at a stage of ZeRO, without values for its weights."""
+        """GrowCLIP's engine at a ZeRO stage, with uninitialised weights."""
         bounds = {"logit_scale": MAX_LOGIT_SCALE}
         return TimedEngine(
             lambda: GrowCLIP(architecture, **asdict(self.sizes), initialise=False),
@@ -140,8 +140,8 @@ class Contest:
         )
 
     def contender_on_engine(self, contender: Contender, stage: int) -> None:
-        """Another library's CLIP, trained as GrowCLIP is."""
-        prototype = contender.build()  # not in the engine: ZeRO 3 cannot take over scalars while they are made
+        """Times another library's CLIP, trained by the same engine as GrowCLIP."""
+        prototype = contender.build()  # not within the engine: ZeRO 3 cannot partition scalars during construction
         initial = {name: parameter.detach() for name, parameter in prototype.named_parameters()}
         memory = common.PeakMemory(self.device)
         engine = TimedEngine(
@@ -164,7 +164,7 @@ class Contest:
         engine.destroy()
 
     def contender_alone(self, contender: Contender) -> None:
-        """Another library's CLIP in plain PyTorch: fp32 weights, autocast, the fused AdamW."""
+        """Times another library's CLIP in plain PyTorch: fp32 weights, autocast, the fused AdamW."""
         prototype = contender.build()
         initial = {name: parameter.detach() for name, parameter in prototype.named_parameters()}
         memory = common.PeakMemory(self.device)
@@ -199,16 +199,16 @@ class Contest:
         engine: TimedEngine | None = None,
         parts: Mapping[str, str] | None = None,
     ) -> None:
-        """Times the steps of one contestant and keeps its row.
+        """Times the steps of one contestant and appends its row.
 
         Args:
-            row: who it is.
-            step: an iteration.
-            memory: made before the contestant was.
-            forward: operations of this rank's forward pass, padding not counted.
-            contrasted_with: captions that each picture is compared with.
-            engine: what it is trained by, if that can time parts.
-            parts: which.
+            row: columns that identify the contestant.
+            step: runs one iteration.
+            memory: created before the contestant.
+            forward: operations of this rank's forward pass, without padding.
+            contrasted_with: number of captions that each image is compared with.
+            engine: the contestant's engine; None if its parts are not timed.
+            parts: names of the submodules to time, by the name of the part; None if parts are not timed.
         """
         for _ in range(WARM_UP):
             step()
@@ -246,7 +246,7 @@ class Contest:
         return sum(clip_forward_flops(self.preset.compared, self.sizes, length) for length in self.batch.lengths)
 
     def _ds_config(self, stage: int) -> dict[str, Any]:
-        """ds_configs/zeroN.json for this batch; in fp32 where the preset is, and on the CPU without a second stream."""
+        """ds_configs/zeroN.json for this batch: in fp32 if the preset is, and without a second stream on the CPU."""
         file = load_deepspeed_config(common.ROOT / "ds_configs" / f"zero{stage}.json")
         values = dict(file.values)
         if not self.preset.bf16:
@@ -259,26 +259,28 @@ class Contest:
 
 
 def of_ranks(name: str) -> str:
-    """A benchmark's name among results: runs of several ranks have files of their own."""
+    """The name of a benchmark's results, which includes the number of ranks if there are several."""
     ranks = distributed.world_size()
     return name if ranks == 1 else f"{name}_{ranks}_ranks"
 
 
 def check_first_step(step: Step, contrasted_with: int, masters: Masters, initial: Mapping[str, Tensor]) -> None:
-    """Takes the first step, whose loss has to be that of guessing and which has to change every matrix.
+    """Runs the first step and checks that its loss is near that of guessing and that it changes every matrix.
 
     Args:
-        step: an iteration.
-        contrasted_with: captions that each picture is compared with.
-        masters: gives the fp32 weights.
-        initial: what they were.
+        step: runs one iteration and returns the loss.
+        contrasted_with: number of captions that each image is compared with.
+        masters: yields the fp32 weights by name.
+        initial: the initial fp32 weights by name.
 
     Raises:
-        RuntimeError: the loss is another, or a matrix is as it was.
+        RuntimeError: the loss is far from ln `contrasted_with`, or a matrix is unchanged.
     """
     loss, guessing = step(), math.log(contrasted_with)
     if not abs(loss - guessing) < GUESSING * guessing:
-        raise RuntimeError(f"the first loss is {loss}, far from {guessing:.3f}, guessing among {contrasted_with}")
+        raise RuntimeError(
+            f"the first loss is {loss}, far from ln {contrasted_with} = {guessing:.3f}, that of guessing"
+        )
     for name, tensor in masters(lambda _: 0):
         if tensor is not None and tensor.dim() > 1 and torch.equal(tensor, initial[name]):
-            raise RuntimeError(f"a training step left {name} as it was")
+            raise RuntimeError(f"the first training step did not change {name}")

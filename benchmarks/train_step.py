@@ -1,27 +1,26 @@
-"""Times whole training steps of GrowCLIP, at ViT-B/16's size and at S4's, beside other libraries' CLIPs.
+"""Compares whole training steps of GrowCLIP, at ViT-B/16's size and at S4's, with those of other libraries' CLIPs.
 
-    python benchmarks/train_step.py                 # one process: on the GPU, or small on the CPU where there is none
+    python benchmarks/train_step.py                 # one process: on the GPU, or small on the CPU if there is none
     deepspeed --num_gpus 8 benchmarks/train_step.py
     DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 deepspeed --num_accelerators 2 benchmarks/train_step.py
 
 with the packages installed (`make install`), or with kernels/ on PYTHONPATH. Writes results/train_step_DEVICE.json
 (train_step_N_ranks_DEVICE.json with several) and, with --profile, train_step_profile_MODEL_DEVICE.txt. Takes two
-minutes on two CPU cores. GROWCLIP_KERNELS=torch times GrowCLIP without its Triton kernels; give that a --results of
-its own.
+minutes on two CPU cores. GROWCLIP_KERNELS=torch times GrowCLIP without its Triton kernels; give that its own --results.
 
 What is compared. GrowCLIP is trained by `train_iteration` on the engine of ds_configs/zeroN.json, as in a run. At
 ViT-B/16's size it is CLIP ViT-B/16 with a convolution before its patches, on packed captions. The others get the same
-pictures and captions, these as rows of the full context length, and are trained by the same engine with the same
-settings and AdamW; and, in one process, as most people would: fp32 weights, autocast, PyTorch's fused AdamW. GrowCLIP
-with all captions of full length shows what of the difference is not due to packing. S4 takes LAMB, as the paper's run
-does. Nothing is compiled or checkpointed.
+images and captions, the latter as rows of the full context length, and are trained by the same engine with the same
+settings and AdamW; and, in one process, also in the usual way: fp32 weights, autocast, PyTorch's fused AdamW. GrowCLIP
+with all captions of full length shows how much of the difference is not due to packing. S4 uses LAMB, as in the paper.
+Nothing is compiled, and activations are not checkpointed.
 
-Before anything is timed, the first loss has to be that of guessing, ln n, and a step has to change every matrix.
+Before anything is timed, the first loss must be near that of guessing, ln n, and a step must change every matrix.
 
-Utilisation is by operations counted from sizes (growclip_ds/costs/flops.py): of the captions' tokens, not of padding,
-so at the same captions it is the same work for all but for the stem. Time is the median of iterations by the wall
-clock, on the slowest rank; memory is the largest rank's. Shares are of further iterations, with marks between parts
-(parts.py).
+Utilisation is based on operations counted from sizes (growclip_ds/costs/flops.py), for the captions' tokens without
+padding, so that for the same captions the work is the same for all, except for the stem. Time is the median wall-clock
+time of iterations, on the slowest rank; memory is that of the largest rank. Shares are measured in further iterations,
+timed by part (parts.py).
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ COLUMNS = {
     "samples_per_second": ("samples/s", ",.1f"),
     "ms": ("ms/step", ",.1f"),
     "times_transformers": ("x transformers", ".2f"),
-    "tflop_s": ("TFLOP/s a rank", ".3g"),
+    "tflop_s": ("TFLOP/s per rank", ".3g"),
     "mfu": ("MFU", ".1%"),
     "of_measured_rate": ("of measured rate", ".1%"),
     "peak_gib": ("peak GiB", ".2f"),
@@ -69,15 +68,15 @@ SHARE_COLUMNS = {
     **{part: (part, ".1%") for part in (*PARTS, OTHER_FORWARD, LOSS, BACKWARD, STEP, REST)},
 }
 NOTES = (
-    "samples/s of all ranks; TFLOP/s of useful operations; MFU: of the data sheet's dense bf16 rate; "
+    "samples/s of all ranks; TFLOP/s of useful operations; MFU: relative to the data sheet's dense bf16 rate; "
     "peak GiB: weights, gradients, optimizer state and activations of the largest rank",
-    "x transformers: samples/s over those of transformers' CLIPModel on the same engine at the same ZeRO stage",
-    "loss: forward and backward pass of GrowCLIP's; a contender's is part of its other forward and its backward",
+    "x transformers: samples/s relative to transformers' CLIPModel on the same engine at the same ZeRO stage",
+    "loss: forward and backward pass of GrowCLIP's loss; a contender's is part of its other forward and its backward",
 )
 
 
 def profile_to(path: Path, device: torch.device) -> Callable[[Step], None]:
-    """What writes a step's operators to a file, by device time (CPU time on the CPU), the longest first."""
+    """A function that profiles a step and writes its operators to a file, sorted by own time on the device."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -97,7 +96,7 @@ def profile_to(path: Path, device: torch.device) -> Callable[[Step], None]:
 
 
 def compare(rows: list[dict[str, Any]], compared: Architecture) -> None:
-    """Puts samples/s in relation to those of transformers' CLIPModel at the same ZeRO stage."""
+    """Adds samples/s relative to transformers' CLIPModel at the same ZeRO stage to the rows of the same size."""
     theirs = {row["stage"]: row["samples_per_second"] for row in rows if row["model"].startswith("transformers")}
     for row in rows:
         if row["stage"] is not None and row.get("architecture") in (None, str(compared)):
@@ -144,12 +143,14 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Times training steps; see the top of the file.")
-    parser.add_argument("--preset", choices=PRESETS, help="what to run (default: by whether there is a GPU)")
-    parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="of ZeRO")
-    parser.add_argument("--batch-size", type=int, help="pairs a rank (default: the preset's)")
-    parser.add_argument("--iterations", type=int, help="timed ones of each (default: the preset's)")
+    parser.add_argument("--preset", choices=PRESETS, help="models and batch (default: chosen by the device)")
+    parser.add_argument(
+        "--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="ZeRO stages to run"
+    )
+    parser.add_argument("--batch-size", type=int, help="pairs per rank (default: the preset's)")
+    parser.add_argument("--iterations", type=int, help="timed iterations of each model (default: the preset's)")
     parser.add_argument("--profile", action="store_true", help="also write each model's operators by time")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, metavar="DIR", help="where results go")
+    parser.add_argument("--results", type=Path, default=common.RESULTS, metavar="DIR", help="folder for results")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # LOCAL_RANK says the same
     return parser
 

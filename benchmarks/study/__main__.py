@@ -1,9 +1,9 @@
-"""Makes the runs of the study that are still missing, as many as fit into a time.
+"""Runs the study's missing runs, as many as fit into the given time.
 
 python -m benchmarks.study --minutes 60
 
-A run that the time ends for is stopped as any run is, with a checkpoint, and goes on the next time. Finished ones are
-kept in docs/study/, without weights. `growclip report docs/study/runs/* --output report` makes the tables.
+When the time is up, runs are stopped with a checkpoint, as any run is, and resume the next time. Finished runs are
+stored in docs/study/, without weights. `growclip report docs/study/runs/* --output report` makes the tables.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ WRITTEN = (
 
 def main() -> int:
     options = _parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # not without stopping the runs
-    for name, size in SCENES.items():  # what is there already is left alone
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # an exception, so that the runs are stopped too
+    for name, size in SCENES.items():  # existing data sets are left alone
         subprocess.run(
             [sys.executable, "-m", "growclip_ds", "data", "scenes", f"data/{name}", *size], cwd=ROOT, check=True
         )
@@ -56,18 +56,18 @@ def main() -> int:
 
 @dataclass
 class Study:
-    """Runs side by side, each in one process with one thread.
+    """Executes the study's runs in parallel, each in one process with one thread.
 
     Attributes:
-        plan: which runs there are.
-        options: of the command line.
+        plan: the runs of the study.
+        options: the command-line options.
     """
 
     plan: Plan
     options: argparse.Namespace
 
     def run(self, end: float) -> int:
-        """Runs until everything is finished or the clock is past `end`; returns the exit code."""
+        """Executes runs until all are finished or the monotonic clock passes `end`; returns the exit code."""
         running: dict[StudyRun, subprocess.Popen[bytes]] = {}
         try:
             while time.monotonic() < end:
@@ -75,7 +75,7 @@ class Study:
                     self._finish(run, running.pop(run).returncode)
                 missing = [run for run in self.plan.runs() if not self.plan.results.has(run.name)]
                 if not missing:
-                    print("study: everything is finished", flush=True)
+                    print("study: all runs are finished", flush=True)
                     return 0
                 for run in missing:
                     if len(running) < self.options.jobs and run not in running:
@@ -103,13 +103,13 @@ class Study:
         if code == STOPPED:
             return
         if code:
-            raise InputError(f"{run.name} failed (exit code {code}); {self._log(run)} says why")
+            raise InputError(f"{run.name} failed with exit code {code}; see {self._log(run)}")
         self.plan.results.keep(run.name, RunFolder(self.options.work / run.name))
         self.write_tables()
         print(f"{run.name}: finished", flush=True)
 
     def write_tables(self) -> None:
-        """Writes what is known so far, beside the folder of results."""
+        """Writes the tables of the results so far, next to the folder of results."""
         report = Report("What the study found", [WRITTEN], [table for table in tables(self.plan) if table.rows], [])
         write_text(self.plan.results.path.parent / "tables.md", to_markdown(report))
 
@@ -119,12 +119,12 @@ class Study:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long (default: at the end)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (default: one a core)")
-    parser.add_argument("--config", default="configs/study.yaml", help="what all runs have in common")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time (default: no limit)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one per core)")
+    parser.add_argument("--config", default="configs/study.yaml", help="configuration shared by all runs")
     parser.add_argument("--deepspeed_config", default="ds_configs/cpu.json")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "study", help="where the runs are")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "study" / "runs", help="where results are kept")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "study", help="folder for unfinished runs")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "study" / "runs", help="folder for results")
     return parser.parse_args()
 
 

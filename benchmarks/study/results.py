@@ -1,4 +1,4 @@
-"""What finished runs of the study found: their folders without weights, kept with the project."""
+"""Results of the study's finished runs: their folders without weights, stored in the repository."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Results:
     """The folder of results.
 
     Attributes:
-        path: holds a folder for every finished run, as `growclip report` reads them.
+        path: the folder, with a subfolder per finished run that `growclip report` can read.
     """
 
     path: Path
@@ -27,7 +27,7 @@ class Results:
         return (self.path / name / "config.yaml").exists()
 
     def keep(self, name: str, run: RunFolder) -> None:
-        """Keeps a finished run's configuration and records; they appear whole or not at all."""
+        """Stores a finished run's configuration and records, atomically."""
         partial = self.path / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         for file in [run.config_file, run.deepspeed_file, run.data_file, *run.path.glob("step_*/*/phase.json")]:
@@ -37,15 +37,15 @@ class Results:
         partial.rename(self.path / name)
 
     def steps(self, name: str) -> int:
-        """Growth steps of a run."""
+        """Number of growth steps of a run."""
         return max(record.step for record in self._records(name))
 
     def accuracy(self, name: str, step: int) -> float:
-        """Percent after a growth step, the mean of the sets that the run reports."""
+        """Accuracy in percent after a growth step, averaged over the run's evaluation sets."""
         return fmean(self.figures(name, step).values())
 
     def figures(self, name: str, step: int) -> dict[str, float]:
-        """Percent after a growth step on each set: top-1, or of a retrieval set the mean R@1 of both directions."""
+        """Accuracy in percent after a growth step by set: top-1, or for retrieval the mean R@1 of both directions."""
         return {result.dataset: result.accuracy for result in self._trained(name, step).evaluation}
 
     def parameters(self, name: str, step: int) -> int:
@@ -55,11 +55,11 @@ class Results:
         return self._trained(name, step).architecture
 
     def seconds(self, name: str) -> float:
-        """Of all phases together."""
+        """Duration of all phases together."""
         return sum(record.seconds for record in self._records(name))
 
     def pairs_seen(self, name: str) -> int:
-        """In the training of all phases together."""
+        """Number of pairs seen in the training of all phases together."""
         return sum(record.training.pairs_seen for record in self._records(name) if record.training is not None)
 
     def _trained(self, name: str, step: int) -> PhaseRecord:

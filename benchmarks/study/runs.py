@@ -1,7 +1,7 @@
-"""The runs of the study, in the order in which they are worth having.
+"""The runs of the study, in order of importance.
 
-Which they are depends on what earlier ones found: the learning rate of each method is tuned first, and the fixed models
-have the size that GrowCLIP has grown to. So the list is made anew whenever a run has ended.
+Later runs depend on the results of earlier ones: the learning rate of each method is tuned first, and the fixed models
+have the size that GrowCLIP has grown to. So the list is rebuilt whenever a run has finished.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ METHODS = ("growclip", "tfs", "twp", "sap", "msclip", "nas")
 REPEATED = METHODS[:4]
 SEEDS = (0, 1, 2)
 TUNING_SEED = 1000
-# As those that are reported, of other pictures: what names objects best need not find captions best.
+# The same kinds of sets as reported, with other images: the best model on one kind need not be the best on the other.
 TUNING_SETS = ("data/study_tuning/eval/scenes_objects", "data/study_tuning/eval/scenes_retrieval")
-# Tuning tries the second and the third, and further ones until the best has a worse one on either side.
+# Tuning tries the second and the third rate, then further ones until the best has a worse one on either side.
 RATES = {"lamb": (0.0003, 0.001, 0.003, 0.01, 0.03), "adamw": (0.0001, 0.0003, 0.001, 0.003, 0.01)}
-# LAMB is the paper's. It changes a matrix by the learning rate times its norm, so to undo β takes it ln(1/β) / rate
-# iterations: at batches as small as these, which bear no high rate, longer than a phase.
+# LAMB is the paper's. It changes a matrix by the learning rate times its norm, so undoing β takes ln(1/β) / rate
+# iterations. With batches as small as these, which allow no high rate, that is longer than a phase.
 MAIN, OTHER = "adamw", "lamb"
-GROWN = f"growclip-{MAIN}-{SEEDS[0]}"  # the run that says how large the fixed models are
+GROWN = f"growclip-{MAIN}-{SEEDS[0]}"  # the run that determines the size of the fixed models
 GROWING = ("image_blocks", "image_heads", "text_blocks", "text_heads", "shared_blocks")
 
-# Table 5: what is left out, one more with each row.
+# Table 5: the parts left out, one more with each row.
 ABLATIONS = {
     "without-pim-3": "ablation.pim_selected=false",
     "also-without-gas": "ablation.selection=false",
@@ -47,13 +47,13 @@ INHERITING = {
 }
 GENTLER = "beta-0.6"
 
-# The paper's epochs of a step: 30, of which the supernet and sampled subnets take two each.
+# The paper's epochs per step: 30, of which the supernet and the sampled subnets take two each.
 LONGER = ("epochs.first=30", "epochs.selected=26", "growth.steps=2")
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run: its name, which is its folder's, and what it changes in the study's configuration."""
+    """A run of the study: its name, which is also its folder's, and its overrides of the study's configuration."""
 
     name: str
     overrides: tuple[str, ...]
@@ -61,22 +61,22 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs, as far as they are known.
+    """The runs of the study, as far as finished ones determine them.
 
     Attributes:
-        config: that all runs change something in.
-        results: of finished runs.
+        config: the study's configuration, which every run overrides in part.
+        results: results of finished runs.
     """
 
     config: Config
     results: Results
 
     def runs(self) -> Iterator[StudyRun]:
-        """All runs that can be made now, best first; those that are finished among them."""
+        """Yields all runs that can be started now, most important first, including finished ones."""
         return iter(dict.fromkeys(self._listed()))
 
     def _listed(self) -> Iterator[StudyRun]:
-        """What `runs` gives, some twice: methods with more than one seed come by again."""
+        """The runs of `runs`, with duplicates: those of methods with several seeds are listed repeatedly."""
         yield from self._tuning("growclip", MAIN)
         yield from self._tuned("growclip", MAIN, SEEDS[:1])
         for method in REPEATED[1:]:
@@ -98,16 +98,16 @@ class Plan:
         yield from self._one_dimension()
 
     def best_rate(self, method: str, optimizer: str) -> float | None:
-        """The learning rate with the highest accuracy on the tuning sets, once all have been tried."""
+        """The learning rate with the highest accuracy on the tuning sets; None until all have been tried."""
         return self._rates(method, optimizer)[1]
 
     def tuning(self, method: str, optimizer: str) -> dict[float, float]:
-        """The accuracy at each learning rate that has been tried."""
+        """The accuracy by learning rate, of those that have been tried."""
         names = {rate: _tuning_name(method, optimizer, rate) for rate in RATES[optimizer]}
         return {rate: self.results.accuracy(name, step=2) for rate, name in names.items() if self.results.has(name)}
 
     def _rates(self, method: str, optimizer: str) -> tuple[tuple[float, ...], float | None]:
-        """The learning rates to try, and the best of them if it is known."""
+        """The learning rates to try, and the best of them, or None if it is not known yet."""
         rates, first, last = RATES[optimizer], 1, 2
         names = [_tuning_name(method, optimizer, rate) for rate in rates]
         while all(map(self.results.has, names[first : last + 1])):
@@ -121,7 +121,7 @@ class Plan:
         return rates[first : last + 1], None
 
     def _tuning(self, method: str, optimizer: str, *more: str) -> Iterator[StudyRun]:
-        """Two growth steps at each learning rate, judged on sets that nothing else uses."""
+        """Two growth steps at each learning rate, evaluated on sets that no other run uses."""
         judged = ("growth.steps=2", f"evaluation.datasets=[{','.join(TUNING_SETS)}]", f"seed={TUNING_SEED}")
         for rate in self._rates(method, optimizer)[0]:
             yield StudyRun(_tuning_name(method, optimizer, rate), (*_recipe(method, optimizer, rate), *more, *judged))
@@ -135,13 +135,13 @@ class Plan:
     def _best(
         self, name: str, method: str, *more: str, optimizer: str = MAIN, seed: int = SEEDS[0]
     ) -> Iterator[StudyRun]:
-        """A run at the method's best learning rate, once that is known."""
+        """A run at the method's best learning rate; none until that is known."""
         rate = self.best_rate(method, optimizer)
         if rate is not None:
             yield StudyRun(name, (*_recipe(method, optimizer, rate), *more, f"seed={seed}"))
 
     def _fixed(self, method: str, optimizer: str, seeds: tuple[int, ...], *more: str) -> Iterator[StudyRun]:
-        """A method, tuned, at the size that GrowCLIP has grown to at the end; NAS finds its own."""
+        """A tuned method at GrowCLIP's final size; NAS finds its own."""
         if not self.results.has(GROWN):
             return
         parameters = self.results.parameters(GROWN, self.config.num_growth_steps)
@@ -164,7 +164,7 @@ class Plan:
                 yield from self._best(f"{name}-{seed}", "growclip", *left_out, "growth.steps=2", seed=seed)
 
     def _inheriting(self) -> Iterator[StudyRun]:
-        """Other constants of Eq. 5, and what they apply to; at the second growth step."""
+        """Other constants of Eq. 5, and other parameters that they apply to, at the second growth step."""
         for name, override in INHERITING.items():
             yield from self._best(f"pim-{name}", "growclip", override, "growth.steps=2")
 
@@ -174,7 +174,7 @@ class Plan:
             yield from self._best(f"growclip-{GENTLER}-{seed}", "growclip", INHERITING[GENTLER], seed=seed)
 
     def _one_dimension(self) -> Iterator[StudyRun]:
-        """Table 9, and what more data alone would have brought: the same GrowCLIP trained on."""
+        """Table 9, and the effect of more data alone: the same GrowCLIP trained further without growth."""
         recipe = ("method=twp", "baselines.model=growclip", _architecture(self.config.model.base))
         yield from self._best("grow-nothing", "growclip", *recipe, "growth.steps=2")
         for dimension in GROWING:
@@ -182,13 +182,13 @@ class Plan:
             yield from self._best(name, "growclip", f"ablation.grow_only={dimension}", "growth.steps=2")
 
     def _grown_from_scratch(self) -> Iterator[StudyRun]:
-        """Table 6: TFS of what GrowCLIP has grown to."""
+        """Table 6: TFS with the architecture that GrowCLIP has grown to."""
         if self.results.has(GROWN):
             grown = self.results.architecture(GROWN, self.config.num_growth_steps)
             yield from self._best("tfs-of-the-grown", "tfs", "baselines.model=growclip", _architecture(grown))
 
     def _other_optimizer(self) -> Iterator[StudyRun]:
-        """The main methods, two growth steps, and GrowCLIP with nothing for the optimizer to undo."""
+        """The main methods for two growth steps, and GrowCLIP with β = 1, which the optimizer need not undo."""
         two_steps = "growth.steps=2"
         yield from self._tuning("growclip", OTHER)
         yield from self._tuned("growclip", OTHER, SEEDS[:1], two_steps)
@@ -197,7 +197,7 @@ class Plan:
             yield from self._fixed(method, OTHER, SEEDS[:1], two_steps)
 
     def _longer(self, seeds: tuple[int, ...]) -> Iterator[StudyRun]:
-        """Whether the selected model needs more epochs than it has here to make good what inheriting costs at first."""
+        """Longer steps: does the selected model need more epochs to recover the initial cost of inheriting?"""
         if self.results.has(GROWN):
             parameters = self.results.parameters(GROWN, self.config.num_growth_steps)
             size = _architecture(nearest(self._sizes, "tfs", parameters))
@@ -213,8 +213,10 @@ class Plan:
 
 @lru_cache
 def nearest(sizes: ModelSizes, method: str, parameters: int) -> Architecture:
-    """Of a fixed model's usual architectures the one whose size is nearest: as many blocks in both towers, a quarter as
-    many heads to as many, and in the text's tower perhaps one head less.
+    """The usual architecture of a fixed model whose number of parameters is nearest to `parameters`.
+
+    Usual architectures have equally many blocks in both towers, between a quarter as many heads and as many, and in the
+    text tower as many heads or one fewer.
     """
 
     def usual() -> Iterator[Architecture]:
@@ -225,13 +227,13 @@ def nearest(sizes: ModelSizes, method: str, parameters: int) -> Architecture:
                 else:
                     yield from (Architecture(0, blocks, heads, blocks, less, 0) for less in {heads, max(heads - 1, 1)})
 
-    # GrowCLIP's count, which has a stem more than CLIP's, says which are worth being counted.
+    # GrowCLIP's count, which adds a stem to CLIP's, preselects those worth counting exactly.
     near = [one for one in usual() if parameters / 2 <= sizes.parameters_of(one) <= 3 * parameters]
     return min(near, key=lambda one: (abs(fixed_parameters(sizes, method, one) - parameters), one))
 
 
 def fixed_parameters(sizes: ModelSizes, method: str, architecture: Architecture) -> int:
-    """Of a fixed model: MS-CLIP is made of GrowCLIP's modules, the others are `transformers`' CLIP."""
+    """Number of parameters of a fixed model: MS-CLIP uses GrowCLIP's modules, the others are `transformers`' CLIP."""
     if method == "msclip":
         return sizes.parameters_of(architecture)
     return num_parameters(CLIPSpec(clip_config(architecture, sizes, sizes.vocab_size - 1)))

@@ -1,4 +1,4 @@
-"""The study's questions as tables, of whatever runs are finished."""
+"""The study's questions as tables, from the runs finished so far."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETS = {"scenes_objects": "objects, top-1", "scenes_retrieval": "retrieval, R@1"
 
 
 def tables(plan: Plan) -> Iterator[Table]:
-    """Everything that the study shows."""
+    """Yields all tables of the study."""
     gentler = {f"GrowCLIP, {GENTLER}": _seeds(f"growclip-{GENTLER}")}
     yield _learning_rates(plan)
     yield _steps(plan, "methods", "Methods, all at the size that GrowCLIP ends with", _methods(MAIN) | gentler)
@@ -73,7 +73,7 @@ def _learning_rates(plan: Plan) -> Table:
 
 
 def _steps(plan: Plan, name: str, title: str, groups: dict[str, Sequence[str]]) -> Table:
-    """Accuracy after each growth step, a row for each group of runs that differ in nothing but the seed."""
+    """Accuracy after each growth step, with one row per group of runs that differ only in the seed."""
     steps = range(1, plan.config.num_growth_steps + 1)
     rows = []
     for label, runs in groups.items():

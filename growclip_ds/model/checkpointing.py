@@ -13,9 +13,9 @@ ActivationCheckpointing = Literal["off", "on", "offload"]
 
 
 def checkpoint_activations(model: GrowCLIP, mode: ActivationCheckpointing) -> GrowCLIP:
-    """Lets the blocks of all encoders keep only their inputs: on the device, or with "offload" in CPU memory.
+    """Wraps the blocks of all encoders so that they store only their inputs: on the device, or on the CPU ("offload").
 
-    Changes the model in place; its parameters keep their names and places.
+    Changes the model in place and returns it; its parameters keep their names and order.
     """
     for encoder in (model.image, model.text, model.shared):
         checkpoint_blocks(encoder.blocks, mode)
@@ -23,14 +23,14 @@ def checkpoint_activations(model: GrowCLIP, mode: ActivationCheckpointing) -> Gr
 
 
 def checkpoint_blocks(blocks: nn.ModuleList, mode: ActivationCheckpointing) -> None:
-    """The same for one encoder's blocks.
+    """Wraps the blocks of one encoder, as `checkpoint_activations` does.
 
     Raises:
-        ValueError: there is no such mode.
+        ValueError: the mode is unknown.
     """
     modes = get_args(ActivationCheckpointing)
     if mode not in modes:
-        raise ValueError(f"activation checkpointing is one of {', '.join(modes)}, not {mode!r}")
+        raise ValueError(f"activation checkpointing must be one of {', '.join(modes)}, not {mode!r}")
     if mode != "off":
         for index, block in enumerate(blocks):
             blocks[index] = checkpoint_wrapper(block, offload_to_cpu=mode == "offload")

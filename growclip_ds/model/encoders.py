@@ -1,4 +1,4 @@
-"""The image, text and shared encoders. All work on packed tokens (T, d) of any depth and width up to their own."""
+"""The image, text and shared encoders. All process packed tokens (T, d), at any depth and width up to their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from growclip_kernels.packed_attention import Sequences
 
 
 class ImageEmbedding(nn.Module):
-    """Puts the class token before the patches and adds positions."""
+    """Prepends the class token to the patches and adds position embeddings."""
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class ImageEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Token embeddings plus positions, counted from each caption's start."""
+    """Token embeddings plus position embeddings, with positions counted from each caption's start."""
 
     def __init__(self, vocab_size: int, context_length: int, width: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class TextEmbedding(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """f of Section 3.2: stem and transformer."""
+    """f of Section 3.2: the stem and a transformer."""
 
     def __init__(self, architecture: Architecture, sizes: ModelSizes) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class TextEncoder(nn.Module):
 
 
 class ModalityNorm(nn.Module):
-    """Each modality's own layer norm, over a stream in which its tokens lie side by side."""
+    """Layer norm with separate parameters per modality, whose tokens are contiguous in the stream."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -90,14 +90,14 @@ class ModalityNorm(nn.Module):
         self.text = ElasticLayerNorm(width)
 
     def forward(self, x: Tensor, modalities: dict[str, int]) -> Tensor:
-        """(T, d) -> (T, d); `modalities`: the number of tokens of each, in their order in the stream."""
+        """(T, d) -> (T, d); `modalities`: the number of tokens of each modality, in the order of the stream."""
         parts = x.split(list(modalities.values()))
         normed = [self.get_submodule(name)(part) for name, part in zip(modalities, parts, strict=True)]
         return normed[0] if len(normed) == 1 else torch.cat(normed)
 
 
 class SharedBlock(nn.Module):
-    """A block whose every weight is shared between the modalities, except the norms."""
+    """A transformer block whose weights, except the norms, are shared between the modalities."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class SharedBlock(nn.Module):
 
 
 class SharedEncoder(nn.Module):
-    """h of Section 3.2. Captions stay causal in it, pictures are not."""
+    """h of Section 3.2: a transformer for both modalities, causal for captions and bidirectional for images."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class SharedEncoder(nn.Module):
 
 
 class Head(nn.Module):
-    """Final norm and projection of the tokens that stand for their sequences."""
+    """Final norm and projection of the tokens that represent their sequences."""
 
     def __init__(self, width: int, embed_dim: int) -> None:
         super().__init__()

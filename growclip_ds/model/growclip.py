@@ -1,4 +1,4 @@
-"""GrowCLIP: a CLIP-like model whose layers all run at any candidate's size."""
+"""GrowCLIP: a CLIP-like model whose layers can run at the size of any candidate."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from growclip_kernels.packed_attention import SequenceGroup, Sequences
 class GrowCLIP(nn.Module):
     """A CLIP-like model: image, text and shared encoders, and a learnable temperature (Section 3.2).
 
-    A supernet is simply the largest candidate: `architecture` in the calls below runs a smaller one on leading slices
-    of its weights.
+    A supernet is simply the largest candidate: the `architecture` argument of its methods runs a smaller one on leading
+    slices of its weights.
 
     Args:
         architecture: the model's architecture.
         vocab_size, context_length, image_size, embed_dim: see `ModelSizes`.
         end_of_text: id of the token whose feature represents the caption; the largest id of the vocabulary if None.
-        initialise: whether to initialise the weights, from torch's global generator; False leaves them
+        initialise: whether to initialise the weights, seeded from torch's global generator; False leaves them
             uninitialised, to be loaded.
     """
 
@@ -45,7 +45,7 @@ class GrowCLIP(nn.Module):
         self.architecture = architecture
         self.sizes = ModelSizes(vocab_size, context_length, image_size, embed_dim)
         self.end_of_text = vocab_size - 1 if end_of_text is None else end_of_text
-        self.logit_scale = nn.Parameter(torch.empty(1))  # a logarithm; of shape (1,): DeepSpeed takes no scalars
+        self.logit_scale = nn.Parameter(torch.empty(1))  # a logarithm; (1,), since DeepSpeed takes no scalars
         self.image = ImageEncoder(architecture, self.sizes)
         self.text = TextEncoder(architecture, self.sizes)
         self.shared = SharedEncoder(architecture)
@@ -90,7 +90,7 @@ class GrowCLIP(nn.Module):
             image_stream, text_stream = stream.split(list(modalities.values()))
         image_features = self.image_head(self.class_tokens(image_stream))
         text_features = self.text_head(self.last_tokens(text_stream, text))
-        # In bf16 the parameter itself has steps of 1.6 %; its exponential would have another rounding on top.
+        # The bf16 parameter already has steps of 1.6 %; its exponential in bf16 would be rounded once more.
         at_least_fp32 = torch.promote_types(self.logit_scale.dtype, torch.float32)
         return image_features, text_features, self.logit_scale.to(at_least_fp32).exp()
 
@@ -115,7 +115,7 @@ class GrowCLIP(nn.Module):
         return self.text_head(self.last_tokens(stream, text))
 
     def extract(self, architecture: Architecture) -> GrowCLIP:
-        """The candidate cut out as a model of its own, with copies of the leading slices.
+        """Extracts a candidate as a separate model, with copies of the leading slices.
 
         Raises:
             ValueError: the architecture is larger than this model in some dimension.
@@ -128,22 +128,22 @@ class GrowCLIP(nn.Module):
         return model
 
     def empty_like(self, architecture: Architecture) -> GrowCLIP:
-        """A model of another architecture for the same input, its weights not yet written."""
+        """A model of another architecture with the same sizes and end of text, its weights uninitialised."""
         return GrowCLIP(architecture, **asdict(self.sizes), end_of_text=self.end_of_text, initialise=False)
 
     def image_sequences(self, images: Tensor) -> Sequences:
-        """The pictures (n, 3, S, S) as attention takes them."""
+        """The sequence boundaries of images (n, 3, S, S), for attention."""
         n, length = images.shape[0], self.sizes.image_tokens
         cu_seqlens = torch.arange(n + 1, dtype=torch.int32, device=images.device) * length
         return Sequences(cu_seqlens, (SequenceGroup(n, n * length, length, causal=False),))
 
     @staticmethod
     def enter_shared(stream: Tensor, width: int) -> Tensor:
-        """(T, d) -> (T, shared width): the narrower stream enters with its missing channels zero."""
+        """(T, d) -> (T, shared width): a narrower stream is padded with zero channels."""
         return F.pad(stream, (0, width - stream.shape[1]))
 
     def class_tokens(self, stream: Tensor) -> Tensor:
-        """(n · tokens, d) -> (n, d)."""
+        """(n · tokens, d) -> (n, d): the first token of each image."""
         return stream[:: self.sizes.image_tokens]
 
     @staticmethod
@@ -155,7 +155,7 @@ class GrowCLIP(nn.Module):
         """The architecture to run as; the model's own if None.
 
         Raises:
-            ValueError: it is larger than this model in some dimension; layers that are missing would be passed over.
+            ValueError: it is larger than this model in some dimension; missing layers would silently be skipped.
         """
         if architecture is None:
             return self.architecture

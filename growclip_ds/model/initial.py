@@ -1,9 +1,9 @@
 """The model's weight initialisation, one tensor at a time.
 
-A draw depends on a seed and the tensor's name alone, so it is the same on every rank, after a resume, and whatever
-else is drawn. Transformers start as CLIP's do (Radford et al. 2021, section 2.5 and the reference implementation):
-N(0, 1/d) for queries, keys and values, N(0, 1/2d) into the MLP, and smaller by √(2 · depth) where a branch enters
-the residual stream.
+Random values depend only on a seed and the tensor's name, so they are the same on every rank, after a resume, and
+whatever else is drawn. Transformers are initialised like CLIP's (Radford et al. 2021, section 2.5 and the reference
+implementation): N(0, 1/d) for queries, keys and values, N(0, 1/2d) into the MLP, and smaller by √(2 · depth) where a
+branch enters the residual stream.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 def is_vector(name: str) -> bool:
-    """Norm gains and biases, biases, and the temperature: kept, not blended, when a model is inherited."""
+    """Whether a parameter is a norm's, a bias or the temperature, which inheriting keeps by default, not blends."""
     return name == "logit_scale" or name.endswith(".bias") or "norm." in name
 
 
 def initial_vector(name: str, shape: Shape) -> Tensor:
-    """The fixed initial value of a norm gain or bias, a bias, or the temperature."""
+    """The fixed initial value of a norm's parameter, a bias or the temperature."""
     if name == "logit_scale":
         return torch.full(shape, INITIAL_LOGIT_SCALE)
     return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
 
 
 def initial_tensor(name: str, shape: Shape, architecture: Architecture, seed: int | str) -> Tensor:
-    """The tensor as a new model of this architecture starts with it, in fp32 on the CPU.
+    """The initial value of a parameter of a new model, in fp32 on the CPU.
 
     Args:
         name: the parameter's name in `architecture.parameter_shapes`.
         shape: its shape there.
         architecture: the model's architecture, whose widths and depths set the scale.
-        seed: seed of the draw, together with the name.
+        seed: seed of the random values, combined with the name.
     """
     if is_vector(name):
         return initial_vector(name, shape)
@@ -47,7 +47,7 @@ def initial_tensor(name: str, shape: Shape, architecture: Architecture, seed: in
 
 
 def drawn(name: str, shape: Shape, deviation: float, seed: int | str) -> Tensor:
-    """A draw from N(0, deviation²) that depends on the seed and the name alone, in fp32 on the CPU."""
+    """A sample of N(0, deviation²) that depends only on the seed and the name, in fp32 on the CPU."""
     generator = torch.Generator().manual_seed(named_seed(seed, name))
     return torch.empty(shape).normal_(0, deviation, generator=generator)
 
@@ -72,4 +72,4 @@ def _standard_deviation(name: str, shape: Shape, architecture: Architecture) -> 
             if layer in (["attention", "out"], ["mlp", "contract"]):
                 return (2 * depth * width) ** -0.5
             return width**-0.5 if layer == ["attention", "qkv"] else (2 * width) ** -0.5
-    raise ValueError(f"no initial value is known for a parameter called {name!r}")
+    raise ValueError(f"no initialisation is known for a parameter named {name!r}")

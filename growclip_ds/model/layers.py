@@ -1,7 +1,7 @@
 """Layers that run at the size of their input: a narrower stream uses leading slices of the weights.
 
-Layers infer sizes from their input: a stream of width d passes d/64 heads, an MLP of 4d, norms of
-d. Slices are taken inside the module that owns the weight, as ZeRO 3 gathers a module's weights around its forward.
+A stream of width d uses d/64 heads, an MLP of width 4d and norms of width d. Slices are taken inside the module that
+owns the weight, since ZeRO 3 gathers a module's weights around its forward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from growclip_kernels.packed_attention import Sequences, attend
 
 
 def leading_slice(tensor: Tensor, shape: Shape) -> Tensor:
-    """The leading `shape` of a tensor, as a view; the tensor itself where nothing is cut off."""
+    """The leading slice of a tensor with the given shape, as a view; the tensor itself if the shape is its own.
+
+    Args:
+        tensor: the tensor to slice.
+        shape: sizes of the leading dimensions; further dimensions stay whole.
+    """
     for dim, size in enumerate(shape):
         if tensor.shape[dim] != size:
             tensor = tensor.narrow(dim, 0, size)
@@ -37,7 +42,7 @@ class ElasticLinear(nn.Module):
 
 
 class ElasticLayerNorm(nn.Module):
-    """Layer norm over the channels that are there."""
+    """Layer norm over the channels of the input, up to `width` of them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

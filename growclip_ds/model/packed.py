@@ -1,4 +1,4 @@
-"""Packed (varlen) captions: nothing is computed for padding."""
+"""Packed (varlen) captions, without computation for padding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from growclip_kernels.packed_attention import SequenceGroup, Sequences, check_bo
 
 
 class PackedTokens(NamedTuple):
-    """Token ids of several captions, one after the other.
+    """Token ids of several captions, concatenated.
 
     Attributes:
         ids: (T,) int64, each caption ending with the end-of-text token.
-        cu_seqlens: (n + 1,) int32, where captions begin and end in `ids`; starts with 0, ends with T.
+        cu_seqlens: (n + 1,) int32, the cumulative caption lengths, from 0 to T.
         max_seqlen: length of the longest caption, or an upper bound of it.
     """
 
@@ -34,10 +34,10 @@ class PackedTokens(NamedTuple):
 
     @property
     def sequences(self) -> Sequences:
-        """The captions as attention takes them.
+        """The sequence boundaries of the captions, for attention.
 
         Raises:
-            ValueError: `cu_seqlens` is on the CPU and wrong.
+            ValueError: `cu_seqlens` is on the CPU and not valid for `ids` and `max_seqlen`.
         """
         self._check()
         return Sequences(
@@ -45,13 +45,13 @@ class PackedTokens(NamedTuple):
         )
 
     def _check(self) -> None:
-        """On the CPU, before captions go elsewhere: a GPU would have to be waited for."""
+        """Validates boundaries that are on the CPU, before the captions are moved; on a GPU this would synchronise."""
         if self.cu_seqlens.is_cpu and not torch.compiler.is_compiling():
             check_boundaries(self.cu_seqlens, self.ids.numel(), self.max_seqlen)
 
 
 def pack(captions: list[list[int]]) -> PackedTokens:
-    """Lays captions (each a list of ids, the end-of-text token last) end to end."""
+    """Packs captions, each a list of ids that ends with the end-of-text token."""
     lengths = torch.tensor([len(caption) for caption in captions], dtype=torch.int32)
     ids = torch.tensor([token for caption in captions for token in caption], dtype=torch.int64)
     cu_seqlens = torch.zeros(len(captions) + 1, dtype=torch.int32)
@@ -60,10 +60,10 @@ def pack(captions: list[list[int]]) -> PackedTokens:
 
 
 def pack_padded(input_ids: Tensor, end_of_text: int) -> PackedTokens:
-    """Packs padded rows, (n, length): a caption ends at its first end-of-text token.
+    """Packs padded rows, (n, length); a caption ends at its first end-of-text token.
 
     Raises:
-        ValueError: a row without an end-of-text token.
+        ValueError: a row has no end-of-text token.
     """
     is_end = input_ids == end_of_text
     if not bool(is_end.any(dim=1).all()):

@@ -1,6 +1,6 @@
-"""Model specs: a model before it is built, with its parameters' shapes and initial weights.
+"""Model specs: descriptions of models that are not built yet, with their parameters' shapes and initial weights.
 
-Through them, engines, checkpoints and the monitor treat a GrowCLIP and the baselines' fixed CLIP alike.
+They let engines, checkpoints and the monitor treat a GrowCLIP and the baselines' fixed CLIP alike.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Weights = Iterator[tuple[str, Tensor]]
 
 
 class ModelSpec(Protocol):
-    """A model that is not built yet.
+    """The description of a model that is not built yet.
 
     Attributes:
-        kind: the kind of model.
-        architecture: its blocks and heads.
+        kind: the kind of model: GrowCLIP, or the baselines' fixed CLIP.
+        architecture: its numbers of layers, blocks and heads.
         sizes: sizes of its input and embedding space.
         end_of_text: id of the token whose feature represents the caption.
         shapes: shapes of its parameters by name, in the model's own order.
@@ -47,30 +47,30 @@ class ModelSpec(Protocol):
     def shapes(self) -> Mapping[str, Shape]: ...
 
     def initial(self, seed: int | str) -> Weights:
-        """The weights of a new model, a tensor at a time, the same on every rank."""
+        """Yields the weights of a new model with their names, one tensor at a time, the same on every rank."""
         ...
 
     def is_vector(self, name: str) -> bool:
-        """Whether a parameter is a norm's, a bias or the temperature, which shrinking and perturbing leaves alone."""
+        """Whether a parameter is a norm's, a bias or the temperature, which are not shrunk and perturbed."""
         ...
 
     def build(self, activation_checkpointing: ActivationCheckpointing = "off") -> nn.Module:
-        """The model, its weights unwritten."""
+        """Builds the model with uninitialised weights."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint says of the model, as JSON; read back by `growclip_ds.checkpoint.model_weights.spec_of`."""
+        """A checkpoint's JSON description of the model, which `checkpoint.model_weights.spec_of` reads back."""
         ...
 
 
 def num_parameters(spec: ModelSpec) -> int:
-    """Parameters of the model, without the temperature."""
+    """Number of parameters of the model, without the temperature."""
     return sum(math.prod(shape) for name, shape in spec.shapes.items() if name != "logit_scale")
 
 
 @dataclass(frozen=True)
 class GrowCLIPSpec:
-    """A GrowCLIP.
+    """The spec of a GrowCLIP.
 
     Attributes:
         architecture: the architecture of the model.

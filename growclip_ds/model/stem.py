@@ -1,4 +1,4 @@
-"""The convolutional stem of the image encoder: pictures to patch tokens at a total stride of 16."""
+"""The convolutional stem of the image encoder, which turns images into patch tokens at a total stride of 16."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from growclip_ds.architecture import PATCH_SIZE, STEM_CHANNELS
 from growclip_ds.model.layers import leading_slice
 
-NORM_GROUPS = 8  # group norm keeps no running statistics, which subnets could not share
+NORM_GROUPS = 8  # group norm has no running statistics, which subnets could not share
 
 
 class ConvNorm(nn.Module):
-    """GELU(norm(3 × 3 convolution)), no bias in the convolution."""
+    """GELU(norm(3 × 3 convolution)), with no bias in the convolution."""
 
     def __init__(self, channels_in: int, stride: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Stem(nn.Module):
-    """A stride-2 convolution, `conv_layers` residual ones, and the patch embedding."""
+    """A convolution of stride 2, `conv_layers` residual convolutions, and the patch embedding."""
 
     def __init__(self, conv_layers: int, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One way to compile a kernel, as dispatch launches it; the compile checks cover all of them."""
+"""A kernel configuration: one way to compile a kernel, as dispatch launches it. Compile checks cover all of them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Configuration:
-    """A kernel with everything that decides what it compiles to.
+    """A kernel with everything that determines its compiled code.
 
     Attributes:
-        name: for the table, such as "attention backward ≤ 256 bf16".
+        name: label in the table of resources, such as "attention backward to 256, bf16".
         kernel: the `triton.jit` function.
-        signature: the type of each runtime argument, by name, in Triton's notation ("*bf16", "i32").
-        constexprs: the value of each compile-time argument.
+        signature: type of each runtime argument, by name, in Triton's notation ("*bf16", "i32").
+        constexprs: value of each compile-time argument, by name.
         num_warps, num_stages: launch options.
-        divisible: runtime integers that are always multiples of 16. Pointers are taken to be.
+        divisible: names of the runtime integers that are always multiples of 16. Pointers are assumed to be.
     """
 
     name: str

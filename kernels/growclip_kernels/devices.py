@@ -1,4 +1,4 @@
-"""The device properties by which kernels are chosen."""
+"""The device property that kernels and their tiles are chosen by: the compute capability."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import functools
 
 import torch
 
-INTERPRETED = (9, 0)  # on the CPU, Triton's interpreter runs what a Hopper GPU would
+INTERPRETED = (9, 0)  # on the CPU, Triton's interpreter runs the configurations of a Hopper GPU
 
 
 @functools.cache
 def capability_of(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a GPU."""
+    """Compute capability of a GPU; of any other device, Hopper's."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else INTERPRETED

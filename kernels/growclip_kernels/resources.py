@@ -1,7 +1,7 @@
 """Resource usage of every kernel: `python -m growclip_kernels.resources` prints registers, spills and shared memory.
 
-Needs no GPU: Triton compiles for any, and its ptxas reports what the device will load. Fails where registers are
-spilled or a program wants more shared memory than it can have.
+Needs no GPU: Triton cross-compiles, and its ptxas reports the usage of the binary that a GPU would load. Fails if a
+kernel spills registers or a program needs more shared memory than the device allows.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from triton.compiler import ASTSource
 
 from growclip_kernels.configuration import Configuration
 
-REGISTERS = 65536  # of a multiprocessor; a warp takes them in units of 256
+REGISTERS = 65536  # per multiprocessor; allocated to warps in units of 256
 
 
 class Limits(NamedTuple):
-    """Of a device.
+    """Limits of a device.
 
     Attributes:
-        program: bytes of shared memory a program can have.
-        multiprocessor: bytes of shared memory a multiprocessor has, of which each program takes 1 KiB more.
-        warps: of a multiprocessor.
+        program: bytes of shared memory available to one program.
+        multiprocessor: bytes of shared memory per multiprocessor; every resident program reserves 1 KiB on top of its
+            own.
+        warps: most resident warps per multiprocessor.
     """
 
     program: int
@@ -40,7 +41,7 @@ class Limits(NamedTuple):
     warps: int
 
 
-# By compute capability (CUDA C++ Programming Guide, table of technical specifications).
+# Keyed by compute capability (CUDA C++ Programming Guide, table of technical specifications).
 DEVICES = {
     (8, 0): Limits(163 << 10, 164 << 10, 64),
     (8, 9): Limits(99 << 10, 100 << 10, 48),
@@ -52,14 +53,14 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes.
+    """Resource usage of a compiled kernel.
 
     Attributes:
-        registers: a thread.
-        spilled: bytes a thread stores to local memory and loads again.
-        shared: bytes of shared memory a program.
-        programs: how many a multiprocessor runs at a time.
-        matrix_instruction: what its products are made with.
+        registers: registers per thread.
+        spilled: bytes per thread that are spilled to local memory.
+        shared: bytes of shared memory per program.
+        programs: most programs that are resident on a multiprocessor at a time.
+        matrix_instruction: matrix instructions of its products, such as "wgmma"; empty if there are none.
     """
 
     registers: int
@@ -70,7 +71,7 @@ class Resources:
 
 
 def configurations(capability: tuple[int, int]) -> Iterator[Configuration]:
-    """Everything that dispatch can choose on a device of this capability."""
+    """Every configuration that dispatch can choose on a device of this capability."""
     from growclip_kernels.contrastive.configurations import configurations as of_contrastive
     from growclip_kernels.optimizer.configurations import configurations as of_optimizer
     from growclip_kernels.packed_attention.configurations import configurations as of_attention
@@ -81,10 +82,10 @@ def configurations(capability: tuple[int, int]) -> Iterator[Configuration]:
 
 
 def compile_for(configuration: Configuration, capability: tuple[int, int]) -> Resources:
-    """Compiles as dispatch would on such a device.
+    """Compiles a configuration as dispatch would on a device of this capability.
 
     Raises:
-        RuntimeError: ptxas refused, or what it reports cannot be read.
+        RuntimeError: ptxas failed, or its report cannot be parsed.
     """
     kernel = configuration.kernel
     divisible = [
@@ -116,16 +117,16 @@ def compile_for(configuration: Configuration, capability: tuple[int, int]) -> Re
 
 
 def defects(used: Resources, capability: tuple[int, int]) -> list[str]:
-    """What must not be, in words."""
+    """Describes spills and excessive shared memory; empty if there are none."""
     most = DEVICES[capability].program
     return [
-        *([f"spills {used.spilled} bytes a thread"] if used.spilled else []),
-        *([f"wants {used.shared} bytes of shared memory, of {most}"] if used.shared > most else []),
+        *([f"spills {used.spilled} bytes per thread"] if used.spilled else []),
+        *([f"needs {used.shared} bytes of shared memory, of {most}"] if used.shared > most else []),
     ]
 
 
 def _assemble(ptx: str, capability: tuple[int, int]) -> tuple[int, int]:
-    """Registers a thread and bytes spilled, as ptxas counts them."""
+    """Registers and spilled bytes per thread, as ptxas counts them."""
     assembler = get_ptxas(capability[0] * 10 + capability[1]).path
     target = re.search(r"\.target (sm_\w+)", ptx)[1]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
@@ -147,7 +148,7 @@ def _programs(registers: int, shared: int, warps: int, capability: tuple[int, in
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the table; returns 1 if there are defects."""
+    """Prints the table of resources; returns 1 if a configuration has a defect."""
     parser = argparse.ArgumentParser(prog="python -m growclip_kernels.resources", description=__doc__)
     parser.add_argument("--match", default="", metavar="TEXT", help="only configurations with this in their name")
     parser.add_argument(

@@ -59,7 +59,7 @@ def test_a_gpu_too_old_takes_pytorch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert not dispatch.uses_triton(GPU)
     monkeypatch.setenv("GROWCLIP_KERNELS", "triton")
-    with pytest.raises(ValueError, match=r"cuda:0 is of capability 7.5, and they need 8.0; unset it"):
+    with pytest.raises(ValueError, match=r"cuda:0 has compute capability 7.5, and the kernels need 8.0; unset it"):
         dispatch.uses_triton(GPU)
 
 

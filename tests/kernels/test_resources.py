@@ -44,7 +44,7 @@ def table() -> subprocess.CompletedProcess[str]:
 
 def defects(table: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
     """A kernel, an architecture and what is wrong, each; nothing else may have ended the program."""
-    found = re.findall(r"^(.+) on (sm_\d+) (spills|wants) ", table.stderr, re.MULTILINE)
+    found = re.findall(r"^(.+) on (sm_\d+) (spills|needs) ", table.stderr, re.MULTILINE)
     assert table.returncode == bool(found), table.stderr
     return found
 
@@ -75,7 +75,7 @@ def test_nothing_is_spilled(table: subprocess.CompletedProcess[str], architectur
 def test_other_devices():
     """Desktop and inference cards, which take the tiles for little shared memory, and Blackwell."""
     table = run("-m", "growclip_kernels.resources", "--devices", "8.9", "10.0", "12.0")
-    found = [defect for defect in defects(table) if defect[2] == "wants" or TRITON not in SPILLING]
+    found = [defect for defect in defects(table) if defect[2] == "needs" or TRITON not in SPILLING]
     assert found == [], table.stdout
     counts = dict(re.findall(r"(sm_\d+): (\d+) configurations", table.stdout))
     assert counts == {"sm_89": "34", "sm_100": "38", "sm_120": "34"}
@@ -84,4 +84,4 @@ def test_other_devices():
 def test_a_spill_is_found():
     result = run("-c", TOO_FEW_WARPS)
     assert result.returncode == 1
-    assert re.search(r"attention backward to 256, bf16 on sm_90 spills \d+ bytes a thread", result.stderr)
+    assert re.search(r"attention backward to 256, bf16 on sm_90 spills \d+ bytes per thread", result.stderr)

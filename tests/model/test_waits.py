@@ -32,7 +32,11 @@ def test_nor_does_either_modality_alone() -> None:
 
 @pytest.mark.parametrize(
     ("boundaries", "longest", "message"),
-    [([0, 3, 2, 5], 3, "must not decrease"), ([0, 2, 4], 2, "the 5 tokens"), ([0, 2, 5], 2, "a sequence of 3 tokens")],
+    [
+        ([0, 3, 2, 5], 3, "must not decrease"),
+        ([0, 2, 4], 2, "number of tokens, 5"),
+        ([0, 2, 5], 2, "a sequence of 3 tokens"),
+    ],
 )
 def test_captions_are_checked_before_they_go_to_the_device(boundaries: list[int], longest: int, message: str) -> None:
     wrong = PackedTokens(torch.ones(5, dtype=torch.int64), torch.tensor(boundaries, dtype=torch.int32), longest)

@@ -1,4 +1,4 @@
-"""Everything that the kernels of the losses can be compiled to."""
+"""Every configuration in which the kernels of the losses are compiled."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _INTEGERS = ("rows", "columns", "d", "products_stride", "gradient_stride", "pair
 
 
 def configurations(capability: tuple[int, int], design: plan.Design = "fused") -> Iterator[Configuration]:
-    """What a device of this capability runs; dispatch chooses the fused design."""
+    """The configurations for a device of this capability; dispatch chooses the fused design."""
     for name, dtype in _DTYPES.items():
-        if design == "fused" or name == "fp32":  # log-sum-exps of products that a library made are always of fp32
+        if design == "fused" or name == "fp32":  # chunked: the library's products are fp32
             yield _configuration(f"log-sum-exp, {name}", log_sum_exp_kernel, "softmax", name, capability, design)
         for loss in ("softmax", "sigmoid"):
             special = {"SIGMOID": loss == "sigmoid", "GRAIN_BITS": plan.grain_bits(dtype)}

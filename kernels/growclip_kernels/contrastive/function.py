@@ -39,8 +39,8 @@ def contrastive_loss(
 
     Args:
         image_features: (n_local, d), L2-normalised; n_local may differ between ranks and be 0.
-        text_features: (n_local, d), L2-normalised; the i-th belongs to the i-th picture.
-        logit_scale: one element, the factor of the similarities.
+        text_features: (n_local, d), L2-normalised; row i is the caption of image i.
+        logit_scale: one element, the factor that multiplies the similarities.
         group: the ranks that share the global batch; the default group if None and one is initialised.
         counts: n_local of every rank of the group. If None, several ranks exchange them, which makes the host wait
             for the device.
@@ -49,10 +49,10 @@ def contrastive_loss(
         () in fp32, or float64 for float64 features; everything is accumulated in that type.
 
     Raises:
-        ValueError: shapes, types, devices or counts that do not fit, or no sample on any rank.
+        ValueError: shapes, types, devices or counts do not match, or no rank has a sample.
     """
     _check(image_features, text_features, logit_scale=logit_scale)
-    with torch.autocast(image_features.device.type, enabled=False):  # it would round what must not be
+    with torch.autocast(image_features.device.type, enabled=False):  # autocast would round fp32 intermediates
         return _SoftmaxLoss.apply(image_features, text_features, logit_scale, group, counts)
 
 
@@ -65,21 +65,21 @@ def sigmoid_loss(
 ) -> Tensor:
     """The sigmoid loss of the global batch (SigLIP, Zhai et al. 2023, Eq. 1).
 
-    -1/n Σᵢⱼ log σ(zᵢⱼ (scale · cosᵢⱼ + bias)) over all n · n pairs, zᵢⱼ = 1 for i = j and -1 otherwise. Value and
-    gradients on several ranks are as for `contrastive_loss`, the bias's gradient as the scale's.
+    -1/n Σᵢⱼ log σ(zᵢⱼ (scale · cosᵢⱼ + bias)) over all n · n pairs, zᵢⱼ = 1 for i = j and -1 otherwise. On several
+    ranks, the value and the gradients are as for `contrastive_loss`, the bias's gradient like the scale's.
 
     Args:
         image_features: (n_local, d), L2-normalised; n_local may differ between ranks and be 0.
-        text_features: (n_local, d), L2-normalised; the i-th belongs to the i-th picture.
-        logit_scale: one element, the factor of the similarities.
-        logit_bias: one element, what is then added.
+        text_features: (n_local, d), L2-normalised; row i is the caption of image i.
+        logit_scale: one element, the factor that multiplies the similarities.
+        logit_bias: one element, added to the scaled similarities.
         group: the ranks that share the global batch; the default group if None and one is initialised.
 
     Returns:
         () in fp32, or float64 for float64 features.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, or no sample on any rank.
+        ValueError: shapes, types or devices do not match, or no rank has a sample.
     """
     _check(image_features, text_features, logit_scale=logit_scale, logit_bias=logit_bias)
     inputs = image_features, text_features, logit_scale, logit_bias
@@ -113,7 +113,7 @@ class _SoftmaxLoss(torch.autograd.Function):
         images, all_texts, scale, row_lse, column_lse = ctx.saved_tensors
         ranks: Ranks = ctx.ranks
         factor = _accumulated(scale, images)
-        with torch.autocast(images.device.type, enabled=False):  # the caller's may be on here again
+        with torch.autocast(images.device.type, enabled=False):  # the caller's autocast may be on again here
             d_images, d_texts, d_factor = _path(images).gradient(
                 images, all_texts, factor, row_lse, column_lse, ranks.offset
             )
@@ -190,12 +190,12 @@ def _ranks(images: Tensor, group: dist.ProcessGroup | None, counts: Sequence[int
 
 
 def _accumulated(scalar: Tensor, features: Tensor) -> Tensor:
-    """() in the type that is accumulated in. Stays on its device: reading it here would wait for that."""
+    """The scalar as () in the accumulation type. It stays on its device, since reading it would synchronise."""
     return scalar.to(torch.promote_types(features.dtype, torch.float32)).reshape(())
 
 
 def _path(images: Tensor) -> ModuleType:
-    """What computes a rank's own part: the kernels, for features that they are made for."""
+    """The implementation of a rank's part: the Triton kernels where they support the features, else PyTorch."""
     d = images.shape[1]
     if uses_triton(images.device) and images.dtype != torch.float64 and d % 16 == 0 and 64 <= d <= 1024:
         from growclip_kernels.contrastive import triton_path  # not every machine has Triton

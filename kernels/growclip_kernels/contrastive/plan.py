@@ -1,8 +1,8 @@
-"""Tiles and blocks: what a program computes, and how much of the matrix of scores is worked on at a time.
+"""Tiles and blocks: the part of the matrix of scores that a program computes, and the part that is in work at a time.
 
-Tiles are those that compile without spills and, for 16-bit softmax on Hopper, leave room for two programs a
-multiprocessor, so that one multiplies while the other exponentiates. Memory beyond the features is O(n · d): the sizes
-of blocks follow from n and d.
+Tiles were chosen to compile without spills and, for 16-bit softmax on Hopper, to leave room for two programs per
+multiprocessor, so that one multiplies while the other exponentiates. Block sizes follow from n and d, so that memory
+beyond the features is O(n · d).
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Literal
 import torch
 
 Loss = Literal["softmax", "sigmoid"]
-# Fused: a program makes its tile's scores itself. Chunked: a library's product writes a block of scores, which moves 8
-# bytes a score more through memory in each pass. Fused is the prediction until both are measured.
+# Fused: a program computes the scores of its tile. Chunked: a library's matmul writes a block of scores, which adds 8
+# bytes of memory traffic per score to each pass. Fused is predicted to be faster; neither has been measured.
 Design = Literal["fused", "chunked"]
 
-LARGEST = 8192  # rows or columns of a block: products of this size keep every multiprocessor busy
-LONGEST = 1 << 21  # columns of a launch: it may have 65,535 tiles in that direction
+LARGEST = 8192  # most rows or columns of a block: products of this size keep every multiprocessor busy
+LONGEST = 1 << 21  # most columns of a launch, whose grid is limited to 65,535 tiles in that dimension
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What a program computes, and how.
+    """Size and launch options of a program.
 
     Attributes:
-        rows, columns: scores of a tile.
-        depth: features a step of its product.
+        rows, columns: shape of the tile of scores.
+        depth: features per step of its product.
         warps, stages: launch options.
     """
 
@@ -44,11 +44,11 @@ FP32 = Tile(128, 64, 32, warps=8, stages=3)
 SIGMOID = Tile(128, 64, 64, warps=8, stages=3)
 HOPPER = Tile(128, 128, 64, warps=8, stages=3)
 AMPERE = Tile(128, 128, 32, warps=8, stages=4)
-CHUNKED = Tile(64, 128, 64, warps=8, stages=1)  # no product of its own
+CHUNKED = Tile(64, 128, 64, warps=8, stages=1)  # computes no product
 
 
 def tile(loss: Loss, dtype: torch.dtype, capability: tuple[int, int], design: Design) -> Tile:
-    """The tile of a kernel. Those of other devices than Hopper's fit into the 99 KiB of the smallest from sm_80 on."""
+    """The tile of a kernel. Except on Hopper, it fits into 99 KiB, the least shared memory of devices from sm_80 on."""
     if design == "chunked":
         return CHUNKED
     if dtype == torch.float32:
@@ -59,28 +59,28 @@ def tile(loss: Loss, dtype: torch.dtype, capability: tuple[int, int], design: De
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products are made: fp32 of three of tf32, about as precise as fp32's own and several times as fast."""
+    """Input precision of products: for fp32, three tf32 products, about as precise as fp32 and several times faster."""
     return "tf32x3" if dtype == torch.float32 else "ieee"
 
 
 def grain_bits(dtype: torch.dtype) -> int:
-    """G times this power of two is rounded: among n captions it is about 1/n, which fp16 has no normal numbers for."""
+    """The power of two that scales G before it is rounded: G is about 1/n for n captions, subnormal in fp16."""
     return 15 if dtype == torch.float16 else 0
 
 
 def forward_block(rows: int, columns: int, d: int) -> tuple[int, int]:
-    """Rows and columns that a launch of the fused forward pass goes over: only its partial results take memory.
+    """Rows and columns covered by a launch of the fused forward pass, which stores only partial results.
 
-    These are, with tiles of 128 · 64 at least, rows · columns · 3/128 numbers: 3/4 · columns · d at most.
+    With tiles of 128 · 64 or more, these are at most rows · columns · 3/128 numbers, that is, 3/4 · columns · d.
     """
     return min(rows, LARGEST, _down(32 * d)), min(columns, LONGEST)
 
 
 def score_block(rows: int, columns: int, d: int) -> tuple[int, int]:
-    """Rows and columns of the one block of G, or of scores, that is in memory at a time.
+    """Rows and columns of the block of G, or of scores, of which one is in memory at a time.
 
-    As many numbers as the two features have, 2 · columns · d, as near to a square as can be, for which the products
-    with the features read least; of one tile at least.
+    It holds up to as many numbers as two sets of features, 2 · columns · d, and at least one tile. It is as square as
+    possible, which minimises the reads of the products with the features.
     """
     most = 2 * columns * d
     height = min(_up(rows), LARGEST, _down(math.isqrt(most)))
@@ -89,7 +89,7 @@ def score_block(rows: int, columns: int, d: int) -> tuple[int, int]:
 
 
 def blocks(rows: int, columns: int, block: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """The matrix in blocks, row after row."""
+    """Yields the row and column slices of every block of the matrix, in row-major order."""
     for row in range(0, rows, block[0]):
         for column in range(0, columns, block[1]):
             yield slice(row, min(row + block[0], rows)), slice(column, min(column + block[1], columns))
@@ -104,5 +104,5 @@ def _down(size: int) -> int:
 
 
 def _even(size: int, most: int) -> int:
-    """A block's size, of `most` at most, that leaves no small last block."""
+    """The size of near-equal blocks of up to `most` that cover `size`, which avoids a small last block."""
     return _up(-(-size // -(-size // most)))

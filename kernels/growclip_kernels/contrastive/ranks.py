@@ -1,4 +1,4 @@
-"""The samples of all ranks: where this rank's lie among them, and the collectives over them."""
+"""The global batch: where this rank's samples lie in it, and the collectives over its ranks."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# From torch 2.13 on the older names warn.
+# Since torch 2.13, the older names warn.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Ranks:
-    """The global batch.
+    """The ranks that share a global batch, and their numbers of samples.
 
     Args:
-        local: samples of this rank.
-        device: of its features.
-        group: the ranks.
-        counts: samples of every rank; None has the ranks tell each other, which waits for the device.
+        local: number of samples on this rank.
+        device: device of its features.
+        group: process group of the ranks; the default group if None.
+        counts: number of samples of every rank. If None, the ranks exchange them, which waits for the device.
 
     Attributes:
-        counts: samples of every rank.
+        counts: number of samples of every rank.
         offset: index of this rank's first sample in the global batch.
-        total: n, samples of all ranks.
+        total: n, number of samples of all ranks.
 
     Raises:
-        ValueError: counts that are not one a rank, or say something else of this one.
+        ValueError: `counts` does not have one entry per rank, or contradicts `local`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Ranks:
         return counts.tolist()
 
     def gather(self, local: Tensor) -> Tensor:
-        """(n_r, d) of every rank -> (n, d)."""
+        """All-gathers (n_r, d) of every rank -> (n, d)."""
         if self.size == 1:
             return local
         longest = max(self.counts)
@@ -68,7 +68,7 @@ class Ranks:
         return torch.cat([part[:count] for part, count in zip(parts, self.counts, strict=True)])
 
     def sum_scatter(self, value: Tensor) -> Tensor:
-        """The sum over the ranks of (n, d), of which each gets its own rows, (n_r, d)."""
+        """Reduce-scatters: sums (n, d) over the ranks and returns this rank's own rows, (n_r, d)."""
         if self.size == 1:
             return value
         longest = max(self.counts)
@@ -82,13 +82,13 @@ class Ranks:
         return own[: self.local]
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over the ranks, in place."""
+        """All-reduces: the sum over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(value, group=self.group)
         return value
 
     def combine_lse(self, partial: Tensor) -> Tensor:
-        """Log-sum-exp over the ranks, element by element."""
+        """Element-wise log-sum-exp over the ranks."""
         if self.size == 1:
             return partial
         largest = partial.clone()

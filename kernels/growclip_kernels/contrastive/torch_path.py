@@ -1,4 +1,4 @@
-"""The part of the losses that is a rank's own, in PyTorch: any device and any floating type."""
+"""A rank's own part of the losses in PyTorch operators, for any device and floating-point type."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ BLOCK = 2048
 
 
 def log_sum_exp(images: Tensor, texts: Tensor, factor: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of the scores S = factor · I Tᵀ of local pictures with all captions.
+    """Log-sum-exp of the scores S = factor · I Tᵀ of local images with all captions.
 
     Args:
         images: I (n_local, d).
         texts: T (n, d), the captions of all ranks.
-        factor: () in fp32, or float64 for float64 features, in which everything is computed and returned.
-        offset: index of the first picture's own caption.
+        factor: () in fp32, or float64 for float64 features; the results are computed and returned in its type.
+        offset: index of the first image's own caption.
 
     Returns:
-        of each row (n_local,), of each column (n,) over the local pictures, and the scores of pairs (n_local,).
+        The log-sum-exp of each row (n_local,), that of each column (n,) over the local images, and the scores of the
+        local pairs (n_local,).
     """
     row_lse = factor.new_full((images.shape[0],), -torch.inf)
     column_lse = factor.new_full((texts.shape[0],), -torch.inf)
@@ -37,14 +38,15 @@ def log_sum_exp(images: Tensor, texts: Tensor, factor: Tensor, offset: int) -> t
 def gradient(
     images: Tensor, texts: Tensor, factor: Tensor, row_lse: Tensor, column_lse: Tensor, offset: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of Σᵢ (row_lseᵢ + column_lseᵢ) / 2 - Sᵢᵢ over the global batch: what goes through local scores.
+    """The part of the gradient of Σᵢ (row_lseᵢ + column_lseᵢ) / 2 - Sᵢᵢ over the global batch that local scores carry.
 
     Args:
-        row_lse: (n_local,), of all captions.
-        column_lse: (n,), of the pictures of all ranks.
+        row_lse: (n_local,), log-sum-exp of each local row over all captions.
+        column_lse: (n,), log-sum-exp of each column over the images of all ranks.
 
     Returns:
-        in the pictures (n_local, d), in the captions of all ranks (n, d), in the factor (); in the factor's type.
+        The gradients of the images (n_local, d), of the captions of all ranks (n, d) and of the factor (), in the
+        factor's type.
     """
     d_images, d_texts, d_factor = _zeros(images, factor), _zeros(texts, factor), torch.zeros_like(factor)
     for rows, columns in blocks(images.shape[0], texts.shape[0], (BLOCK, BLOCK)):
@@ -63,14 +65,15 @@ def gradient(
 def sigmoid(
     images: Tensor, texts: Tensor, factor: Tensor, bias: Tensor, offset: int, differentiate: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Σ softplus(∓(S + bias)), - for pairs, over the local pictures and all captions, and its gradient.
+    """Σ softplus(∓(S + bias)), - for pairs, over the local images and all captions, and its gradients.
 
     Args:
-        bias: (), like `factor`.
-        differentiate: whether gradients are wanted; those in features are empty if not.
+        bias: (), in the type of `factor`.
+        differentiate: whether the gradients of features are wanted; they are empty if not.
 
     Returns:
-        the sum (); its gradients in the pictures (n_local, d), in all captions (n, d), in the factor and in the bias.
+        The sum () and its gradients of the images (n_local, d), of all captions (n, d), of the factor () and of the
+        bias ().
     """
     d_images, d_texts = (_zeros(features if differentiate else features[:0], factor) for features in (images, texts))
     loss, d_factor, d_bias = torch.zeros_like(factor), torch.zeros_like(factor), torch.zeros_like(factor)
@@ -79,7 +82,7 @@ def sigmoid(
         score = factor * product + bias
         grad = score.sigmoid()
         own = _diagonal(score, rows, columns, offset)
-        _diagonal(grad, rows, columns, offset).copy_(-(-own).sigmoid())  # σ - 1 without its cancellation
+        _diagonal(grad, rows, columns, offset).copy_(-(-own).sigmoid())  # σ - 1 without cancellation
         own.neg_()
         loss += F.softplus(score).sum()
         d_factor += (grad * product).sum()
@@ -99,5 +102,5 @@ def _zeros(features: Tensor, factor: Tensor) -> Tensor:
 
 
 def _diagonal(block: Tensor, rows: slice, columns: slice, offset: int) -> Tensor:
-    """A view of a block's scores of pairs: empty where their diagonal does not cross it."""
+    """A view of the scores of pairs in a block; empty if their diagonal does not cross it."""
     return block.diagonal(offset + rows.start - columns.start)

@@ -1,8 +1,8 @@
-"""The part of the losses that is a rank's own, with Triton's kernels: what `torch_path` computes, as custom operators.
+"""A rank's own part of the losses with Triton kernels: what `torch_path` computes, as custom operators.
 
-The forward pass never writes a score. The backward pass makes each tile of scores again and writes its G into the one
-block that is in memory, from which a library makes the two products with the features, accumulated in fp32: with the
-two passes over the scores 8 · n_local · n · d operations in all.
+The forward pass of the fused design never writes a score. The backward pass recomputes each tile of scores and writes
+its G into a block, of which one is in memory at a time; a library then multiplies that with the features and
+accumulates in fp32. With the two passes over the scores this takes 8 · n_local · n · d operations in all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from growclip_kernels.contrastive import plan
 from growclip_kernels.contrastive.kernels import gradient_kernel, log_sum_exp_kernel
 from growclip_kernels.devices import capability_of
 
-DEPTH = 64  # features are padded to a multiple: a zero changes no product, and kernels need no masks
+DEPTH = 64  # features are zero-padded to a multiple, which changes no product and spares kernels the masks
 
 
 @custom_op("growclip::contrastive_log_sum_exp", mutates_args=())
@@ -109,7 +109,7 @@ def _differentiate(
     column_lse: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in pictures and captions, and the sums of `gradient_kernel`: of the softmax loss without a bias."""
+    """Gradients of images and captions, and the sums of `gradient_kernel`; the loss is softmax if there is no bias."""
     (n_local, d), n, dtype = images.shape, texts.shape[0], images.dtype
     d_images, d_texts = (factor.new_zeros((x if products_wanted else x[:0]).shape) for x in (images, texts))
     sums = torch.zeros(1 if bias is None else 3, dtype=torch.float64, device=factor.device)
@@ -147,7 +147,7 @@ def _differentiate(
 
 
 class _Scores:
-    """What kernels make their scores of: the features, or products of these that a library made."""
+    """The input from which kernels compute scores: the features, or products of these that a library wrote."""
 
     def __init__(self, images: Tensor, texts: Tensor, factor: Tensor, design: plan.Design) -> None:
         self.factor = _aligned(factor)
@@ -159,7 +159,7 @@ class _Scores:
             self.products = factor.new_empty(block)
 
     def arguments(self, rows: slice, columns: slice, offset: int) -> dict[str, object]:
-        """Of either kernel, for a block."""
+        """The arguments that both kernels take, for one block."""
         images, texts = self.images[rows], self.texts[columns]
         height, width = images.shape[0], texts.shape[0]
         if self.products is not None:
@@ -196,7 +196,7 @@ def _padded(features: Tensor) -> Tensor:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """Dense and beginning at a multiple of 16 bytes, as kernels are compiled for: a copy where it is not."""
+    """The tensor, or a copy of it that is contiguous and 16-byte aligned, as the compiled kernels assume."""
     dense = tensor.contiguous()
     return dense if dense.data_ptr() % 16 == 0 else dense.clone()
 

@@ -1,4 +1,4 @@
-"""LAMB and AdamW on flat shards of many tensors, of which only given regions are updated."""
+"""LAMB and AdamW updates of flat shards that hold many tensors, restricted to given regions."""
 
 from growclip_kernels.optimizer.function import adamw, lamb_apply, lamb_direction, trust_ratios
 from growclip_kernels.optimizer.regions import Buffers, Region, Regions, Span

@@ -1,4 +1,4 @@
-"""Everything that the kernels of the updates can be compiled to."""
+"""Every configuration in which the optimizer kernels are compiled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KERNELS = {
 
 
 def configurations(capability: tuple[int, int]) -> Iterator[Configuration]:
-    """What a device of this capability runs: the same on all."""
+    """The configurations for a device of this capability, which are the same for all."""
     for name, (kernel, block, warps) in _KERNELS.items():
         yield Configuration(
             name=f"optimizer {name}",

@@ -1,6 +1,6 @@
-"""Kernels that update a flat shard in one pass: a program takes a block of one span of one tensor.
+"""Kernels that update a flat shard in one pass; a program updates a block of one span of one tensor.
 
-What changes from update to update is read from memory, so a launch is the same every time. Nothing is atomic: the same
+Values that change between updates are read from memory, so launches are identical. There are no atomics, so the same
 inputs give the same bits.
 """
 
@@ -9,21 +9,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FIELDS = tl.constexpr(6)  # of a span's row in the tables
-NUMBERS = tl.constexpr(4)  # of a tensor: 1 / (1 - β1ᵗ), 1 / √(1 - β2ᵗ), weight decay, learning rate
+FIELDS = tl.constexpr(6)  # columns of `Tables.spans`
+NUMBERS = tl.constexpr(4)  # per tensor: 1 / (1 - β1ᵗ), 1 / √(1 - β2ᵗ), weight decay, learning rate
 
 
 @triton.jit
 def _elements(spans, span_of, BLOCK: tl.constexpr):
-    """The program's tensor, where its elements lie (BLOCK,), and which of these there are."""
+    """The program's tensor, the addresses of its elements (BLOCK,), and the mask of those that exist."""
     block = tl.program_id(0)
     row = spans + tl.load(span_of + block).to(tl.int64) * FIELDS
     tensor, offset, columns = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     stride, elements, first_block = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
-    start = (block - first_block) * BLOCK  # within the span, its rows laid end to end
+    start = (block - first_block) * BLOCK  # within the span, whose rows are concatenated
     element = tl.arange(0, BLOCK)
     address = offset + start + element
-    if columns < elements:  # several rows; where there is one, the divisions are left out
+    if columns < elements:  # several rows; a single one needs no divisions
         shifted = (element + start % columns).to(tl.uint32)
         below = shifted // columns.to(tl.uint32)
         column = shifted - below * columns.to(tl.uint32)
@@ -33,7 +33,7 @@ def _elements(spans, span_of, BLOCK: tl.constexpr):
 
 @triton.jit
 def _normalised(g, m, v, numbers, tensor, take1, keep2, take2, eps):
-    """The moments moved on, and m̂ / (√v̂ + eps)."""
+    """The updated moments, and m̂ / (√v̂ + eps)."""
     m = m + take1 * (g - m)
     v = keep2 * v + take2 * g * g
     denominator = tl.sqrt_rn(v) * tl.load(numbers + tensor * NUMBERS + 1) + eps
@@ -45,10 +45,10 @@ def adamw_kernel(
     weight, gradient, exp_avg, exp_avg_sq,  # (n,) fp32
     spans, span_of,  # see Tables
     numbers,  # (tensors, NUMBERS) fp32
-    take1, keep2, take2, eps,  # 1 - β1, β2, 1 - β2: the differences are rounded once
+    take1, keep2, take2, eps,  # 1 - β1, β2, 1 - β2; passed, so that the differences are rounded once
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """w ← (1 - lr · decay) w - lr m̂ / (√v̂ + eps), and the moments."""
+    """w ← (1 - lr · decay) w - lr m̂ / (√v̂ + eps), and updates the moments."""
     tensor, at, there = _elements(spans, span_of, BLOCK)
     g = tl.load(gradient + at, mask=there, other=0.0)
     m = tl.load(exp_avg + at, mask=there, other=0.0)
@@ -64,20 +64,20 @@ def adamw_kernel(
 @triton.jit
 def lamb_direction_kernel(
     weight, gradient, exp_avg, exp_avg_sq,  # (n,) fp32
-    partials,  # (2, blocks) fp32: each program's sums of the squares of w and u
+    partials,  # (2, blocks) fp32: each program's sums of squares of w and u
     spans, span_of,  # see Tables
     numbers,  # (tensors, NUMBERS) fp32
     take1, keep2, take2, eps,  # 1 - β1, β2, 1 - β2
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The moments, and u = m̂ / (√v̂ + eps) + decay · w in the gradient's place."""
+    """Updates the moments, and writes u = m̂ / (√v̂ + eps) + decay · w over the gradient."""
     tensor, at, there = _elements(spans, span_of, BLOCK)
     g = tl.load(gradient + at, mask=there, other=0.0)
     m = tl.load(exp_avg + at, mask=there, other=0.0)
     v = tl.load(exp_avg_sq + at, mask=there, other=0.0)
     w = tl.load(weight + at, mask=there, other=0.0)
     m, v, u = _normalised(g, m, v, numbers, tensor, take1, keep2, take2, eps)
-    u += tl.load(numbers + tensor * NUMBERS + 2) * w  # where nothing is, all of it is 0
+    u += tl.load(numbers + tensor * NUMBERS + 2) * w  # masked elements are 0 in w and u
     tl.store(exp_avg + at, m, mask=there)
     tl.store(exp_avg_sq + at, v, mask=there)
     tl.store(gradient + at, u, mask=there)
@@ -94,7 +94,7 @@ def squares_kernel(
     blocks,
     BLOCK: tl.constexpr,
 ):
-    """Adds up the partial sums of a tensor, in fp64 and always in the same order; 0 for what is no matrix."""
+    """Sums a tensor's partial sums, in fp64 and always in the same order; 0 for tensors that are not matrices."""
     tensor = tl.program_id(0)
     begin, end = tl.load(first_block + tensor), tl.load(first_block + tensor + 1)
     end = tl.where(tl.load(is_matrix + tensor) != 0, end, begin)

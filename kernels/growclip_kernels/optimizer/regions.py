@@ -1,4 +1,4 @@
-"""A flat shard, which of its elements an update concerns, and the tables by which one launch finds them all."""
+"""A flat shard, the regions of it that an update covers, and the tables by which a single launch updates them all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1024  # elements that a program updates
-LONGEST = 2**31 - 2 * BLOCK  # elements of a run: positions in it are 32-bit integers
+BLOCK = 1024  # elements updated by one program
+LONGEST = 2**31 - 2 * BLOCK  # most elements of a run, since positions in it are 32-bit integers
 
 
 class Span(NamedTuple):
@@ -23,7 +23,7 @@ class Span(NamedTuple):
     stride: int
 
     def of(self, flat: Tensor) -> Tensor:
-        """The span of a 1-D tensor as a view: (columns,) if there is but one row, else (rows, columns)."""
+        """The span of a 1-D tensor as a view: (columns,) if there is only one row, else (rows, columns)."""
         if self.rows == 1:
             return flat[self.offset : self.offset + self.columns]
         step = flat.stride(0)
@@ -32,7 +32,7 @@ class Span(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """What an update works on: (n,) fp32 each, dense, laid out alike. The gradient's memory is used up."""
+    """A shard's weights, gradients and moments, each (n,) fp32, dense, in one layout. Updates overwrite gradients."""
 
     weight: Tensor
     gradient: Tensor
@@ -40,16 +40,16 @@ class Buffers(NamedTuple):
     exp_avg_sq: Tensor
 
     def of(self, span: Span) -> Buffers:
-        """A span of each, as views."""
+        """Views of a span of each buffer."""
         return Buffers(*(span.of(buffer) for buffer in self))
 
 
 class Region(NamedTuple):
-    """What is updated of one tensor.
+    """The part of one tensor that an update covers.
 
     Attributes:
-        spans: disjoint; none where the shard holds nothing of it.
-        is_matrix: whether it has weight decay and a trust ratio.
+        spans: disjoint spans of the shard; none if the shard holds nothing of the tensor.
+        is_matrix: whether the tensor has weight decay and a trust ratio.
     """
 
     spans: tuple[Span, ...]
@@ -58,11 +58,11 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Tables:
-    """Regions as kernels read them. A block is up to BLOCK elements of one span, a program's work.
+    """The regions in the form that kernels read. A block, the work of one program, is up to BLOCK elements of one span.
 
     Attributes:
         spans: (spans, 6) int64: tensor, offset, columns, stride, elements, first block.
-        span_of: (blocks,) int32.
+        span_of: (blocks,) int32: the span of each block.
         first_block: (tensors + 1,) int32: the blocks of tensor t are first_block[t], ..., first_block[t + 1] - 1.
         is_matrix: (tensors,) int32, 1 or 0.
     """
@@ -78,17 +78,17 @@ class Tables:
 
 
 class Regions:
-    """The regions of one shard, a tensor each.
+    """The regions of one shard, one per tensor.
 
     Args:
-        regions: in any order; tensors are known by their place in it.
+        regions: the regions in any order; a tensor's number is its region's index.
 
     Attributes:
-        regions: the same.
-        end: behind the last element that is updated.
+        regions: the same, as a tuple.
+        end: index past the last element that is updated.
 
     Raises:
-        ValueError: a run of more than 2^31 elements.
+        ValueError: a run has more than `LONGEST` elements.
     """
 
     def __init__(self, regions: Sequence[Region]) -> None:
@@ -96,14 +96,14 @@ class Regions:
         spans = [span for region in self.regions for span in region.spans]
         self.end = max((s.offset + (s.rows - 1) * s.stride + s.columns for s in spans), default=0)
         if (longest := max((span.columns for span in spans), default=0)) > LONGEST:
-            raise ValueError(f"a rank holds {longest} elements of one tensor; spread it over more ranks")
+            raise ValueError(f"a rank holds {longest} elements of one tensor, more than {LONGEST}; use more ranks")
         self._tables: dict[torch.device, Tables] = {}
 
     def __len__(self) -> int:
         return len(self.regions)
 
     def tables(self, device: torch.device) -> Tables:
-        """Made and copied to the device when first asked for."""
+        """The tables on a device, built on first use."""
         if device not in self._tables:
             self._tables[device] = self._build(device)
         return self._tables[device]
@@ -130,5 +130,5 @@ class Regions:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy for which the host does not wait."""
+    """A copy on the device, without synchronisation."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

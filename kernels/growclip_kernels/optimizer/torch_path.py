@@ -1,6 +1,6 @@
-"""The updates with PyTorch's operators, a span at a time, in the memory that is there: the reference of the kernels.
+"""The updates with PyTorch operators, one span at a time and without extra memory: the reference for the kernels.
 
-Arguments and results are those of `function`.
+See `function` for arguments and results.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from growclip_kernels.optimizer.regions import Buffers, Regions
 
-ROW = 4096  # elements
+ROW = 4096  # elements summed in fp32
 
 
 def adamw(
@@ -71,12 +71,12 @@ def _move_moments(gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: 
 
 
 def _denominator(gradient: Tensor, exp_avg_sq: Tensor, beta2: float, step: int, eps: float) -> Tensor:
-    """√v̂ + eps, in the gradient's memory, which is no longer needed."""
+    """√v̂ + eps, written over the gradient, which is no longer needed."""
     return torch.sqrt(exp_avg_sq, out=gradient).div_(math.sqrt(1 - beta2**step)).add_(eps)
 
 
 def _square(values: Tensor) -> Tensor:
-    """Squared norm in fp64: of rows of some thousand elements in fp32, which is several times as fast, then summed."""
+    """Squared norm: fp32 norms of rows of a few thousand elements, several times faster than fp64, summed in fp64."""
     rows = [values]
     if values.dim() == 1:
         whole = values.numel() // ROW * ROW

@@ -1,6 +1,6 @@
-"""The updates with Triton's kernels: one launch for all regions of a shard, and one more for LAMB's sums of squares.
+"""The updates with Triton kernels: one launch for all regions of a shard, and one more for LAMB's sums of squares.
 
-The host waits for nothing. Arguments and results are those of `function`.
+The host never synchronises with the device. See `function` for arguments and results.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from growclip_kernels.optimizer.kernels import adamw_kernel, lamb_apply_kernel, 
 from growclip_kernels.optimizer.regions import BLOCK, Buffers, Regions, to_device
 
 WARPS = 8
-SUM_BLOCK = 512  # partial sums that are added at a time
+SUM_BLOCK = 512  # partial sums added at a time
 SUM_WARPS = 4
 
 
@@ -86,7 +86,7 @@ def _numbers(
     weight_decay: float,
     device: torch.device,
 ) -> Tensor:
-    """(tensors, 4) fp32, as the kernels take them: worked out in double precision."""
+    """The kernels' `numbers`, (tensors, 4) fp32, computed in double precision."""
     rows = [
         (1 / (1 - betas[0] ** step), 1 / math.sqrt(1 - betas[1] ** step), weight_decay * region.is_matrix, lr)
         for region, step in zip(regions.regions, steps, strict=True)

@@ -1,4 +1,4 @@
-"""Self-attention over packed (varlen) sequences: no sequence sees another, nothing is computed for padding."""
+"""Self-attention over packed (varlen) sequences: no attention across sequences and no computation for padding."""
 
 from growclip_kernels.packed_attention.function import attend, attention, check_boundaries
 from growclip_kernels.packed_attention.sequences import SequenceGroup, Sequences

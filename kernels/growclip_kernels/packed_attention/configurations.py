@@ -1,4 +1,4 @@
-"""Everything that the attention kernels can be compiled to."""
+"""Every configuration in which the attention kernels are compiled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OTHERS = {
 
 
 def configurations(capability: tuple[int, int]) -> Iterator[Configuration]:
-    """What dispatch can choose on a device of this capability."""
+    """The configurations that dispatch can choose on a device of this capability."""
     for dtype in ("bf16", "fp16"):
         for tiles in on_chip_tiles(capability):
             name, transposed = f"to {tiles.longest}", {"TRANSPOSED": tiles.transposed}

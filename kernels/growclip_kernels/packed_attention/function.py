@@ -33,7 +33,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | T
         (T, H, 64).
 
     Raises:
-        ValueError: a shape, type, device or boundary that is not the above.
+        ValueError: a shape, type, device or boundary is not as described above.
     """
     _check(qkv, cu_seqlens, causal)
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:  # -1: in no backward pass
@@ -46,25 +46,25 @@ def attend(qkv: Tensor, sequences: Sequences) -> Tensor:
 
     Args:
         qkv: (T, H, 3, 64), as for `attention`.
-        sequences: the boundaries of T tokens, on the same device.
+        sequences: the boundaries of the T tokens, on the same device.
 
     Returns:
         (T, H, 64).
 
     Raises:
-        ValueError: a shape, type or device that is not the above, or another number of tokens or sequences.
+        ValueError: a shape, type or device is not as described above, or numbers of tokens or sequences differ.
     """
     _check(qkv, sequences.cu_seqlens)
     if sequences.tokens != qkv.shape[0]:
-        raise ValueError(f"qkv has {qkv.shape[0]} tokens, but the sequences {sequences.tokens}")
+        raise ValueError(f"qkv has {qkv.shape[0]} tokens, but the sequences have {sequences.tokens}")
     count, bounded = sum(group.sequences for group in sequences.groups), sequences.cu_seqlens.numel() - 1
     if count != bounded:
-        raise ValueError(f"groups have {count} sequences, but cu_seqlens has boundaries of {bounded}")
+        raise ValueError(f"groups have {count} sequences, but cu_seqlens has the boundaries of {bounded}")
     return _path(qkv).attend(qkv, sequences)
 
 
 def _path(qkv: Tensor) -> ModuleType:
-    """What computes: the kernels, for types that they are made for."""
+    """The implementation: the Triton kernels where they support the type, else PyTorch."""
     if qkv.dtype in TRITON_DTYPES and uses_triton(qkv.device):
         from growclip_kernels.packed_attention import triton_path  # not every machine has Triton
 
@@ -90,15 +90,20 @@ def _check(qkv: Tensor, cu_seqlens: Tensor, causal: bool | Tensor = False) -> No
         given.append(("causal", causal))
     for name, tensor in given:
         if tensor.device != qkv.device:
-            raise ValueError(f"{name} is on {tensor.device}, but qkv on {qkv.device}; move it there")
+            raise ValueError(f"{name} is on {tensor.device}, but qkv is on {qkv.device}; move it there")
 
 
-# What each cu_seqlens was found to divide: (its version, tokens, longest sequence).
+# Of each validated cu_seqlens: (its version, tokens, longest sequence).
 _checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def check_boundaries(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
-    """Refuses boundaries that `attention` would, which on a GPU waits for them: once a tensor object.
+    """Validates the boundaries of sequences, once per tensor object; on a GPU, this synchronises.
+
+    Args:
+        cu_seqlens: (B + 1,) int32, the cumulative sequence lengths.
+        tokens: T, number of tokens of all sequences.
+        max_seqlen: upper bound of the length of a sequence.
 
     Raises:
         ValueError: they do not begin with 0 or end with `tokens`, decrease, or are further apart than `max_seqlen`.
@@ -115,14 +120,14 @@ def check_boundaries(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
 
 
 def _longest(cu_seqlens: Tensor, tokens: int) -> int:
-    """Length of the longest sequence, found with one transfer from the device."""
+    """Validates the boundaries and returns the length of the longest sequence, with one transfer from the device."""
     lengths = cu_seqlens.diff()
     none = lengths.new_zeros(1)
     first, last, shortest, longest = torch.stack(
         [cu_seqlens[0], cu_seqlens[-1], torch.cat([lengths, none]).min(), torch.cat([lengths, none]).max()]
     ).tolist()
     if (first, last) != (0, tokens):
-        raise ValueError(f"cu_seqlens must begin with 0 and end with the {tokens} tokens of qkv: {first} … {last}")
+        raise ValueError(f"cu_seqlens must begin with 0 and end with the number of tokens, {tokens}: {first} … {last}")
     if shortest < 0:
-        raise ValueError("cu_seqlens must not decrease: it holds where each sequence begins, and at last the end")
+        raise ValueError("cu_seqlens must not decrease: it holds the start of each sequence and the end of the last")
     return longest

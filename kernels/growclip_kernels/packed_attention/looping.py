@@ -1,7 +1,7 @@
-"""Attention of sequences of any length: tiles of keys pass by a tile of queries, and the other way round.
+"""Attention for sequences of any length: a program holds a tile of queries and loops over tiles of keys, or vice versa.
 
-The softmax is corrected as its row grows (Milakov & Gimelshein 2018; Dao et al. 2022). The backward pass is two
-launches, the queries' gradient and then the keys' and values', so that each sum stays in one program.
+The softmax is computed online (Milakov & Gimelshein 2018; Dao et al. 2022). The backward pass is two launches, for the
+queries' gradient and then for the keys' and values', so that each sum stays within one program.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def forward_looping(
     qkv, out, lse, cu_seqlens, flags, tokens, heads, stride_token, flagged, all_causal, first_sequence, shorter, tiles,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A program makes `QUERIES` rows of one head: qkv (T, H, 3, 64) -> out (T, H, 64), lse (H, T) to base 2."""
+    """qkv (T, H, 3, 64) -> out (T, H, 64), lse (H, T) to base 2; a program computes `QUERIES` rows of one head."""
     head, start, length, causal = sequence_of(
         tl.program_id(0) // tiles, cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence
     )  # fmt: skip
@@ -40,7 +40,7 @@ def forward_looping(
         largest = tl.full((QUERIES,), float("-inf"), tl.float32)
         total = tl.zeros((QUERIES,), tl.float32)
         o = tl.zeros((QUERIES, HEAD_WIDTH), tl.float32)
-        # The first key is in every row's sight, so `largest` is finite from the first turn on.
+        # Every row sees the first key, so `largest` is finite from the first iteration on.
         for first in range(0, tl.max(sees), KEYS):
             keys = first + tl.arange(0, KEYS)
             k = tile_at(base + HEAD_WIDTH, keys, stride_token, length)
@@ -63,7 +63,7 @@ def backward_queries(
     tokens, heads, stride_token, flagged, all_causal, first_sequence, shorter, tiles,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The queries' part of grad_qkv, a tile of queries a program, and delta (H, T): rows' sums of out · grad_out."""
+    """The queries' part of grad_qkv, a tile of queries per program, and delta (H, T), row sums of out · grad_out."""
     head, start, length, causal = sequence_of(
         tl.program_id(0) // tiles, cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence
     )  # fmt: skip
@@ -99,7 +99,7 @@ def backward_keys(
     tokens, heads, stride_token, flagged, all_causal, first_sequence, shorter, tiles,
     KEYS: tl.constexpr, QUERIES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The keys' and values' parts of grad_qkv, a tile of keys a program. Scores stand transposed, (KEYS, QUERIES)."""
+    """The keys' and values' parts of grad_qkv, one tile of keys per program; scores are transposed, (KEYS, QUERIES)."""
     head, start, length, causal = sequence_of(
         tl.program_id(0) // tiles, cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence
     )  # fmt: skip
@@ -113,7 +113,7 @@ def backward_keys(
         v = tile_at(base + 2 * HEAD_WIDTH, keys, stride_token, length)
         dk = tl.zeros((KEYS, HEAD_WIDTH), tl.float32)
         dv = tl.zeros((KEYS, HEAD_WIDTH), tl.float32)
-        # Queries before the first key do not see this tile where the sequence is causal.
+        # In a causal sequence, queries before the first key of this tile do not see it.
         for first in range(tl.where(causal, first_key // QUERIES * QUERIES, 0), length, QUERIES):
             rows = first + tl.arange(0, QUERIES)
             q = tile_at(base, rows, stride_token, length)

@@ -1,13 +1,13 @@
-"""Attention of sequences that fit on chip: one program a (sequence, head), every score made once a pass.
+"""Attention for sequences that fit on chip: one program per (sequence, head), every score computed once per pass.
 
-Forward: the program holds the keys and values of its sequence and takes the queries some at a time, so that a row of
-scores is whole and its softmax needs no correction. Backward: it holds queries, output and their gradients and takes
-the keys some at a time. The scores of a turn then serve all three gradients, those of its keys and values are complete
-when it ends, and only the queries' gradient is carried on: nothing is summed over programs.
+Forward: the program holds the keys and values of its sequence and loops over tiles of queries, so that rows of scores
+are complete and the softmax needs no rescaling. Backward: it holds queries, outputs and their gradients and loops over
+tiles of keys. The scores of an iteration then serve all three gradients, those of its keys and values are complete at
+its end, and only the queries' gradient is accumulated across iterations: nothing is summed across programs.
 
-Sequences of a batch differ in length, and tiles are of a fixed size. A launch serves those of a group, from
-`first_sequence` on, whose length lies in (`shorter`, tile]; programs of others return at once. Loads and stores never
-leave the `tokens` that there are, whatever `cu_seqlens` holds.
+Sequences of a batch differ in length, and tiles have a fixed size. A launch handles the sequences of a group, from
+`first_sequence` on, whose length lies in (`shorter`, tile]; the programs of others return at once. Loads and stores
+stay within the `tokens` tokens, whatever `cu_seqlens` holds.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import triton.language as tl
 
 HEAD_WIDTH = tl.constexpr(64)
 PARTS = tl.constexpr(3 * 64)  # elements of a head: its query, key and value
-# exp(s / √64) = exp2(s · LOG2_SCALE): the hardware's exponential is that of base 2.
+# exp(s / √64) = exp2(s · LOG2_SCALE): the hardware's exponential has base 2.
 LOG2_SCALE = tl.constexpr(0.125 * 1.4426950408889634)
 SCALE = tl.constexpr(0.125)
-# Arguments that vary from call to call: no kernel is compiled again because one of them is 1, or a multiple of 16.
+# Arguments that vary between calls, excluded from specialisation: a value of 1 or a multiple of 16 must not recompile.
 VARYING = ["tokens", "heads", "flagged", "all_causal", "first_sequence", "shorter"]
 
 
 @triton.jit
 def sequence_of(program, cu_seqlens, flags, heads, tokens, flagged, all_causal, first_sequence):
-    """Which (sequence, head) a program works on: head, first token, length, and whether it is causal."""
+    """The head of a program, and its sequence's first token, length and causality."""
     sequence = first_sequence + program // heads
     start = tl.maximum(tl.load(cu_seqlens + sequence), 0)
     length = tl.maximum(tl.minimum(tl.load(cu_seqlens + sequence + 1), tokens), start) - start
@@ -36,13 +36,13 @@ def sequence_of(program, cu_seqlens, flags, heads, tokens, flagged, all_causal, 
 
 @triton.jit
 def visible(rows, length, causal):
-    """How many keys each query sees, (rows,): one comparison masks for causality and for the sequence's end."""
+    """How many keys each query sees, (rows,), so that one comparison masks both causality and the sequence's end."""
     return tl.where(causal, tl.minimum(rows + 1, length), length)
 
 
 @triton.jit
 def tile_at(base, tokens, stride, length):
-    """A (tokens, 64) tile of a tensor with `stride` elements between tokens; zeros behind the sequence's end."""
+    """A (tokens, 64) tile of a tensor with `stride` elements between tokens, zero past the sequence's end."""
     d = tl.arange(0, HEAD_WIDTH)
     return tl.load(base + tokens[:, None] * stride + d[None, :], mask=tokens[:, None] < length, other=0.0)
 
@@ -58,7 +58,7 @@ def store_tile(base, tile, tokens, stride, length):
 def sum_over_queries(weights, tile, TRANSPOSED: tl.constexpr):
     """weightsᵀ · tile: (QUERIES, KEYS), (QUERIES, 64) -> (KEYS, 64).
 
-    TRANSPOSED makes the product as (64, KEYS): wgmma takes no fewer than 64 rows, and this way KEYS may be less.
+    TRANSPOSED computes it as (64, KEYS): wgmma needs at least 64 rows, and KEYS may then be smaller.
     """
     if TRANSPOSED:
         return tl.trans(tl.dot(tl.trans(tile), weights))
@@ -113,7 +113,7 @@ def backward_on_chip(
         do = tile_at(grad_out + at_out, rows, heads * HEAD_WIDTH, length)
         o = tile_at(out + at_out, rows, heads * HEAD_WIDTH, length)
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)  # (QUERIES,)
-        # Behind the end no row has weights: exp2(s - inf) = 0.
+        # Rows past the sequence's end get no weights: exp2(s - inf) = 0.
         row_lse = tl.load(lse + head.to(tl.int64) * tokens + start + rows, mask=rows < length, other=float("inf"))
         sees = visible(rows, length, causal)
         dq = tl.zeros((QUERIES, HEAD_WIDTH), tl.float32)
@@ -122,7 +122,7 @@ def backward_on_chip(
             k = tile_at(base + HEAD_WIDTH, keys, stride_token, length)
             v = tile_at(base + 2 * HEAD_WIDTH, keys, stride_token, length)
             s = tl.dot(q, tl.trans(k)) * LOG2_SCALE  # (QUERIES, KEYS)
-            # The mask comes before the exponential: a masked score may lie above its row's log-sum-exp without bound.
+            # Mask before the exponential: a masked score may exceed its row's log-sum-exp by any amount and overflow.
             s = tl.where(keys[None, :] < sees[:, None], s, float("-inf"))
             p = tl.exp2(s - row_lse[:, None])
             dv = sum_over_queries(p.to(q.dtype), do, TRANSPOSED)

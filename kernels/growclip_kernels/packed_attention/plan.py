@@ -1,6 +1,6 @@
-"""Which kernels attend which sequences of a batch, with which tiles: chosen from what the host knows.
+"""Chooses the kernels and tiles for the sequences of a batch, from what the host knows.
 
-The tiles are those that compile without spills; their speed is predicted in docs/performance.md, not yet measured.
+Tiles were chosen to compile without spills; their speed is predicted in docs/performance.md, not yet measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Precision = Literal["ieee", "tf32x3"]
 
 @dataclass(frozen=True)
 class Tile:
-    """Sizes of a tile of scores, and how its kernel is launched."""
+    """Size of a tile of scores, and launch options of its kernel."""
 
     queries: int
     keys: int
@@ -25,10 +25,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class OnChip:
-    """For sequences held whole: all keys in the forward pass, all queries in the backward pass.
+    """Tiles of the kernels that hold a sequence whole: all keys in the forward pass, all queries in the backward pass.
 
     Attributes:
-        transposed: whether the backward pass makes the keys' and values' gradients transposed.
+        transposed: whether the backward pass computes the keys' and values' gradients transposed.
     """
 
     forward: Tile
@@ -37,16 +37,16 @@ class OnChip:
 
     @property
     def longest(self) -> int:
-        """The most tokens that fit."""
+        """Length of the longest sequence that fits, in tokens."""
         return self.forward.keys
 
 
 @dataclass(frozen=True)
 class Looping:
-    """For sequences of any length.
+    """Tiles of the kernels for sequences of any length.
 
     Attributes:
-        precision: of products of fp32 tiles; lower types have but one.
+        precision: input precision of products of fp32 tiles; ignored for 16-bit types.
     """
 
     forward: Tile
@@ -67,7 +67,7 @@ AMPERE = (
     OnChip(Tile(64, 128, warps=4, stages=2), Tile(128, 32, warps=4, stages=1), transposed=False),
     OnChip(Tile(32, 256, warps=4, stages=2), Tile(256, 16, warps=8, stages=2), transposed=True),
 )
-# For programs that have 99 KiB of shared memory, too little to hold 256 keys or queries.
+# For devices with 99 KiB of shared memory per program, too little to hold 256 keys or queries.
 SMALL = (
     *AMPERE[:2],
     OnChip(Tile(64, 128, warps=4, stages=2), Tile(128, 16, warps=4, stages=1), transposed=False),
@@ -88,16 +88,16 @@ LOOPING_FP32 = Looping(
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch serves the sequences longer than `shorter` and, if `tiles` hold sequences whole, up to their longest."""
+    """A launch, for sequences longer than `shorter` and, if `tiles` hold sequences whole, up to `tiles.longest`."""
 
     shorter: int
     tiles: OnChip | Looping
 
 
 def on_chip_tiles(capability: tuple[int, int]) -> tuple[OnChip, ...]:
-    """Tiles of a device, the smallest first. The interpreter takes Hopper's.
+    """The on-chip tiles for a device, smallest first. The interpreter uses Hopper's.
 
-    Desktop and inference cards (8.6, 8.9, 12.x), and what is not known here, take those for little shared memory.
+    Desktop and inference cards (8.6, 8.9, 12.x) and unknown devices get the tiles for little shared memory.
     """
     if capability[0] in (9, 10):
         return HOPPER
@@ -105,10 +105,15 @@ def on_chip_tiles(capability: tuple[int, int]) -> tuple[OnChip, ...]:
 
 
 def plan(tokens: int, sequences: int, max_seqlen: int, dtype: torch.dtype, capability: tuple[int, int]) -> list[Launch]:
-    """The launches that together serve every length from 1 to `max_seqlen` once.
+    """The launches that together handle every length from 1 to `max_seqlen` exactly once.
 
     Args:
-        tokens: T of the batch. Where it is sequences · max_seqlen, all are of that length, and one launch will do.
+        tokens: T, number of tokens. If it is sequences · max_seqlen, all sequences have that length, and one launch
+            suffices.
+        sequences: number of sequences.
+        max_seqlen: length of the longest sequence, or an upper bound of it.
+        dtype: type of qkv.
+        capability: compute capability of the device.
     """
     if dtype == torch.float32:
         return [Launch(0, LOOPING_FP32)]

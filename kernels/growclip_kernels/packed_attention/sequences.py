@@ -1,4 +1,4 @@
-"""Packed sequences with what the host knows of them, so that nobody has to ask the device, and wait for its answer."""
+"""Packed sequences together with what the host knows about them, so that nothing has to synchronise with the device."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ HEAD_WIDTH = 64  # elements of a head's query, key or value
 
 
 class SequenceGroup(NamedTuple):
-    """Neighbouring sequences of one causality.
+    """Consecutive sequences that are all causal or all bidirectional.
 
     Attributes:
-        sequences: how many.
-        tokens: of all of them.
-        max_seqlen: length of the longest, or an upper bound of it.
-        causal: whether a token sees only itself and those before it.
+        sequences: number of sequences.
+        tokens: total number of tokens.
+        max_seqlen: length of the longest sequence, or an upper bound of it.
+        causal: whether a token attends only to itself and earlier tokens.
     """
 
     sequences: int
@@ -30,11 +30,11 @@ class SequenceGroup(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """T tokens of B sequences, end to end. Whoever makes one answers for it: its boundaries are not looked at.
+    """The boundaries of B sequences of T tokens in total, packed end to end. The caller guarantees that they are valid.
 
     Attributes:
-        cu_seqlens: (B + 1,) int32, where sequences begin and end: starts with 0, ends with T.
-        groups: of all sequences, in their order.
+        cu_seqlens: (B + 1,) int32, the cumulative sequence lengths, from 0 to T.
+        groups: the sequences in groups, in order.
     """
 
     cu_seqlens: Tensor
@@ -45,12 +45,12 @@ class Sequences:
         return sum(group.tokens for group in self.groups)
 
     def followed_by(self, others: Sequences) -> Sequences:
-        """These and the others behind them."""
+        """The concatenation of these sequences and `others`."""
         return Sequences(torch.cat([self.cu_seqlens, others.cu_seqlens[1:] + self.tokens]), self.groups + others.groups)
 
 
 def groups_of(cu_seqlens: Tensor, causal: Tensor) -> tuple[SequenceGroup, ...]:
-    """The groups of boundaries (B + 1,) with a flag (B,) each. Waits for the device."""
+    """The groups of sequences with boundaries (B + 1,) and causal flags (B,). Synchronises with the device."""
     ends, flags = cu_seqlens.tolist(), causal.tolist()
     groups = []
     for flag, members in itertools.groupby(range(len(flags)), key=flags.__getitem__):

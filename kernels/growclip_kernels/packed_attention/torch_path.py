@@ -1,4 +1,4 @@
-"""The PyTorch path of attention: scaled_dot_product_attention over groups of sequences of one causality."""
+"""The PyTorch path of attention: scaled_dot_product_attention, one call per group of sequences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from growclip_kernels.packed_attention.sequences import HEAD_WIDTH, SequenceGrou
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor) -> Tensor:
-    """`function.attention`, of arguments that were checked."""
+    """`function.attention` for validated arguments."""
     if isinstance(causal, Tensor):
         groups = groups_of(cu_seqlens, causal)
     else:
@@ -19,9 +19,9 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | T
 
 
 def attend(qkv: Tensor, sequences: Sequences) -> Tensor:
-    """`function.attend`, of arguments that were checked."""
+    """`function.attend` for validated arguments."""
     outputs, first, token = [], 0, 0
-    for group in sequences.groups:  # pictures and captions differ: pad each group to its own longest
+    for group in sequences.groups:  # images and captions differ in length: pad per group
         boundaries = sequences.cu_seqlens[first : first + group.sequences + 1]
         part = qkv[token : token + group.tokens]
         outputs.append(_attend_group(part, boundaries - token if token else boundaries, group))
@@ -36,13 +36,13 @@ def _attend_group(qkv: Tensor, cu_seqlens: Tensor, group: SequenceGroup) -> Tens
     heads = qkv.shape[1]
     if tokens == 0:
         return qkv[:, :, 0]
-    if tokens == sequences * max_seqlen:  # all of one length
+    if tokens == sequences * max_seqlen:  # all of the same length
         return _dense(qkv.view(sequences, max_seqlen, heads, 3, HEAD_WIDTH), None, causal).reshape(qkv[:, :, 0].shape)
     lengths = cu_seqlens.diff().long()
     starts = torch.arange(sequences, device=qkv.device) * max_seqlen - cu_seqlens[:-1]
     rows = torch.arange(tokens, device=qkv.device) + starts.repeat_interleave(lengths, output_size=tokens)
     padded = qkv.new_zeros(sequences * max_seqlen, *qkv.shape[1:]).index_copy(0, rows, qkv)
-    # Behind its sequence, padding is in no causal token's sight; only the other kind needs a mask.
+    # Padding follows its sequence, so causal tokens never see it; only bidirectional ones need a mask.
     mask = None
     if not causal:
         mask = (torch.arange(max_seqlen, device=qkv.device) < lengths[:, None])[:, None, None, :]  # (B, 1, 1, L)

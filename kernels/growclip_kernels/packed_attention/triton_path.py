@@ -1,4 +1,4 @@
-"""The Triton path of attention as operators that autograd, torch.compile and fake tensors know."""
+"""The Triton path of attention, as custom operators for autograd, torch.compile and fake tensors."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from growclip_kernels.packed_attention.sequences import SequenceGroup, Sequences
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool | Tensor) -> Tensor:
-    """`function.attention`, of arguments that were checked."""
+    """`function.attention` for validated arguments."""
     flags, all_causal = (causal, False) if isinstance(causal, Tensor) else (None, causal)
     group = SequenceGroup(cu_seqlens.numel() - 1, qkv.shape[0], max_seqlen, all_causal)
     return attention_forward(qkv, cu_seqlens, flags, _numbers([group]))[0]
 
 
 def attend(qkv: Tensor, sequences: Sequences) -> Tensor:
-    """`function.attend`, of arguments that were checked."""
+    """`function.attend` for validated arguments."""
     return attention_forward(qkv, sequences.cu_seqlens, None, _numbers(sequences.groups))[0]
 
 
 def _numbers(groups: Sequence[SequenceGroup]) -> list[int]:
-    """Groups as an operator can take them: the fields of each, one after the other."""
+    """The groups' fields as a flat list of integers, which custom operators accept."""
     return [int(field) for group in groups for field in group]
 
 
@@ -37,11 +37,11 @@ def _numbers(groups: Sequence[SequenceGroup]) -> list[int]:
 def attention_forward(
     qkv: Tensor, cu_seqlens: Tensor, flags: Tensor | None, groups: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """out (T, H, 64) and, for the backward pass, lse (H, T): log2 of the sums of exponentials.
+    """The output (T, H, 64) and, for the backward pass, lse (H, T): log2 of each row's sum of exponentials.
 
     Args:
-        flags: (B,) booleans, which sequences are causal beside those of causal groups.
-        groups: of all sequences, as `_numbers` gives them.
+        flags: (B,) booleans that mark causal sequences in addition to those of causal groups; None for no others.
+        groups: the groups of all sequences, as returned by `_numbers`.
     """
     qkv = _ready(qkv)
     tokens, heads = qkv.shape[:2]
@@ -63,7 +63,7 @@ def attention_backward(
     grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor,
     cu_seqlens: Tensor, flags: Tensor | None, groups: Sequence[int],
 ) -> Tensor:  # fmt: skip
-    """The gradient in qkv, (T, H, 3, 64)."""
+    """The gradient of qkv, (T, H, 3, 64)."""
     qkv, grad_out = _ready(qkv), grad_out.contiguous()
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     with torch.cuda.device_of(qkv):
@@ -84,7 +84,7 @@ def attention_backward(
 
 
 def _ready(qkv: Tensor) -> Tensor:
-    """With no gap except between tokens, which may be any: the leading heads of a wider tensor stay where they are."""
+    """qkv, or a copy if a token's heads are not contiguous. Tokens may be strided, as those of leading heads are."""
     return qkv if qkv.stride()[1:] == (qkv.shape[2] * qkv.shape[3], qkv.shape[3], 1) else qkv.contiguous()
 
 
@@ -94,11 +94,11 @@ def _options(tile: Tile, **constexprs: Any) -> dict[str, Any]:
 
 
 class _Launch(NamedTuple):
-    """For sequences of one group whose lengths the tiles are for.
+    """A launch for the sequences of one group whose lengths fit the tiles.
 
     Attributes:
-        programs: a (sequence, head) each; of looping kernels, tiles of one.
-        longest: sequence of the group.
+        programs: number of (sequence, head) pairs; a looping kernel runs several programs for each, one per tile.
+        longest: upper bound of the length of the group's sequences.
         shared: arguments that all kernels take.
     """
 
@@ -109,10 +109,10 @@ class _Launch(NamedTuple):
 
 
 def _launches(qkv: Tensor, cu_seqlens: Tensor, flags: Tensor | None, groups: Sequence[int]) -> Iterator[_Launch]:
-    """What to launch: each group by itself, as neighbours' lengths are alike, and those of another group's are not."""
+    """Yields the launches, separately for each group: lengths are similar within a group but differ between groups."""
     tokens, heads = qkv.shape[:2]
     cu_seqlens = cu_seqlens.contiguous()
-    # Without flags the pointer is not followed; it has to be of the same type.
+    # Without flags the pointer is not dereferenced, but must have the same type.
     pointer = (cu_seqlens if flags is None else flags.contiguous()).view(torch.uint8)
     first, numbers = 0, iter(groups)
     for sequences, in_group, longest, causal in zip(numbers, numbers, numbers, numbers, strict=True):
@@ -137,7 +137,7 @@ def _(grad_out: Tensor, qkv: Tensor, *_: object) -> Tensor:
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     qkv, cu_seqlens, flags, groups = inputs
     ctx.save_for_backward(qkv, *output, cu_seqlens, flags)
-    ctx.set_materialize_grads(False)  # no zeros for the gradient that lse never has
+    ctx.set_materialize_grads(False)  # lse has no gradient; do not fill it with zeros
     ctx.groups = groups
 
 

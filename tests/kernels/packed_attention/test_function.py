@@ -67,21 +67,21 @@ def attend(**changed):
         ({"qkv": torch.zeros(4, 2, 64)}, "qkv must be"),
         ({"qkv": torch.zeros(4, 3, 2, 64)}, "qkv must be"),
         ({"qkv": torch.zeros(4, 2, 3, 64, dtype=torch.int32)}, "floating-point type, not torch.int32"),
-        ({"qkv": torch.zeros(4, 2, 3, 64, device="meta")}, "cu_seqlens is on cpu, but qkv on meta"),
+        ({"qkv": torch.zeros(4, 2, 3, 64, device="meta")}, "cu_seqlens is on cpu, but qkv is on meta"),
         ({"cu_seqlens": torch.tensor([[0, 4]], dtype=torch.int32)}, "cu_seqlens must be"),
         ({"cu_seqlens": torch.tensor([0, 4])}, "cu_seqlens must be .* int32, not .* torch.int64"),
         ({"cu_seqlens": torch.tensor([], dtype=torch.int32)}, "cu_seqlens must be"),
         ({"cu_seqlens": torch.tensor([0, 3, 2, 4], dtype=torch.int32)}, "must not decrease"),
         (
             {"cu_seqlens": torch.tensor([1, 4], dtype=torch.int32)},
-            "begin with 0 and end with the 4 tokens .*: 1 … 4",
+            "begin with 0 and end with the number of tokens, 4: 1 … 4",
         ),
-        ({"cu_seqlens": boundaries([1, 2])}, "begin with 0 and end with the 4 tokens"),
-        ({"cu_seqlens": boundaries([1, 4])}, "begin with 0 and end with the 4 tokens"),
+        ({"cu_seqlens": boundaries([1, 2])}, "begin with 0 and end with the number of tokens, 4"),
+        ({"cu_seqlens": boundaries([1, 4])}, "begin with 0 and end with the number of tokens, 4"),
         ({"max_seqlen": 2}, "max_seqlen is 2, but cu_seqlens has a sequence of 3 tokens"),
         ({"causal": torch.tensor([True])}, "one flag per sequence"),
         ({"causal": torch.tensor([1, 0])}, "one flag per sequence .* bool, not .* torch.int64"),
-        ({"causal": torch.zeros(2, dtype=torch.bool, device="meta")}, "causal is on meta, but qkv on cpu"),
+        ({"causal": torch.zeros(2, dtype=torch.bool, device="meta")}, "causal is on meta, but qkv is on cpu"),
     ],
 )
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
@@ -138,10 +138,10 @@ def test_known_sequences_are_attended_like_any(monkeypatch, kernels, pictures, c
     assert sequences.tokens == sum(lengths)
     out, expected = function.attend(qkv, sequences), attention(qkv, cu_seqlens, 9, flags if captions else False)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)  # padded to other lengths where all are alike
-    with pytest.raises(ValueError, match=rf"qkv has {sum(lengths) - 1} tokens, but the sequences {sum(lengths)}"):
+    with pytest.raises(ValueError, match=rf"qkv has {sum(lengths) - 1} tokens, but the sequences have {sum(lengths)}"):
         function.attend(qkv[1:], sequences)
     with pytest.raises(
-        ValueError, match=rf"{len(lengths)} sequences, but cu_seqlens has boundaries of {len(lengths) - 1}"
+        ValueError, match=rf"{len(lengths)} sequences, but cu_seqlens has the boundaries of {len(lengths) - 1}"
     ):
         function.attend(qkv, Sequences(cu_seqlens[1:], sequences.groups))
 
