@@ -29,7 +29,7 @@ def adamw(
 ) -> None:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, Algorithm 2), in place and only in the regions.
 
-    w ← w - lr · weight_decay · w - lr · m̂ / (√v̂ + eps). Only matrices decay. The gradient is overwritten.
+    w ← w - lr · weight_decay · w - lr · m̂ / (√v̂ + eps). Only matrices decay. The gradient may be overwritten.
 
     Args:
         buffers: the shard's weights, gradients and moments.
