@@ -301,7 +301,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) ->
     subject = find_subject(folder / "run")
     model = subject.load()
     assert subject.tokenizer(None, model.sizes, model.end_of_text).vocab_size == model.sizes.vocab_size
-    with pytest.raises(InputError, match=r"has 288 tokens, .* has 287, and 287: name the tokenizer"):
+    with pytest.raises(InputError, match=r"has 288 tokens and .* 287, but .* has 287 and 287; name the tokenizer"):
         subject.tokenizer(None, replace(model.sizes, vocab_size=287), model.end_of_text)
 
 
