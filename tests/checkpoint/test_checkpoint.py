@@ -116,7 +116,7 @@ def test_any_tensors_and_a_rank_may_own_none(tmp_path: Path, group: Groups, owni
         assert torch.equal(checkpoint.read(name), tensor)
     with pytest.raises(InputError, match="state: the checkpoint has no tensor d"):
         checkpoint.read("d")
-    with pytest.raises(InputError, match=r"weights\.json: the description has no \w+; these are not a model's"):
+    with pytest.raises(InputError, match=r"weights\.json: the description has no \w+, so these are not a model's"):
         load_model(tmp_path / "state")
 
 
