@@ -10,13 +10,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from deepspeed.accelerator import get_accelerator
 
 from growclip_kernels.optimizer import torch_path
 from tests.fed_gradients import BOUND, SHAPES, Scenario, State, leading, reference, relative_error, train
 from tests.group import Groups
+from tests.precisions import LOW_PRECISIONS
 
-PRECISIONS = ["fp32", "bf16"] + ["fp16"] * (torch.float16 in get_accelerator().supported_dtypes())
+PRECISIONS = ["fp32", *LOW_PRECISIONS]
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 
 BOTH = [Scenario(stage, o, subnets=s) for stage in (1, 2, 3) for o in ("lamb", "adamw") for s in (False, True)]

@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
@@ -37,9 +36,9 @@ from tests.fed_gradients import (
     working_copies,
 )
 from tests.group import Groups
+from tests.precisions import LOW_PRECISIONS, needs_fp16
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
-FP16 = ["fp16"] * (torch.float16 in get_accelerator().supported_dtypes())
 
 
 def refusals() -> list[str]:
@@ -107,10 +106,10 @@ def skip_all(scenarios: list[Scenario]) -> list[tuple[Any, ...]]:
 
 
 def test_gradients_that_are_not_finite_change_nothing(group: Groups) -> None:
-    scenarios = [Scenario(stage, dtype=dtype) for stage in (1, 2, 3) for dtype in ("fp32", "bf16", *FP16)]
+    scenarios = [Scenario(stage, dtype=dtype) for stage in (1, 2, 3) for dtype in ("fp32", *LOW_PRECISIONS)]
     scenarios += [Scenario(2, dtype="bf16", zero=OFFLOAD), Scenario(3, zero=OFFLOAD)]
     summed_in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}}
-    for stage, dtype in itertools.product((1, 2, 3), ("bf16", *FP16)):
+    for stage, dtype in itertools.product((1, 2, 3), LOW_PRECISIONS):
         scenarios.append(Scenario(stage, dtype=dtype, zero=OFFLOAD, config=summed_in_fp32))
     for rank, results in enumerate(group(2).run(skip_all, scenarios)):
         for scenario, (states, skipped, norms) in zip([s for s in scenarios for _ in "ab"], results, strict=True):
@@ -184,7 +183,7 @@ def raise_loss_scale(stages: list[int]) -> list[tuple[list[float], list[float], 
     return found
 
 
-@pytest.mark.skipif(not FP16, reason="this CPU has no fp16 in PyTorch")
+@needs_fp16
 def test_a_loss_scale_that_rises_leaves_the_gradients_as_they_are(group: Groups) -> None:
     for results in group(2).run(raise_loss_scale, [1, 2, 3]):
         for scales, norms, error in results:
@@ -193,7 +192,7 @@ def test_a_loss_scale_that_rises_leaves_the_gradients_as_they_are(group: Groups)
             assert error < 1e-3
 
 
-@pytest.mark.skipif(not FP16, reason="this CPU has no fp16 in PyTorch")
+@needs_fp16
 def test_a_loss_scale_too_large_costs_an_update_and_falls(group: Groups) -> None:
     for results in group(2).run(search_loss_scale, [1, 2, 3]):
         for skipped, norms, scales, expected, error in results:

@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
@@ -29,6 +28,7 @@ from growclip_ds.training.engine import Engine
 from growclip_ds.training.iteration import MicroBatch, Outcome, train_iteration
 from tests.fed_gradients import leading, rank0
 from tests.group import Groups
+from tests.precisions import needs_fp16
 
 SPACE = GrowthSpace(Architecture(1, 1, 1, 1, 1, 0), conv_step=1, block_step=1, head_step=1)
 SIZES = {"vocab_size": 64, "context_length": 16, "image_size": 32, "embed_dim": 32}
@@ -251,9 +251,9 @@ def test_bf16_follows(group: Groups) -> None:
 
 
 @pytest.mark.slow
-def test_fp16_follows_where_the_device_has_it(group: Groups) -> None:
-    stages = (1, 2, 3) if torch.float16 in get_accelerator().supported_dtypes() else ()
-    check_low_precision(group, [Division(stage, ((4, 4), (4, 0)), dtype="fp16") for stage in stages], torch.float16)
+@needs_fp16
+def test_fp16_follows(group: Groups) -> None:
+    check_low_precision(group, [Division(stage, ((4, 4), (4, 0)), dtype="fp16") for stage in (1, 2, 3)], torch.float16)
 
 
 def train_on_bytes(normalised: bool) -> tuple[Outcome, int]:

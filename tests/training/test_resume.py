@@ -26,6 +26,7 @@ from growclip_ds.training import resume
 from growclip_ds.training.resume import CheckpointKeeper, newest_good
 from tests.group import Groups, RankError
 from tests.pipeline_runs import TIMES, assert_same_weights, grow_until, write_data
+from tests.precisions import needs_fp16
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +279,7 @@ def grow_on_other_file(data: Path, run: Path) -> str:
     return output.getvalue()
 
 
+@needs_fp16
 def test_the_loss_scale_of_fp16_goes_on(data: Path, group: Groups, tmp_path: Path) -> None:
     """Stopped while it is still being looked for: the search goes on where it was, and stops no run."""
     fp16 = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 3, "hysteresis": 2}

@@ -99,6 +99,7 @@ def reads_of_iterations(folder: str, micro_batches: int, stage: int) -> list[lis
 @pytest.mark.parametrize(("micro_batches", "stage"), [(1, 2), (2, 3)])
 def test_an_iteration_reads_where_it_is_known_to(group: Groups, tmp_path: Path, micro_batches: int, stage: int) -> None:
     folder = str(write_shards(tmp_path, samples=12))
-    for first, *later in group(2).run(reads_of_iterations, folder, micro_batches, stage):
+    for waiting, first, *later in group(2).run(reads_of_iterations, folder, micro_batches, stage):
+        assert waiting == []  # for the first batch
         assert [read for read in first if read != "_mean_and_std: tensor"] == EXPECTED
         assert later == [EXPECTED] * 2
