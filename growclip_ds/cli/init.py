@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import filecmp
 import shutil
 from pathlib import Path
 
@@ -29,11 +30,14 @@ def add_init_command(parser: argparse.ArgumentParser) -> None:
 def _init(options: argparse.Namespace) -> int:
     root = _project_files()
     written = kept = 0
+    differing: list[Path] = []
     try:
         for source in sorted(_files(root)):
             target = options.folder / source.relative_to(root)
             if target.exists():
                 kept += 1
+                if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+                    differing.append(target)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
@@ -41,6 +45,9 @@ def _init(options: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be written ({error.strerror}); name another folder") from None
     print(f"{options.folder}: {written} files written, {kept} were there")
+    if differing:
+        print("Kept as they were, other than this version's (move one away and call this again to get this version's):")
+        print("\n".join(f"  {path}" for path in differing))
     return 0
 
 

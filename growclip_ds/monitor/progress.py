@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -42,13 +43,13 @@ class Output:
     """An output stream that may end in a live line, which later output replaces.
 
     Args:
-        stream: where to write; None: standard output. Only terminals get a live line.
+        stream: where to write; None: standard output. Only terminals that can erase a line get a live one.
         clock: monotonic time in seconds.
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream or sys.stdout
-        self.is_live = self.stream.isatty()
+        self.is_live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.clock = clock
         self._last_plain = float("-inf")
 

@@ -30,8 +30,24 @@ def test_files_that_are_there_stay(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/cc12m.yaml").write_text("mine")
     assert main(["init", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.endswith(" files written, 1 were there\n")
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.endswith(" files written, 1 were there")
+    assert others[1:] == [f"  {tmp_path / 'configs/cc12m.yaml'}"]
     assert (tmp_path / "configs/cc12m.yaml").read_text() == "mine"
+
+
+def test_files_of_an_older_version_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path)]) == 0
+    with (tmp_path / "slurm/common.sh").open("a") as script:
+        script.write("# as it was\n")
+    capsys.readouterr()
+    assert main(["init", str(tmp_path)]) == 0
+    first, _, *named = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{tmp_path}: 0 files written, ")
+    assert named == [f"  {tmp_path / 'slurm/common.sh'}"]
+    (tmp_path / "slurm/common.sh").unlink()
+    assert main(["init", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}: 1 files written, ")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

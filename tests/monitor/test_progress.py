@@ -27,6 +27,11 @@ class Clock:
         return self.now
 
 
+@pytest.fixture(autouse=True)
+def terminal_that_erases_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+
 def progress_lines(stream: io.StringIO, clock: Clock, iterations: int, seconds: float, **figures: Any) -> str:
     progress = PhaseProgress(
         Output(stream, clock), 2, 3, Phase.SELECTION, {(2, Phase.SELECTION): iterations, (2, Phase.TRAIN): 300}
@@ -54,6 +59,13 @@ def test_a_terminal_has_one_live_line(monkeypatch: pytest.MonkeyPatch):
     assert updates[4].startswith("step 2/3 selection  [########........] 50/100  loss 3.214  512 samples/s  0:05 left")
     assert all(len(update.removesuffix("\x1b[K")) <= 99 for update in updates[:-1])
     assert updates[-1] == "step 2/3 selection: 100 iterations in 0:10, loss 3.214, 512 samples/s\x1b[K\n"
+
+
+def test_a_terminal_that_cannot_erase_a_line_has_plain_ones(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert progress_lines(Terminal(), Clock(), iterations=100, seconds=1) == progress_lines(
+        io.StringIO(), Clock(), iterations=100, seconds=1
+    )
 
 
 @pytest.mark.parametrize(
