@@ -105,7 +105,9 @@ def _two_passes(
         outputs = [_forward(engine, micro_batch, architecture) for micro_batch in micro_batches]
     sizes = [image_features.shape[0] for image_features, _, _ in outputs]
     cached = [torch.cat([output[i] for output in outputs]) for i in range(2)] + [outputs[0][2]]
-    leaves = [tensor.detach().float().requires_grad_() for tensor in cached]
+    # DeepSpeed scales fp16's loss only when it is given the loss: unscaled, the gradients need fp32's range.
+    wide = [tensor.float() if tensor.dtype == torch.float16 else tensor for tensor in cached]
+    leaves = [tensor.detach().requires_grad_() for tensor in wide]
     image_features, text_features, logit_scale = leaves
     loss = contrastive_loss(image_features, text_features, logit_scale, counts=counts)
     image_gradients, text_gradients, scale_gradient = torch.autograd.grad(_scaled(loss, loss_limit), leaves)
