@@ -5,10 +5,10 @@ In processes of their own: here the kernels are for the interpreter.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import triton
@@ -31,14 +31,20 @@ raise SystemExit(resources.main(["--devices", "9.0", "--jobs", "1"]))
 """
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def table() -> subprocess.CompletedProcess[str]:
+def run(compiling: dict[str, str]) -> Run:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, env=compiling, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def table(run: Run) -> subprocess.CompletedProcess[str]:
     return run("-m", "growclip_kernels.resources", "--devices", "8.0", "9.0")
 
 
@@ -72,7 +78,7 @@ def test_nothing_is_spilled(table: subprocess.CompletedProcess[str], architectur
 
 
 @pytest.mark.slow
-def test_other_devices():
+def test_other_devices(run: Run):
     """Desktop and inference cards, which take the tiles for little shared memory, and Blackwell."""
     table = run("-m", "growclip_kernels.resources", "--devices", "8.9", "10.0", "12.0")
     found = [defect for defect in defects(table) if defect[2] == "needs" or TRITON not in SPILLING]
@@ -81,7 +87,7 @@ def test_other_devices():
     assert counts == {"sm_89": "34", "sm_100": "38", "sm_120": "34"}
 
 
-def test_a_spill_is_found():
+def test_a_spill_is_found(run: Run):
     result = run("-c", TOO_FEW_WARPS)
     assert result.returncode == 1
     assert re.search(r"attention backward to 256, bf16 on sm_90 spills \d+ bytes per thread", result.stderr)
