@@ -66,6 +66,7 @@ def test_no_backend_has_to_copy_its_gradient(monkeypatch: pytest.MonkeyPatch) ->
     assert all(output == gradient for output, gradient in timed)
 
 
+@pytest.mark.slow
 def test_the_shapes_are_of_200_000_tokens() -> None:
     shapes = attention.shapes()
     assert [shape.name for shape in shapes] == ["197", "77 causal", "captions", "197 + captions"]

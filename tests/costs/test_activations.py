@@ -50,22 +50,22 @@ def most(foretold: list[Part], element: int) -> float:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
-@pytest.mark.parametrize(("pairs", "captions", "dtype"), [(16, 12, torch.float32), (48, 40, torch.bfloat16)])
+@pytest.mark.parametrize(("pairs", "captions", "dtype"), [(16, 12, torch.float32), (16, 40, torch.bfloat16)])
 def test_a_micro_batch_keeps_what_is_foretold(
     architecture: Architecture, pairs: int, captions: int, dtype: torch.dtype
 ) -> None:
     foretold = parts(architecture, SIZES, pairs, captions, dtype.itemsize)
     kept, peak = measured(architecture, pairs, captions, dtype, "off")
-    assert total_kept(foretold) == pytest.approx(kept, rel=0.1)
-    assert most(foretold, dtype.itemsize) == pytest.approx(peak, rel=0.15)
+    assert total_kept(foretold) == pytest.approx(kept, rel=0.05)
+    assert most(foretold, dtype.itemsize) == pytest.approx(peak, rel=0.08)
 
 
 @pytest.mark.parametrize("architecture", [ARCHITECTURES[1], Architecture(0, 6, 3, 1, 1, 4)], ids=str)
 def test_and_so_it_does_with_checkpointing(architecture: Architecture) -> None:
     foretold = parts(architecture, SIZES, 16, 12, 4, "on")
     kept, peak = measured(architecture, 16, 12, torch.float32, "on")
-    assert total_kept(foretold) == pytest.approx(kept, rel=0.1)
-    assert most(foretold, 4) == pytest.approx(peak, rel=0.15)
+    assert total_kept(foretold) == pytest.approx(kept, rel=0.05)
+    assert most(foretold, 4) == pytest.approx(peak, rel=0.08)
     less = [total_kept(parts(architecture, SIZES, 16, 12, 4, mode)) for mode in ("offload", "on", "off")]
     assert less == sorted(less)
     assert less[0] < less[1] < less[2]

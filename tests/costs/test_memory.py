@@ -19,7 +19,7 @@ QUICK = [
     Case(STEM, 2, pairs=32, checkpointing="on"),
     Case(WIDE, 2, "bf16", config=FP32_SUMS, zero={"overlap_comm": True}),
     Case(DEEP, 2, micro_batches=2),
-    Case(DEEP, 3, "bf16", pairs=48, captions=30, config=FP32_SUMS),
+    Case(DEEP, 3, "bf16", pairs=16, captions=30, config=FP32_SUMS),
     Case(WIDE, 3, micro_batches=2),
 ]
 ALL = [
@@ -50,7 +50,7 @@ def check(cases: list[Case], of_ranks: list[list[Measured]]) -> None:
         }
         if ranks > 1:
             errors["sent"] = sent.total / sent_by_rings(found[0].communicated, ranks) - 1
-        limits = {"at rest": 0.01, "peak": 0.15, "sent": 0.02}
+        limits = {"at rest": 0.01, "peak": 0.1, "sent": 0.02}
         print(case, {name: f"{error:+.1%}" for name, error in errors.items()}, foretold.peak_at)
         wrong += [(case, name, error) for name, error in errors.items() if abs(error) > limits[name]]
         for one in found:  # the gradient norm stays, and nothing else

@@ -27,7 +27,7 @@ SAMPLES = ((3, 2), (1, 0))  # of each micro-batch of each rank
 
 
 def train(kernels: str, stage: int, checkpointing: str) -> tuple[list[float], dict[str, Tensor], int]:
-    """Losses of three iterations on sampled subnets, rank 0's weights, and how often attention's kernels ran."""
+    """Losses of two iterations on sampled subnets, rank 0's weights, and how often attention's kernels ran."""
     os.environ["GROWCLIP_KERNELS"] = kernels
     runs = []
     launches = triton_path._launches
@@ -49,7 +49,7 @@ def train(kernels: str, stage: int, checkpointing: str) -> tuple[list[float], di
         engine.load_masters(iter(weights.items()))
         generator = torch.Generator().manual_seed(dist.get_rank())
         losses = []
-        for iteration in range(3):
+        for iteration in range(2):
             batches = []
             for size in SAMPLES[dist.get_rank()]:
                 captions = [[*torch.randint(63, (5 + 15 * i,), generator=generator).tolist(), 63] for i in range(size)]
