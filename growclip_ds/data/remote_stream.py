@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +12,22 @@ from typing import Any, TypeVar
 from urllib.error import HTTPError
 
 from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from growclip_ds.data.addresses import open_address
 from growclip_ds.data.batch import BatchDecoder, LoadedBatch
 from growclip_ds.data.faults import BrokenSample, Cause, Fault
 from growclip_ds.data.remote import PLACES, Piece, RemoteOrder, RemoteShards
 from growclip_ds.data.samples import Sample, decode_caption
-from growclip_ds.data.scan import CAPTION_EXTENSION, PICTURE_EXTENSIONS, key_and_extension, samples_of_stats
+from growclip_ds.data.scan import (
+    CAPTION_EXTENSION,
+    PICTURE_EXTENSIONS,
+    is_of_webdataset,
+    key_and_extension,
+    samples_of_stats,
+)
 from growclip_ds.data.shards import Progress
+from growclip_ds.data.tar import members_of
 from growclip_ds.errors import InputError
 
 RETRIES = 10  # consecutive retries of a stream that yield nothing new
@@ -29,8 +37,6 @@ _LONGEST_PAUSE = 60.0
 PATIENCE = 300.0  # maximum seconds without a sample; a quarter of the default `health.hang_minutes`
 _SAID = 4  # failed tries after which the user is told
 _STREAMS = 16  # shards counted concurrently
-
-_ENDS_EARLY = "the stream ends before the tar does"
 
 T = TypeVar("T")
 
@@ -106,28 +112,27 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 425, 429)
 
 
-class _ToItsEnd:
-    """A stream that records whether it was read to its end.
+class _Members:
+    """The wanted members of a streamed tar, for `group_by_keys`.
 
-    tarfile takes a stream that ends within a header or between two members for a complete archive. Of a complete one it
-    reads only the first block of the end-of-archive marker, so it reaches the stream's end only if that is missing.
+    Attributes:
+        damage: after the iteration, what is wrong where it ended, so that members may be lost; "" if nothing.
     """
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.ended = False
+    def __init__(self, url: str, wanted: Callable[[str], bool]) -> None:
+        self._url, self._wanted = url, wanted
+        self.damage = ""
 
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self.ended = not data
-        return data
-
-
-def _open_tar(url: str, wanted: Callable[[str], bool]) -> tuple[_ToItsEnd, Iterator[dict[str, Any]]]:
-    """A tar's stream, and an iterator over its members whose names are wanted."""
-    stream = _ToItsEnd(open_address(url))
-    # Members stay bytes: webdataset's decoders, some of which unpickle, are not used.
-    return stream, tar_file_expander([{"url": url, "stream": stream}], select_files=wanted)
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with tarfile.open(fileobj=open_address(self._url), mode="r|*") as tar:
+            try:
+                for member in members_of(tar):
+                    if member.isreg() and not is_of_webdataset(member.name) and self._wanted(member.name):
+                        # They stay bytes: webdataset's decoders, some of which unpickle, are not used.
+                        data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                        yield {"fname": member.name, "data": data, "__url__": self._url}
+            except tarfile.ReadError as error:
+                self.damage = str(error)
 
 
 def _without_repeats(members: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -135,10 +140,7 @@ def _without_repeats(members: Iterable[dict[str, Any]]) -> Iterator[dict[str, An
     current: str | None = None
     extensions: set[str] = set()
     for member in members:
-        key, extension = key_and_extension(member.get("fname", ""))  # the end of a tar has no name
-        if key is None:
-            yield member
-            continue
+        key, extension = key_and_extension(member["fname"])
         if key != current:
             current, extensions = key, set()
         if extension not in extensions:
@@ -150,23 +152,23 @@ def whole_tar(url: str, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any
     """Yields all samples of a tar, as contents by extension; for use with `reopening`.
 
     Raises:
-        OSError: the stream ends before the tar does; raised in place of the last sample, which may be incomplete.
+        OSError: the tar is cut off or damaged; raised in place of the last sample, which may be incomplete.
     """
-    stream, members = _open_tar(url, wanted)
+    members = _Members(url, wanted)
     last = None
     for sample in group_by_keys(members):
         if last is not None:
             yield last
         last = sample
-    if stream.ended:
-        raise OSError(_ENDS_EARLY)
+    if members.damage:
+        raise OSError(members.damage)
     if last is not None:
         yield last
 
 
 def _stream_once(url: str) -> Iterator[Sample | Fault]:
     wanted = {*PICTURE_EXTENSIONS, CAPTION_EXTENSION}
-    stream, members = _open_tar(url, lambda name: key_and_extension(name)[1] in wanted)
+    members = _Members(url, lambda name: key_and_extension(name)[1] in wanted)
     half = None
     for sample in group_by_keys(_without_repeats(members)):
         if half is not None:
@@ -180,8 +182,8 @@ def _stream_once(url: str) -> Iterator[Sample | Fault]:
             yield Sample(key, picture, sample[CAPTION_EXTENSION])
     # Archives without an end marker, which some programs write, cannot be told from those truncated between members, so
     # they cannot be counted. With a count from elsewhere they can be read, as nothing beyond it is requested.
-    if stream.ended:
-        raise OSError(_ENDS_EARLY)
+    if members.damage:
+        raise OSError(members.damage)
     if half is not None:  # its other half is missing, not truncated
         yield half
 

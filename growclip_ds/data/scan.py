@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tarfile
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from growclip_ds.data.faults import Cause, Fault
+from growclip_ds.data.tar import members_of
 
 PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
@@ -29,8 +29,8 @@ class Scan:
     Attributes:
         places: (n, 4) little-endian int32, a row per sample: the 512-byte block at which the image's first header
             begins, the image's length in bytes, and the same two for the caption.
-        left_out: number of unusable samples, by cause; those lost from a truncated tar are counted by img2dataset's
-            `NNNNN_stats.json` beside it, or else as 1.
+        left_out: number of unusable samples, by cause; those lost from a damaged tar, or one that lacks some, are
+            counted by img2dataset's `NNNNN_stats.json` beside it, or else as 1.
         faults: the unusable samples; one entry with the tar's path stands for those lost.
     """
 
@@ -77,8 +77,8 @@ def scan(path: str) -> Scan:
     else:
         add(key, members)
     left_out = Counter(fault.cause for fault in faults)
-    if not complete:
-        left_out[Cause.DAMAGED_SHARD] = max(1, _expected(path) - len(places) - len(faults))
+    if lost := max(int(not complete), _expected(path) - len(places) - len(faults)):
+        left_out[Cause.DAMAGED_SHARD] = lost
         faults.append(Fault(path, Cause.DAMAGED_SHARD))
     return Scan(np.array(places, dtype="<i4").reshape(-1, 4), left_out, faults)
 
@@ -91,20 +91,15 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
     """
     size = Path(path).stat().st_size
     with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # or it would keep all of them
+        for member in members_of(tar):
             if member.issparse():  # `tar -S`: stored without its zeros, shorter than its stated size
                 continue
             if member.offset_data + member.size > size:
                 raise tarfile.ReadError(f"cut off at byte {size}")
             if member.size > _LARGEST or member.offset // BLOCK > _LARGEST:
                 raise tarfile.ReadError(f"{member.name} is too large, or too far back in the tar")
-            if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
+            if member.isreg() and not is_of_webdataset(member.name):
                 yield member
-        # tarfile takes a damaged header, or a truncation between two members, for the end of the tar
-        with Path(path).open("rb") as file:
-            if os.pread(file.fileno(), BLOCK, tar.offset) != bytes(BLOCK):
-                raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
 
 
 def _expected(path: str) -> int:
@@ -126,6 +121,11 @@ def samples_of_stats(data: bytes) -> int:
     if not isinstance(samples, int) or samples < 0:
         raise ValueError("no number of 'successes'")
     return samples
+
+
+def is_of_webdataset(name: str) -> bool:
+    """Whether a member is one of webdataset's own, which it leaves out of samples."""
+    return re.match(r"__[^/]*__($|/)", name) is not None
 
 
 def key_and_extension(name: str) -> tuple[str | None, str]:

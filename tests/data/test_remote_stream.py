@@ -241,8 +241,28 @@ def test_a_tar_without_an_end_is_read_but_not_counted(folder: Path, tmp_path: Pa
     last = member(whole, 21)
     endless.write_bytes(whole.read_bytes()[: last.offset_data + -(-last.size // 512) * 512])
     assert all(not isinstance(sample, Fault) for sample in stream_piece(Piece(f"pipe:cat {endless}", 0, 11)))
-    with pytest.raises(InputError, match=r"0\.tar: the stream ends before the tar does"):
+    with pytest.raises(InputError, match=r"0\.tar: the tar is cut off or damaged: empty header;"):
         count_samples([f"pipe:cat {endless}"])
+
+
+@pytest.mark.parametrize("damage", ["damaged header", "zeroed header", "long end", "another tar behind it"])
+def test_a_damaged_tar_is_read_but_not_counted(folder: Path, tmp_path: Path, damage: str) -> None:
+    whole, damaged = (folder / "00001.tar").read_bytes(), tmp_path / "0.tar"
+    fourth = member(folder / "00001.tar", 6).offset
+    damaged.write_bytes(
+        {
+            "damaged header": whole[:fourth] + b"\xaa" * 512 + whole[fourth + 512 :],
+            "zeroed header": whole[:fourth] + bytes(512) + whole[fourth + 512 :],
+            "long end": whole[:fourth] + bytes(2_000_000),
+            "another tar behind it": whole * 2,
+        }[damage]
+    )
+    read = 11 if damage == "another tar behind it" else 3
+    found = list(stream_piece(Piece(f"pipe:cat {damaged}", 0, 12)))
+    assert [sample.key for sample in found[:read]] == [f"1-{n:06d}" for n in range(read)]
+    assert found[read:] == [Fault(f"pipe:cat {damaged}", Cause.UNREADABLE_SHARD)] * (12 - read)
+    with pytest.raises(InputError, match=r"0\.tar: the tar (is cut off or damaged|ends at byte .* more than padding)"):
+        count_samples([f"pipe:cat {damaged}"])
 
 
 def test_pairs_that_are_none(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ import webdataset
 
 from growclip_ds.data.faults import BrokenSample, Cause, Fault
 from growclip_ds.data.samples import ShardReader, captions
+from growclip_ds.data.scan import scan
 from growclip_ds.data.shards import ShardIndex, collect, index_shards, open_shards
 from growclip_ds.errors import InputError
 from tests.data.corpus import caption, pair, picture, write_shard, write_shards
@@ -164,6 +166,12 @@ def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
+def cut_with_zeros(path: Path, size: int) -> None:
+    """As an interrupted copy to a preallocated file leaves it, here of 2 MB."""
+    cut(path, size)
+    os.truncate(path, 2_000_000)
+
+
 def overwrite(path: Path, start: int, data: bytes) -> None:
     old = path.read_bytes()
     path.write_bytes(old[:start] + data + old[start + len(data) :])
@@ -186,6 +194,9 @@ DAMAGED = {
     "cut caption": (lambda path: cut(path, member(path, 3).offset_data + 5), 1),
     "cut last member": (lambda path: cut(path, member(path, 19).offset_data + 5), 9),
     "damaged header": (lambda path: overwrite(path, third_member(path).offset, b"\xaa" * 600), 1),
+    "only zeros from a member on": (lambda path: cut_with_zeros(path, third_member(path).offset), 1),
+    "zeroed header": (lambda path: overwrite(path, third_member(path).offset, bytes(512)), 1),
+    "another tar behind it": (lambda path: path.write_bytes(path.read_bytes() * 2), 10),
     "empty file": (lambda path: cut(path, 0), 0),
     "no tar": (lambda path: path.write_bytes(b"<html>404</html>"), 0),
 }
@@ -203,8 +214,15 @@ def test_what_can_be_read_of_a_damaged_tar_is_used(tmp_path: Path, name: str) ->
     (folder / "00001_stats.json").write_text('{"count": 12, "successes": 10}')  # as img2dataset leaves it
     shutil.rmtree(folder / ".growclip")
     opened = open_shards(sorted(folder.glob("*.tar")))
-    assert opened[1].left_out == Counter({Cause.DAMAGED_SHARD: 10 - readable})
+    assert opened[1].left_out == Counter({Cause.DAMAGED_SHARD: max(1, 10 - readable)})
     assert opened[1].faults() == [Fault(str(folder / "00001.tar"), Cause.DAMAGED_SHARD)]
+
+
+def test_what_statistics_promise_and_a_tar_lacks_is_lost(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "0.tar", [*map(pair, range(4)), {"__key__": "lonely", "jpg": b"p"}])
+    for successes, lost in ((5, 0), (7, 2)):
+        (tmp_path / "0_stats.json").write_text(json.dumps({"successes": successes}))
+        assert scan(str(shard)).left_out == Counter({Cause.NO_CAPTION: 1}) + Counter({Cause.DAMAGED_SHARD: lost})
 
 
 def test_shards_without_a_usable_sample(tmp_path: Path) -> None:
