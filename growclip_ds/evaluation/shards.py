@@ -15,6 +15,7 @@ from typing import Any
 from webdataset.tariterators import group_by_keys
 
 from growclip_ds.data.remote_stream import reopening, whole_tar
+from growclip_ds.data.tar import members_of
 from growclip_ds.errors import InputError
 
 Wanted = Callable[[str], bool]  # whether to read a member, by its name
@@ -25,11 +26,11 @@ def local_headers(shard: str, wanted: Wanted) -> Iterator[tuple[tarfile.TarFile,
     """Yields the samples of a local tar with headers in place of contents, each with the open tar.
 
     Raises:
-        InputError: the tar cannot be read.
+        InputError: the tar cannot be read, or is cut off or damaged.
     """
 
     def members(tar: tarfile.TarFile) -> Iterator[RawSample]:
-        for member in tar:
+        for member in members_of(tar):
             if member.isreg() and wanted(member.name):
                 yield {"fname": member.name, "data": member, "__url__": shard}
 
