@@ -127,12 +127,13 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
     from growclip_ds.evaluation.report import one_line
     from growclip_ds.evaluation.stored import ResultStore, folder_beside
     from growclip_ds.evaluation.subject import choose_device, digest_of_tokenizer, find_subject
+    from growclip_ds.model.precision import use_full_fp32
     from growclip_ds.training.memory_errors import memory_explained
 
     if options.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, not {options.batch_size}")
     check_place(options.json)
-    torch.backends.cudnn.allow_tf32 = False  # stored results say fp32, whatever the device
+    use_full_fp32()  # stored results say fp32, whatever the device
     device = on_every_rank(lambda: choose_device(options.device, int(os.environ.get("LOCAL_RANK", "0"))))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     subject = on_main(lambda: find_subject(options.model, options.step))

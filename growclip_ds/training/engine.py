@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from growclip_ds.architecture import Shape
 from growclip_ds.distributed.rendezvous import collective_limit, init_distributed
+from growclip_ds.model.precision import use_full_fp32
 from growclip_ds.optim import SubnetOptimizer
 from growclip_ds.optim.zero_shards import FlatShard, gather, refresh_weights, scatter
 
@@ -57,7 +58,7 @@ class Engine:
         ds_config: Mapping[str, Any],
     ) -> None:
         init_distributed()
-        torch.backends.cudnn.allow_tf32 = False  # full fp32 precision, as in matmuls; bf16 and fp16 are unaffected
+        use_full_fp32()
         config = _complete(ds_config)
         warnings.filterwarnings("ignore", r"`torch.distributed.\w+` is deprecated", FutureWarning)  # DeepSpeed's calls
         stage3 = config["zero_optimization"]["stage"] == 3
