@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from growclip_ds.data.worker_processes import processors
 
 if TYPE_CHECKING:
     from growclip_ds.data.check import DataReport
+    from growclip_ds.data.faults import Cause
     from growclip_ds.data.index_file import IndexedShard
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -60,17 +62,33 @@ def _add_data_add(commands: Subparsers) -> None:
 
 def _data_add(options: argparse.Namespace) -> int:
     from growclip_ds.data.data_list import add_subset, extend_subset
+    from growclip_ds.data.faults import in_words
     from growclip_ds.data.progress import counting
 
     put = extend_subset if options.extend else add_subset
     with counting("indexing shards") as progress:
         subsets = put(options.list, options.name, options.shards, progress)
+    if left_out := _left_out(options.shards):
+        print(f"unusable samples in the added shards: {in_words(left_out)}; `growclip data check` lists them")
     print(f"{options.list}: growth step, subset, samples, samples of the step")
     arrived = 0
     for step, subset in enumerate(subsets, start=1):
         arrived += subset.samples or 0
         print(f"{step:>4}  {subset.name}  {subset.samples:,}  {arrived:,}")
     return 0
+
+
+def _left_out(patterns: Sequence[str]) -> Counter[Cause]:
+    """Number of unusable samples in shards that have just been indexed, by cause; streamed ones are not known yet."""
+    from growclip_ds.data.data_list import one_pattern
+    from growclip_ds.data.index_file import read_index
+    from growclip_ds.data.remote import is_remote
+    from growclip_ds.data.shards import for_each_file
+    from growclip_ds.data.subsets import find_shards
+
+    pattern = one_pattern(patterns)
+    indexes = [] if is_remote(pattern) else for_each_file(read_index, find_shards(pattern))
+    return sum((index.left_out for index in indexes if index), Counter())
 
 
 def _add_data_check(commands: Subparsers) -> None:

@@ -200,7 +200,8 @@ def _with_samples(subset: Subset, samples: int) -> Subset:
     if subset.samples not in (None, samples):
         raise InputError(
             f"data subset '{subset.name}' had {subset.samples} samples when it was counted and has {samples} now; "
-            f"restore the shards ({subset.shards}), or begin a new run"
+            f"restore the shards ({subset.shards}), or begin a new run; if no run has used the subset yet, remove its "
+            "`samples` from the list instead"
         )
     return replace(subset, samples=samples)
 

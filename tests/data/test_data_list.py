@@ -16,7 +16,7 @@ from growclip_ds.data import data_list
 from growclip_ds.data.data_list import add_subset, extend_subset, one_pattern
 from growclip_ds.data.subsets import Subset, count_subsets, find_shards, open_subsets, read_subsets, write_subsets
 from growclip_ds.errors import InputError
-from tests.data.corpus import write_shards
+from tests.data.corpus import write_faulty, write_shards
 
 
 @pytest.fixture
@@ -78,8 +78,19 @@ def test_duplicates_are_refused_and_the_list_stays(base: Path) -> None:
 def test_a_subset_that_has_changed_is_noticed(base: Path) -> None:
     add_subset(base / "list.yaml", "first", ["a"])
     (base / "a" / "00002.tar").unlink()
-    with pytest.raises(InputError, match="'first' had 30 samples when it was counted and has 20 now"):
+    with pytest.raises(InputError, match=r"'first' had 30 samples .* 20 now; .*remove its `samples` from the list"):
         add_subset(base / "list.yaml", "second", ["b"])
+    write_subsets([Subset("first", str(base / "a"))], base / "list.yaml")
+    assert [subset.samples for subset in add_subset(base / "list.yaml", "second", ["b"])] == [20, 12]
+
+
+def test_unusable_samples_of_added_shards_are_told(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (base / "faulty").mkdir()
+    write_faulty(base / "faulty")
+    for shards, said in ((["a"], False), (["faulty/00000.tar", "faulty/00001.tar"], True), (["b"], False)):
+        assert main(["data", "add", "list.yaml", shards[0], *shards]) == 0
+        told = "1 with no caption, 1 with no picture, 10 with shard cut off or damaged; `growclip data check`"
+        assert (f"unusable samples in the added shards: {told}" in capsys.readouterr().out) is said
 
 
 @pytest.mark.parametrize(
