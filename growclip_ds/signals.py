@@ -55,9 +55,10 @@ def kept_from_children() -> Iterator[None]:
 
     Signals to this process are meanwhile delivered to another of its threads, or else at the end.
     """
-    resource_tracker.ensure_running()  # started inside, it would unblock SIGTERM again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
+        resource_tracker.ensure_running()  # also a child; unblocks SIGTERM and SIGINT, which it ignores
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

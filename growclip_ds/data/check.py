@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from growclip_ds.data.faults import BrokenSample, Cause, Fault
@@ -18,6 +17,7 @@ from growclip_ds.data.remote_stream import stream_piece
 from growclip_ds.data.samples import Sample, ShardReader, decode_caption
 from growclip_ds.data.shards import Progress, collect
 from growclip_ds.data.tokens import Tokenizer
+from growclip_ds.data.worker_processes import map_in_processes
 
 _SIDE = 224  # side in pixels to decode images to
 _BINS = 12  # maximum bins of a histogram
@@ -121,9 +121,7 @@ def _reports(shards: Sequence[IndexedShard | Piece], tokenizer: Tokenizer | None
     if workers < 2 or len(shards) < 2:
         yield from (check_shard(shard, tokenizer) for shard in shards)
         return
-    with ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(check_shard, shard, tokenizer) for shard in shards]):
-            yield future.result()
+    yield from map_in_processes(partial(check_shard, tokenizer=tokenizer), shards, min(workers, len(shards)))
 
 
 def check_shard(shard: IndexedShard | Piece, tokenizer: Tokenizer | None = None) -> DataReport:

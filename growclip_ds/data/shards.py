@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +16,7 @@ from torch import Tensor
 from growclip_ds.data.faults import Cause, in_words
 from growclip_ds.data.index_file import IndexedShard, build_index, is_here, read_index
 from growclip_ds.data.scan import CAPTION_EXTENSION, PICTURE_EXTENSIONS
-from growclip_ds.data.worker_processes import processors
+from growclip_ds.data.worker_processes import map_in_processes, processors
 from growclip_ds.distributed import all_gather_object, on_every_rank, rank, world_size
 from growclip_ds.errors import InputError
 
@@ -184,7 +183,6 @@ def _find_or_build(paths: Sequence[str], progress: Progress | None) -> list[Inde
             built(build_index(path))
     else:
         # Spawned: they import no torch, and the fork server is left to the data loading workers and their preloads.
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            for future in as_completed([pool.submit(build_index, path) for path in absent]):
-                built(future.result())
+        for index in map_in_processes(build_index, absent, processes):
+            built(index)
     return [found[path] for path in paths]

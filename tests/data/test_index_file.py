@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from growclip_ds.data import index_file, shards
+from growclip_ds.data import index_file, shards, worker_processes
 from growclip_ds.data.faults import Cause, Fault
 from growclip_ds.data.index_file import build_index, is_beside, is_here, read_index
 from growclip_ds.data.shards import index_shards, open_shards
@@ -123,7 +123,7 @@ def test_many_tars_are_scanned_by_several_processes(tmp_path: Path, monkeypatch:
     folder = write_shards(tmp_path, samples=12, per_shard=3)
     seen = []
     monkeypatch.setattr(
-        shards, "ProcessPoolExecutor", lambda *given: seen.append(given[0]) or ProcessPoolExecutor(*given)
+        worker_processes, "ProcessPoolExecutor", lambda *given: seen.append(given[0]) or ProcessPoolExecutor(*given)
     )
     index = index_shards(sorted(folder.glob("*.tar")), lambda done, tars: seen.append((done, tars)))
     assert index.ends.tolist() == [3, 6, 9, 12]

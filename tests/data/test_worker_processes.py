@@ -6,6 +6,9 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 
@@ -80,3 +83,59 @@ def test_a_process_that_is_killed_while_it_looks_locks_nobody_out(context: Worke
         look.start()
         look.join(5)
         assert not look.is_alive()
+
+
+def run_alone(body: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a process group of its own; returns once its processes have ended as well."""
+    head = (
+        "import os, signal, time\n"
+        "from growclip_ds.data.worker_processes import map_in_processes\n"
+        "from growclip_ds.signals import StopRequest\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", head + textwrap.dedent(body)],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_request_to_stop_does_not_reach_processes() -> None:
+    ended = run_alone("""
+        request = StopRequest()
+        request.install()
+        done = 0
+        for _ in map_in_processes(time.sleep, [0.01] * 6, 2):
+            if not request.requested:
+                os.killpg(0, signal.SIGTERM)
+                os.killpg(0, signal.SIGUSR1)
+            done += 1
+        print(done, request.requested)
+    """)
+    assert (ended.stdout, ended.stderr) == ("6 True\n", "")
+
+
+def test_processes_end_quietly_when_interrupted() -> None:
+    ended = run_alone("""
+        def interrupt(*_):
+            time.sleep(0.3)  # the processes would be quicker
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            for _ in map_in_processes(time.sleep, [0.01, 300], 2):
+                os.killpg(0, signal.SIGINT)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+    assert (ended.stdout, ended.stderr) == ("interrupted\n", "")
+
+
+def test_processes_end_when_their_parent_is_killed() -> None:
+    ended = run_alone("""
+        for _ in map_in_processes(time.sleep, [0.01, 300, 300], 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert ended.returncode == -signal.SIGKILL
