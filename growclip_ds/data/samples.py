@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import math
 import os
 import re
 import resource
 import tarfile
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +24,10 @@ from growclip_ds.data.shards import READERS, ShardIndex, for_each_file
 _HEADERS = 4  # blocks of header before a member's data, as webdataset writes it; longer ones take a second read
 _MOST_FILES = 2**16  # limit on open files of a data loading worker; the usual default is 1,024
 _SHARE = 4  # a reader keeps at most 1/4 of the allowed files open
+# What reads from Lustre and NFS raise while a server is away or has evicted this machine, usually for seconds.
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN}
+_LONGEST_PAUSE = 32  # seconds before a read is repeated after such errors, the last of doubling pauses from 1 s on
+_IMPATIENT = 600.0  # seconds without pauses after some in vain: they must not add up to `health.hang_minutes`
 
 T = TypeVar("T")
 
@@ -55,9 +62,10 @@ class ShardReader:
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
         self._files: OrderedDict[str, Any] = OrderedDict()
+        self._in_vain = -math.inf  # when pauses last were, on the monotonic clock
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index, "_files": OrderedDict()}
+        return self.__dict__ | {"_files": OrderedDict()}
 
     def read(self, position: int) -> Sample:
         """The sample at a position of the index.
@@ -73,14 +81,30 @@ class ShardReader:
 
     def _read(self, position: int, read: Callable[[Any, list[int]], T]) -> T:
         shard, place = self.index.shard_of(position), self.index.places[position].tolist()
-        try:
+        for failures in itertools.count(1):
             try:
                 return read(self._open(shard), place)
-            except OSError:  # a stale NFS handle stays stale: open the file again
-                self._files.pop(shard, None)
-                return read(self._open(shard), place)
-        except (OSError, tarfile.TarError) as error:
-            raise BrokenSample(Cause.UNREADABLE_SHARD, f"{shard}: {error}") from error
+            except (OSError, tarfile.TarError) as error:
+                self._files.pop(shard, None)  # a stale NFS handle stays stale: open the file again
+                pause = self._pause(error, failures)
+                if pause is None:
+                    raise BrokenSample(Cause.UNREADABLE_SHARD, f"{shard}: {error}") from error
+            time.sleep(pause)
+        raise AssertionError  # for mypy
+
+    def _pause(self, error: Exception, failures: int) -> int | None:
+        """Seconds to wait before a read that has failed so often is repeated; None: it is not."""
+        if not isinstance(error, OSError):
+            return None
+        if failures == 1:
+            return 0
+        if error.errno not in _PASSING or time.monotonic() < self._in_vain + _IMPATIENT:
+            return None
+        pause = 2 ** (failures - 2)
+        if pause > _LONGEST_PAUSE:
+            self._in_vain = time.monotonic()
+            return None
+        return pause
 
     def _open(self, shard: str) -> Any:
         if shard in self._files:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import webdataset
 
+from growclip_ds.data import samples
 from growclip_ds.data.faults import BrokenSample, Cause, Fault
 from growclip_ds.data.samples import ShardReader, captions
 from growclip_ds.data.scan import scan
@@ -252,23 +253,56 @@ def test_a_handle_that_is_stale_is_opened_anew(tmp_path: Path) -> None:
         assert [reader.read(position).key for position in range(3)] == [f"{n:06d}" for n in range(3)]
 
 
-def test_an_error_in_reading_is_forgiven_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Disk:
+    """Stands in for `os.pread`, some of whose next calls fail, and for `time`: nobody waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.pauses, self.errors, self._read = 0.0, [], [], os.pread
+        monkeypatch.setattr(os, "pread", self._pread)
+        monkeypatch.setattr(samples, "time", self)
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pauses_of(self, reader: ShardReader, errors: list[int]) -> tuple[list[float], bool]:
+        """The pauses while a sample is read, and whether it was read at last."""
+        self.pauses, self.errors = [], errors
+        try:
+            return self.pauses, reader.read(1).key == "000001"
+        except BrokenSample:
+            return self.pauses, False
+
+    def _pread(self, *arguments: int) -> bytes:
+        if self.errors:
+            error = self.errors.pop()
+            raise OSError(error, os.strerror(error))
+        return self._read(*arguments)
+
+
+def test_a_read_that_fails_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once; if the server may only be away for some seconds, until it is back."""
     reader = ShardReader(index_shards([write_shard(tmp_path / "0.tar", map(pair, range(3)))]))
-    read, errors = os.pread, 1
+    disk = Disk(monkeypatch)
+    assert disk.pauses_of(reader, [errno.EACCES]) == ([0], True)
+    assert disk.pauses_of(reader, [errno.EACCES] * 2) == ([0], False)
+    assert disk.pauses_of(reader, [errno.ESTALE, errno.EIO] * 2) == ([0, 1, 2, 4], True)
+    assert disk.pauses_of(reader, [errno.ENOTCONN] * 7) == ([0, 1, 2, 4, 8, 16, 32], True)
 
-    def pread(*arguments: int) -> bytes:
-        nonlocal errors
-        errors -= 1
-        if errors >= 0:
-            raise OSError(errno.EIO, "Input/output error")
-        return read(*arguments)
 
-    monkeypatch.setattr(os, "pread", pread)
-    assert reader.read(1).key == "000001"
-    errors = 2
-    with pytest.raises(BrokenSample, match="Input/output error"):
-        reader.read(1)
-    assert reader.read(1).key == "000001"
+def test_pauses_for_a_disk_that_does_not_come_back_do_not_add_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ShardReader(index_shards([write_shard(tmp_path / "0.tar", map(pair, range(3)))]))
+    disk = Disk(monkeypatch)
+    for _ in range(100):
+        assert not disk.pauses_of(reader, [errno.EIO] * 8)[1]
+    assert disk.now < 70
+    disk.now += 600
+    assert disk.pauses_of(reader, [errno.EIO] * 3) == ([0, 1, 2], True)
 
 
 def index_on_a_rank(folder: str) -> tuple[list[str], dict[Cause, int]] | str:
