@@ -1,7 +1,8 @@
 """Copies shards to a machine's local disk, for faster reading.
 
 A shard /a/b.tar is copied to DIR/a/b.tar, with its modification time and its index. A run with `data.staged=DIR` that
-trains on /a/b.tar reads the copy if there is one; lists of data and the run's records keep the original path.
+trains on /a/b.tar reads the copy, if there is one and /a/b.tar has not changed since; lists of data and the run's
+records keep the original path.
 """
 
 from __future__ import annotations
@@ -28,6 +29,15 @@ def staged_path(shard: str, folder: Path | str) -> Path:
     """The path of the copy, existing or not, of a shard given by its absolute path."""
     path = Path(shard)
     return Path(folder).absolute() / path.relative_to(path.anchor)
+
+
+def copy_or_own(shard: str, folder: Path | str) -> str:
+    """The path to read a shard from: that of its copy in a folder, or its own if there is no copy or it has changed."""
+    copy, own = staged_path(shard, folder), Path(shard)
+    with contextlib.suppress(OSError):  # this machine may have only the copies
+        if own.exists() and not _is_copy(copy, own):
+            return shard
+    return str(copy) if copy.exists() else shard
 
 
 def stage_shards(shards: Sequence[str], folder: Path | str, progress: Progress | None = None) -> int:

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from growclip_ds.data.order import held_out_mask
 from growclip_ds.data.remote import RemoteShards, is_remote
 from growclip_ds.data.remote_stream import count_samples
 from growclip_ds.data.shards import Progress, ShardIndex, collect, for_each_file, open_shards, require_samples
-from growclip_ds.data.staging import staged_path
+from growclip_ds.data.staging import copy_or_own
 from growclip_ds.distributed import on_main
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_text
@@ -141,8 +142,10 @@ def _count(
     patterns = on_main(lambda: _find_all(subsets, base))
     if any(is_remote(subset.shards) for subset in subsets):
         return _count_remote(subsets, patterns, progress), patterns
-    paths = itertools.chain.from_iterable(patterns)
-    indexes = iter(open_shards([_copy_or_own(path, staged) for path in paths], progress))
+    paths = list(itertools.chain.from_iterable(patterns))
+    if staged is not None:
+        paths = for_each_file(partial(copy_or_own, folder=staged), paths)
+    indexes = iter(open_shards(paths, progress))
     groups = [list(itertools.islice(indexes, len(shards))) for shards in patterns]
     counted = []
     for subset, shards in zip(subsets, groups, strict=True):
@@ -189,11 +192,6 @@ def count_streamed(subset: Subset, urls: Sequence[str], progress: Progress | Non
     """
     known = subset.shard_samples or ()
     return known if len(known) == len(urls) else count_samples(urls, progress)
-
-
-def _copy_or_own(shard: str, staged: Path | str | None) -> str:
-    copy = None if staged is None else staged_path(shard, staged)
-    return str(copy) if copy is not None and copy.exists() else shard
 
 
 def _with_samples(subset: Subset, samples: int) -> Subset:
