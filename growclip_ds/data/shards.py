@@ -16,7 +16,7 @@ from torch import Tensor
 from growclip_ds.data.faults import Cause, in_words
 from growclip_ds.data.index_file import IndexedShard, build_index, is_here, read_index
 from growclip_ds.data.scan import CAPTION_EXTENSION, PICTURE_EXTENSIONS
-from growclip_ds.data.worker_processes import map_in_processes, processors
+from growclip_ds.data.worker_processes import map_in_processes, share_of_processors
 from growclip_ds.distributed import all_gather_object, on_every_rank, rank, world_size
 from growclip_ds.errors import InputError
 
@@ -177,7 +177,7 @@ def _find_or_build(paths: Sequence[str], progress: Progress | None) -> list[Inde
         if progress is not None:
             progress(len(found), len(read))
 
-    processes = min(_MOST_PROCESSES, processors() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), len(absent))
+    processes = min(_MOST_PROCESSES, share_of_processors(), len(absent))
     if len(absent) <= _FEW or processes < 2:
         for path in absent:
             built(build_index(path))

@@ -26,6 +26,11 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share_of_processors() -> int:
+    """Number of processors for each of this machine's ranks; at least 1."""
+    return max(1, processors() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def map_in_processes(function: Callable[[S], T], of: Iterable[S], processes: int) -> Iterator[T]:
     """Yields a function's results in the order in which they are done, computed by spawned processes.
 

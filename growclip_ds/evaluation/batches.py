@@ -13,11 +13,12 @@ from torch import Tensor
 
 from growclip_ds.data.faults import BrokenSample
 from growclip_ds.data.pictures import decode_picture
+from growclip_ds.data.worker_processes import share_of_processors
 from growclip_ds.distributed import in_lockstep, rank, world_size
 from growclip_ds.evaluation.datasets import EvaluationSet, picture_extension
 from growclip_ds.evaluation.shards import RawSample, local_share, remote_share
 
-DECODING_THREADS = 4
+_THREADS = (4, 16)  # fewest and most threads that decode
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ def batches(dataset: EvaluationSet, image_size: int, batch_size: int) -> Iterato
         InputError: on every rank, if any rank cannot read its samples or finds an invalid one.
     """
     nothing = EvaluationBatch(torch.empty((0, 3, image_size, image_size), dtype=torch.uint8), [], 0)
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+    fewest, most = _THREADS
+    with ThreadPoolExecutor(min(max(fewest, share_of_processors()), most)) as pool:
         for batch in in_lockstep(_own_batches(dataset, image_size, batch_size, pool)):
             yield nothing if batch is None else batch
 

@@ -119,7 +119,7 @@ def test_another_machine_may_have_another_tar_of_the_same_path(tar: Path, monkey
 
 def test_many_tars_are_scanned_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_FEW", 2)
-    monkeypatch.setattr(shards, "processors", lambda: 2)
+    monkeypatch.setattr(shards, "share_of_processors", lambda: 2)
     folder = write_shards(tmp_path, samples=12, per_shard=3)
     seen = []
     monkeypatch.setattr(
