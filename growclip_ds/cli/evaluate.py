@@ -18,7 +18,7 @@ from growclip_ds.cli.output import STANDARD_OUTPUT, check_place, put_json
 from growclip_ds.errors import InputError
 
 if TYPE_CHECKING:
-    from growclip_ds.evaluation import EvaluationSet
+    from growclip_ds.evaluation import CandidateEncoder, EvaluationSet
     from growclip_ds.evaluation.subject import Subject
     from growclip_ds.results import Result
 
@@ -154,14 +154,27 @@ def _evaluate_on_rank(options: argparse.Namespace) -> None:
         start = time.monotonic()
         source = f"from {store.file(dataset)}"
         if result is None:
-            with memory_explained(dataset.name, f"lower --batch-size (now {options.batch_size:,})"):
-                (result,) = evaluate(encoder, dataset, tokenizer, size, options.batch_size)
+            explained = memory_explained(dataset.name, f"lower --batch-size (now {options.batch_size:,})")
+            with explained, _with_progress(encoder, dataset) as encoder_of_set:
+                (result,) = evaluate(encoder_of_set, dataset, tokenizer, size, options.batch_size)
             on_main(partial(store.save, dataset, result))
             source = f"{time.monotonic() - start:.0f} s"
         if is_main():
             print(f"{dataset.name}: {one_line(result)} ({source})", file=sys.stderr, flush=True)
         results.append(result)
     on_main(partial(_report, options, subject, results, tensorboard))
+
+
+@contextlib.contextmanager
+def _with_progress(encoder: CandidateEncoder, dataset: EvaluationSet) -> Iterator[CandidateEncoder]:
+    """The encoder, with a progress bar of this rank's images of a set if it would be seen."""
+    from growclip_ds.data.progress import counting
+    from growclip_ds.distributed import world_size
+    from growclip_ds.evaluation.encoder import CountingEncoder
+
+    share = None if dataset.samples is None else dataset.samples // world_size()
+    with counting(dataset.name) as progress:
+        yield encoder if progress is None else CountingEncoder(encoder, share, progress)
 
 
 def _load_sets(options: argparse.Namespace, subject: Subject) -> list[EvaluationSet]:

@@ -1,4 +1,4 @@
-"""A progress bar on the terminal while shards are indexed, counted or read."""
+"""A progress bar on the terminal while shards are indexed, counted or read, and sets evaluated."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from growclip_ds.distributed import is_main
 
 
 @contextlib.contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def counting(what: str) -> Iterator[Callable[[int, int | None], None] | None]:
     """Shows a progress bar and yields a function to call with the numbers done and to do; None if nobody would see it.
+
+    The number to do may be None: not known.
 
     Rank 0 shows it on standard error, if that is a terminal, from the first call on.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -56,6 +56,29 @@ class ModelEncoder:
     def texts(self, tokens: PackedTokens) -> list[Tensor]:
         tokens = tokens.to(self.device, non_blocking=True)
         return [F.normalize(self.model.encode_text(tokens).float(), dim=-1)]
+
+
+class CountingEncoder:
+    """An encoder that reports how many images it has encoded.
+
+    Args:
+        encoder: the encoder.
+        total: number of this rank's images; None if it is not known.
+        progress: called with the numbers of images done and to do.
+    """
+
+    def __init__(
+        self, encoder: CandidateEncoder, total: int | None, progress: Callable[[int, int | None], None]
+    ) -> None:
+        self._encoder, self._total, self._progress = encoder, total, progress
+        self._done = 0
+        self.texts = encoder.texts
+
+    def images(self, pixels: Tensor) -> list[Tensor]:
+        features = self._encoder.images(pixels)
+        self._done += len(pixels)
+        self._progress(self._done, self._total)
+        return features
 
 
 def first_sharers(entries: Sequence[Tensor]) -> list[int]:

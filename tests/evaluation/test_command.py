@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,21 @@ def evaluate(folder: Path, *arguments: str, ranks: str = "") -> int:
 
 def evaluate_on_rank(folder: Path, ranks: str) -> int:
     return evaluate(folder, "--device", "cpu", ranks=ranks)
+
+
+def test_a_terminal_shows_how_far_a_set_is(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    @contextlib.contextmanager
+    def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
+        yield lambda done, total: shown.append((what, done, total))
+
+    monkeypatch.setattr("growclip_ds.data.progress.counting", counting)
+    assert evaluate(folder) == 0
+    pairs = [("pairs", done, 11) for done in (4, 8, 11)]
+    assert shown == [("things", min(done, 27), 27) for done in range(4, 31, 4)] + pairs
 
 
 def test_figures_are_the_same_at_any_number_of_ranks(
