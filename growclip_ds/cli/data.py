@@ -96,7 +96,7 @@ def _add_data_check(commands: Subparsers) -> None:
         "check",
         help="read all data once and report on it",
         description="Reads and decodes every sample once, and reports counts, sizes, caption lengths, broken samples. "
-        "The exit code is 1 if more samples are broken than --max-broken-share.",
+        "The exit code is 1 if more samples are broken than --max-broken-share, or none is usable.",
         epilog="Examples:\n\n"
         "  growclip data check data/mine.yaml --broken broken.jsonl\n"
         "  growclip data check '/data/first/*.tar' --tokenizer openai/clip-vit-base-patch32 --json",
@@ -118,6 +118,7 @@ def _add_data_check(commands: Subparsers) -> None:
 def _data_check(options: argparse.Namespace) -> int:
     from growclip_ds.data.check import check_data
     from growclip_ds.data.progress import counting
+    from growclip_ds.data.shards import what_a_sample_is
     from growclip_ds.data.tokens import load_tokenizer
     from growclip_ds.files import write_text
 
@@ -133,6 +134,9 @@ def _data_check(options: argparse.Namespace) -> int:
     if options.broken is not None:
         write_text(options.broken, "".join(json.dumps(entry) + "\n" for entry in found["broken_samples"]))
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(report, found)))
+    if not found["usable"]:
+        print(f"growclip: no usable sample: {what_a_sample_is(report.broken)}", file=sys.stderr)
+        return 1
     return int(report.broken_share > options.max_broken_share)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -148,11 +148,15 @@ def require_samples(opened: Sequence[IndexedShard]) -> None:
     """
     if any(shard.samples for shard in opened):
         return
-    missing = in_words(sum((shard.left_out for shard in opened), Counter()))
-    raise InputError(
-        f"no usable sample in {few([shard.path for shard in opened])}: a sample is an image "
-        f"({', '.join(PICTURE_EXTENSIONS)}) and a caption ({CAPTION_EXTENSION}) of the same name, one after the other "
-        "in the tar" + (f"; there are {missing}" if missing else "; there are none with either")
+    left_out = sum((shard.left_out for shard in opened), Counter())
+    raise InputError(f"no usable sample in {few([shard.path for shard in opened])}: {what_a_sample_is(left_out)}")
+
+
+def what_a_sample_is(broken: Mapping[Cause, int]) -> str:
+    """What is needed where no sample is usable, and what is there instead, for a message."""
+    return (
+        f"a sample is an image ({', '.join(PICTURE_EXTENSIONS)}) and a caption ({CAPTION_EXTENSION}) of the same name, "
+        f"one after the other in the tar; there are {in_words(broken) or 'none with either'}"
     )
 
 

@@ -112,6 +112,22 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (found["samples"], found["usable"], len(found["broken_samples"])) == (90, 73, 8)
 
 
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        ({"jpg": b"p", "txt": b"c"}, "there are 1 with picture cannot be decoded"),
+        ({"jpg": b"p"}, "there are 1 with no caption"),
+        ({"cls": b"1"}, "there are none with either"),
+    ],
+)
+def test_data_without_a_usable_sample_fails_the_check(
+    sample: dict[str, bytes], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shard(tmp_path / "0.tar", [{"__key__": "a"} | sample])
+    assert main(["data", "check", str(tmp_path), "--max-broken-share", "1"]) == 1
+    assert capsys.readouterr().err.endswith(f"one after the other in the tar; {said}\n")
+
+
 def test_streamed_shards_of_a_list_are_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, log, listing = write_shards(tmp_path / "data", 25), tmp_path / "streamed", tmp_path / "list.yaml"
     shards = f"pipe:echo x >> {log}; cat {folder}/{{00000..00002}}.tar"
