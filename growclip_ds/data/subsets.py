@@ -36,8 +36,9 @@ class Subset:
 
     Attributes:
         name: its name, unique in a run.
-        shards: a folder of `.tar` files, a glob (`cc12m/*.tar`) or a brace pattern (`cc12m/{00000..00310}.tar`); for
-            shards to stream, a brace pattern of URLs (`https://…`, `s3://…`, `pipe:command`).
+        shards: a folder of `.tar` files, a glob (`cc12m/*.tar`, or `cc12m/**/*.tar` for folders at any depth) or a
+            brace pattern (`cc12m/{00000..00310}.tar`); for shards to stream, a brace pattern of URLs (`https://…`,
+            `s3://…`, `pipe:command`).
         samples: number of usable pairs in its shards, including held-out ones; None: not counted yet.
         shard_samples: number of samples in each streamed shard; None: local shards, or not counted yet.
     """
@@ -232,7 +233,8 @@ def find_shards(pattern: str, base: Path | str = ".") -> list[str]:
         part = str(Path(part).expanduser())
         path = base / part
         if glob.has_magic(part):
-            matches = glob.glob(part, root_dir=base)  # noqa: PTH207 (the part may be an absolute path)
+            # Not Path.glob, as the part may be an absolute path.
+            matches = glob.glob(part, root_dir=base, recursive=True)  # noqa: PTH207
             return sorted(base / match for match in matches if match.endswith(".tar"))
         if path.is_file():
             return [path]

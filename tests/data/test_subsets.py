@@ -50,6 +50,19 @@ def test_patterns(base: Path, pattern: str, expected: list[str]) -> None:
     assert find_shards(pattern, base) == [str(base / path) for path in expected]
 
 
+def test_two_asterisks_match_folders_at_any_depth(tmp_path: Path) -> None:
+    for folder in ("", "a", "a/b", "c/d/e"):
+        (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / folder / "0.tar").touch()
+    for pattern, expected in (
+        ("data/**/*.tar", ["0.tar", "a/0.tar", "a/b/0.tar", "c/d/e/0.tar"]),
+        ("data/*/*.tar", ["a/0.tar"]),
+        ("data/a/**/0.tar", ["a/0.tar", "a/b/0.tar"]),
+        ("data/*", ["0.tar"]),
+    ):
+        assert find_shards(pattern, tmp_path) == [str(tmp_path / "data" / path) for path in expected]
+
+
 def test_an_absolute_pattern_does_not_depend_on_the_base(base: Path, tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 5)
     for pattern in ("shards", "shards/*.tar", "shards/{00000..00000}.tar"):
