@@ -17,7 +17,7 @@ from growclip_ds.growth.selection import Candidate, best_first
 from growclip_ds.model.spec import ModelSpec, num_parameters
 from growclip_ds.monitor.curves import Curves
 from growclip_ds.monitor.figures import architecture_figure, selection_figure
-from growclip_ds.monitor.progress import Output, PhaseProgress, plan_phases
+from growclip_ds.monitor.progress import Output, PhaseProgress
 from growclip_ds.monitor.reports import CheckpointCost, Progress
 from growclip_ds.monitor.starvation import StarvationWatch
 from growclip_ds.monitor.summary import read_summaries
@@ -91,22 +91,14 @@ class RunMonitor(Monitor):
     Args:
         folder: the run's folder.
         config: the run's configuration.
-        samples: total pairs available at each growth step, from the first, to estimate the remaining time.
         stream: where to write progress; None: standard output.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        config: Config,
-        samples: Sequence[int],
-        stream: TextIO | None = None,
-    ) -> None:
+    def __init__(self, folder: RunFolder, config: Config, stream: TextIO | None = None) -> None:
         self.folder = folder
         self.config = config
         self.steps = config.num_growth_steps
         self.workers = config.data.workers
-        self.phases = plan_phases(config, samples)
         self.output = Output(stream)
         self.curves = Curves(folder.tensorboard)
         for warning in config.warnings():
@@ -122,7 +114,7 @@ class RunMonitor(Monitor):
         done: int = 0,
     ) -> None:
         self._step, self._phase, self._first_iteration = step, phase, first_iteration
-        self._progress = PhaseProgress(self.output, step, self.steps, phase, self.phases, done)
+        self._progress = PhaseProgress(self.output, step, self.steps, phase, done)
         self._starvation = StarvationWatch(self.workers)
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
@@ -233,9 +225,9 @@ class RunMonitor(Monitor):
         return finished.get(step - 1)
 
 
-def open_monitor(folder: RunFolder, config: Config, samples: Sequence[int], stream: TextIO | None = None) -> Monitor:
+def open_monitor(folder: RunFolder, config: Config, stream: TextIO | None = None) -> Monitor:
     """Returns the monitor of this rank; see `RunMonitor` for the arguments."""
-    return RunMonitor(folder, config, samples, stream) if distributed.is_main() else Monitor()
+    return RunMonitor(folder, config, stream) if distributed.is_main() else Monitor()
 
 
 def _accuracies(group: str, results: Sequence[Result]) -> dict[str, float]:

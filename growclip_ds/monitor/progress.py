@@ -1,17 +1,18 @@
-"""Progress of a phase and the remaining time: a live line on a terminal, plain lines at intervals elsewhere."""
+"""Progress of a phase and its remaining time: a live line on a terminal, plain lines at intervals elsewhere.
+
+The time of later phases, of which the models are larger by an amount not known yet, is left to `growclip plan --run`.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TextIO
 
-from growclip_ds.config.config import Config
-from growclip_ds.growth.phases import Phase, phase_epochs
+from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor.reports import Progress
 from growclip_ds.monitor.starvation import NOTABLE_WAIT
 from growclip_ds.monitor.words import duration
@@ -19,24 +20,6 @@ from growclip_ds.monitor.words import duration
 PLAIN_INTERVAL = 5.0  # seconds between plain lines, at least
 SMOOTHING = 0.3  # weight of the latest report in the moving average of the time per iteration
 BAR_WIDTH = 16
-
-PhasePlan = Mapping[tuple[int, Phase], int]
-"""Iterations of every phase of the run, in order, by growth step and phase."""
-
-
-def plan_phases(config: Config, samples: Sequence[int]) -> PhasePlan:
-    """Computes the number of iterations of every phase of a run.
-
-    Args:
-        config: the run's configuration.
-        samples: total pairs available at each growth step, from the first.
-    """
-    plan = {}
-    for step, arrived in enumerate(samples[: config.num_growth_steps], start=1):
-        trained_on = arrived - step * config.held_out_pairs
-        for phase, epochs in phase_epochs(config, step).items():
-            plan[step, phase] = math.ceil(epochs * trained_on / config.training.global_batch_size)
-    return plan
 
 
 class Output:
@@ -84,16 +67,12 @@ class PhaseProgress:
         step: the growth step.
         steps: total number of growth steps.
         phase: the phase of that step.
-        plan: iterations of all phases; later phases are estimated at the pace of this one.
         done: iterations of the phase already done.
     """
 
-    def __init__(self, output: Output, step: int, steps: int, phase: Phase, plan: PhasePlan, done: int = 0) -> None:
+    def __init__(self, output: Output, step: int, steps: int, phase: Phase, done: int = 0) -> None:
         self.output = output
         self.name = f"step {step}/{steps} {phase}"
-        places = list(plan)
-        later = places[places.index((step, phase)) + 1 :] if (step, phase) in plan else []
-        self._iterations_after = sum(plan[place] for place in later)
         self._start = self._last_time = output.clock()
         self._first_iteration = self._last_iteration = done
         self._reports = self._samples = 0
@@ -139,8 +118,6 @@ class PhaseProgress:
             f"  {progress.samples_per_second:,.0f} samples/s",
             f"  {duration(left)} left",
         ]
-        if self._iterations_after:
-            parts.append(f", run about {duration(left + self._iterations_after * self._seconds_an_iteration)}")
         if progress.data_wait_share > NOTABLE_WAIT:
             parts.append(f"  waits for data {progress.data_wait_share:.0%}")
         room = self.output.columns - len(f"{self.name}  ")

@@ -82,8 +82,7 @@ def _open_inputs(
         steps = range(max(last + 1, steps.start), max(last + 1, steps.stop))
         folder.require_step_before(steps.start)
     require_base_within_limit(config, base, inputs.sizes.parameters_of, name)
-    samples = [inputs.samples(step) for step in range(1, steps.stop)]
-    monitor = open_monitor(folder, config, samples)
+    monitor = open_monitor(folder, config)
     if left_out := inputs.data.left_out:
         list_left_out(inputs.data, folder)
         monitor.note(f"samples left out of the data: {in_words(left_out)}; {folder.faults('index')} lists them")

@@ -24,7 +24,7 @@ def grown_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]
     """A run that was interrupted in its selection phase and went on; with what the second part printed."""
     folder = open_run(tmp_path_factory.mktemp("grown") / "run", config())
     supernet = GrowthSpace(BASE, 1, 1, 1).supernet
-    first = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    first = RunMonitor(folder, config(), io.StringIO())
     run_phase(first, folder, 1, Phase.TRAIN, BASE)
     run_phase(first, folder, 2, Phase.FINETUNE, supernet)
     run_phase(first, folder, 2, Phase.SELECTION, supernet, stop=20)
@@ -32,7 +32,7 @@ def grown_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]
 
     wait_for_the_next_second()
     printed = io.StringIO()
-    second = RunMonitor(folder, config(), [3000, 6000], printed)
+    second = RunMonitor(folder, config(), printed)
     run_phase(second, folder, 2, Phase.SELECTION, supernet)
     run_phase(second, folder, 2, Phase.TRAIN, folder.selected_architecture(2))
     second.finish()

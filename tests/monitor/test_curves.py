@@ -68,7 +68,7 @@ def test_device_memory_is_the_most_of_each_phase(folder: RunFolder, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 0))
-    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor = RunMonitor(folder, config(), io.StringIO())
     for phase, first, gib in ((Phase.FINETUNE, 40, 3), (Phase.TRAIN, 80, 2)):
         monitor.start_phase(2, phase, SPEC, 40, first)
         peak[0] = max(peak[0], gib * 2**30)
@@ -91,7 +91,7 @@ def test_growth_steps_have_curves_of_their_own(grown_run):
 
 
 def test_the_course_of_a_phase_is_not_in_the_charts_of_growth_steps(folder: RunFolder):
-    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor = RunMonitor(folder, config(), io.StringIO())
     monitor.start_phase(2, Phase.TRAIN, SPEC, 40, 120)
     monitor.curve(20, [classified("scenes", 10.0)])
     monitor.evaluation(2, [classified("scenes", 20.0)])
@@ -103,13 +103,13 @@ def test_the_course_of_a_phase_is_not_in_the_charts_of_growth_steps(folder: RunF
 
 
 def test_a_phase_that_is_run_again_leaves_the_selection_before_it(folder: RunFolder):
-    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor = RunMonitor(folder, config(), io.StringIO())
     monitor.start_phase(2, Phase.SELECTION, SPEC, 40, 80)
     monitor.selection(2, candidates())
     monitor.start_phase(2, Phase.TRAIN, SPEC, 40, 120)
     monitor.evaluation(2, [classified("scenes", 10.0)])
     monitor.close()
-    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor = RunMonitor(folder, config(), io.StringIO())
     monitor.start_phase(2, Phase.TRAIN, SPEC, 40, 120)
     monitor.evaluation(2, [classified("scenes", 20.0)])
     monitor.close()
@@ -120,7 +120,7 @@ def test_a_phase_that_is_run_again_leaves_the_selection_before_it(folder: RunFol
 
 def test_a_step_that_is_run_again_replaces_its_accuracy(folder: RunFolder):
     for accuracy in (10.0, 20.0):
-        monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+        monitor = RunMonitor(folder, config(), io.StringIO())
         monitor.start_phase(1, Phase.TRAIN, SPEC, 40, 0)
         monitor.evaluation(1, [classified("scenes", accuracy)])
         monitor.close()
@@ -129,7 +129,7 @@ def test_a_step_that_is_run_again_replaces_its_accuracy(folder: RunFolder):
 
 
 def test_the_mean_is_of_the_classification_sets(folder: RunFolder):
-    monitor = RunMonitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor = RunMonitor(folder, config(), io.StringIO())
     monitor.start_phase(1, Phase.TRAIN, SPEC, 40, 0)
     monitor.evaluation(1, [classified("things", 10.0), retrieved("pairs", 50.0), classified("others", 20.0)])
     monitor.close()

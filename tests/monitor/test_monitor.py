@@ -30,7 +30,7 @@ def test_choosing_by_what_is_reported_is_warned_of(folder: RunFolder):
     stream = io.StringIO()
     evaluation = {"datasets": ["eval/scenes_selection"]}
     reported = config().model_copy(update={"evaluation": type(config().evaluation).model_validate(evaluation)})
-    RunMonitor(folder, reported, [], stream)
+    RunMonitor(folder, reported, stream)
     assert stream.getvalue().startswith(
         "Warning: selection.dataset, eval/scenes_selection, is one of evaluation.datasets"
     )
@@ -38,7 +38,7 @@ def test_choosing_by_what_is_reported_is_warned_of(folder: RunFolder):
 
 def monitor_of_a_rank(path: str) -> tuple[str, list[str]]:
     folder = open_run(path, config())
-    monitor = open_monitor(folder, config(), [3000, 6000], io.StringIO())
+    monitor = open_monitor(folder, config(), io.StringIO())
     run_phase(monitor, folder, 1, Phase.TRAIN, BASE)
     monitor.finish()
     monitor.close()

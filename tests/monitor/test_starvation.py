@@ -33,7 +33,7 @@ def test_the_warning_comes_again_after_a_thousand_iterations():
 
 def test_the_warning_names_the_remedy(folder: RunFolder):
     stream = io.StringIO()
-    monitor = RunMonitor(folder, config(), [3000], stream)
+    monitor = RunMonitor(folder, config(), stream)
     monitor.start_phase(1, Phase.TRAIN, SPEC, 100, 0)
     for done in range(10, 50, 10):
         monitor.progress(Progress(done, 100, data_wait_share=0.345))
