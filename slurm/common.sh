@@ -172,12 +172,13 @@ requeue() {
   exit "$STOPPED"
 }
 
-# Starts a step of the job. Each task sees all of the job's GPUs on its node, as NCCL and LOCAL_RANK require, however the
-# job requested them. (With --gpu-bind=none a rank would not know which GPUs of a shared node belong to the job.)
-SRUN=(env -u SLURM_GPU_BIND -u SLURM_TRES_BIND -u SLURM_GPUS_PER_TASK -u SLURM_TRES_PER_TASK
-  srun --export=ALL --mpi=none --input=none)
+# Starts a step of the job. It states its GPUs itself (--gpus-per-node or --gres=none): the job's requests are hidden from
+# srun, since SLURM_GPUS_PER_NODE keeps the script's own figure even if the job requested fewer with --gres or --gpus.
+SRUN=(env -u SLURM_GPUS -u SLURM_GPUS_PER_NODE -u SLURM_GPUS_PER_TASK -u SLURM_TRES_PER_TASK -u SLURM_GPU_BIND
+  -u SLURM_TRES_BIND srun --export=ALL --mpi=none --input=none)
 
-# Runs a command on every rank: `run_ranks COMMAND...`.
+# Runs a command on every rank: `run_ranks COMMAND...`. Each sees all of the job's GPUs on its node, as NCCL and LOCAL_RANK
+# require. (With --gpu-bind=none a rank would not know which GPUs of a shared node belong to the job.)
 run_ranks() {
   # A rank that exits early ends the job step, but the others get time to exit by themselves, with their own exit codes.
   "${SRUN[@]}" --kill-on-bad-exit=0 --wait=60 --nodes="$SLURM_JOB_NUM_NODES" \

@@ -110,7 +110,7 @@ queue_again_if_out_of_time() {
 # other nodes fail long before. If the probe fails even on this node, the answer is no.
 lost_node() {
   ((SLURM_JOB_NUM_NODES > 1)) || return
-  local ask=(timeout --kill-after=5 "$PROBE" "${SRUN[@]}" --overlap --cpus-per-task=1 --ntasks-per-node=1)
+  local ask=(timeout --kill-after=5 "$PROBE" "${SRUN[@]}" --gres=none --overlap --cpus-per-task=1 --ntasks-per-node=1)
   "${ask[@]}" --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" true 2> /dev/null &&
     ! "${ask[@]}" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" true
 }
@@ -183,7 +183,7 @@ begun=1
 code=0
 if [[ ${STAGE:-0} == 1 ]]; then
   STAGE_DIR=${STAGE_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/growclip-$(id -un)}
-  run "${SRUN[@]}" --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" \
+  run "${SRUN[@]}" --gres=none --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 "${RUN_PYTHON[@]}" -m growclip_ds data stage --to "$STAGE_DIR" \
     --config "$CONFIG" --growth-step "$STEP" "${REST[@]}"
   command+=("data.staged=$STAGE_DIR")

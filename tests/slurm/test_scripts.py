@@ -178,7 +178,7 @@ def test_site_settings_reach_every_rank(cluster: Cluster, tmp_path: Path, config
 def test_shards_are_copied_before_the_ranks_begin(cluster: Cluster, tmp_path: Path) -> None:
     data, disk = write_data(tmp_path), tmp_path / "local disk"
     settings = [f"CONFIG={data}/config.yaml", f"RUN_DIR={tmp_path}/run", "STAGE=1", f"STAGE_DIR={disk}", "DRY_RUN=1"]
-    job = cluster.sbatch("--gpus-per-node=1", STEP, *settings)
+    job = cluster.sbatch("--gres=gpu:1", STEP, *settings)  # while SLURM_GPUS_PER_NODE is the script's
     assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
     (log,) = (tmp_path / "run/slurm").glob("*.log")
     assert log.read_text().count("1 shards, ") == 2  # of the first growth step, once a node
@@ -453,7 +453,7 @@ def test_a_step_whose_node_is_silent_is_queued_again(
 ) -> None:
     """A node dies; the other one's rank fails long before Slurm takes the node for dead."""
     arguments = [f"CONFIG={config}", f"RUN_DIR={tmp_path}/run", f"PYTHON={stand_in}", "MAX_RESTARTS=5"]
-    options = ["--gpus-per-node=1", "--ntasks-per-node=1"]
+    options = ["--gres=gpu:1", "--ntasks-per-node=1"]  # while SLURM_GPUS_PER_NODE is the script's
     jobs = submitted(cluster.run(RUN, *arguments, *options, LOSE=str(tmp_path / "lost")).stdout)
     log = Path(cluster.job(jobs[0])["StdOut"])
     cluster.wait(lambda: log.exists() and log.read_text().count("listening") == 2, 120, "ranks")
