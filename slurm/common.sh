@@ -181,8 +181,11 @@ SRUN=(env -u SLURM_GPUS -u SLURM_GPUS_PER_NODE -u SLURM_GPUS_PER_TASK -u SLURM_T
 # require. (With --gpu-bind=none a rank would not know which GPUs of a shared node belong to the job.)
 run_ranks() {
   # A rank that exits early ends the job step, but the others get time to exit by themselves, with their own exit codes.
+  # Slurm's default distribution, block:cyclic, alternates ranks over the sockets of a node, while the first half of the
+  # GPUs is usually attached to the first socket.
   "${SRUN[@]}" --kill-on-bad-exit=0 --wait=60 --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks=$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE)) --ntasks-per-node="$RANKS_PER_NODE" \
     --cpus-per-task="$CPUS_PER_TASK" ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"} \
+    --distribution="${SLURM_DISTRIBUTION:-block:block}" \
     bash slurm/rank.sh "$@"
 }

@@ -140,6 +140,23 @@ def test_the_smallest_node_says_how_many_processors_a_rank_has(listed: str, each
     assert subprocess.check_output(["bash", "-c", command], env=environment, cwd=ROOT, text=True) == f"{each}\n"
 
 
+@pytest.mark.parametrize(("given", "used"), [({}, "block:block"), ({"SLURM_DISTRIBUTION": "cyclic"}, "cyclic")])
+def test_consecutive_ranks_share_a_socket(tmp_path: Path, given: dict[str, str], used: str) -> None:
+    """As consecutive GPUs do, unless the job requests otherwise (sbatch --distribution)."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    job = {
+        "SLURM_JOB_NUM_NODES": "1",
+        "RANKS_PER_NODE": "8",
+        "CPUS_PER_TASK": "8",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | job | given
+    command = ["bash", "-c", "source slurm/common.sh && run_ranks true"]
+    assert f"--distribution={used}" in subprocess.check_output(command, env=environment, cwd=ROOT, text=True).split()
+
+
 def test_any_number_of_nodes_and_gpus_and_who_pays(cluster: Cluster, tmp_path: Path) -> None:
     """Without STEP the first that is not finished."""
     finish(tmp_path / "run", 1)
