@@ -10,7 +10,8 @@
 #   source "$HOME/miniforge3/bin/activate" growclip
 #   PYTHON=python
 
-# A container; this prefix goes before the Python command on every rank:
+# A container; this prefix goes before every Python command, on the login node as well as on every rank (options of srun,
+# such as --container-image of Pyxis, are not supported):
 #   CONTAINER=(apptainer exec --nv --bind /scratch "$HOME/growclip.sif")
 #   PYTHON=python3
 
