@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from growclip_ds.config.config import Config
     from growclip_ds.costs.begun import BegunRun
 
-_CAPTION_TOKENS = 25  # roughly the mean of English captions, including start and end of text
-
 
 def add_plan_command(parser: argparse.ArgumentParser) -> None:
     """Adds the description and arguments to the command's parser."""
@@ -69,9 +67,8 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--caption-tokens",
         type=float,
-        default=float(_CAPTION_TOKENS),
         metavar="N",
-        help="mean tokens per caption, including start and end of text",
+        help="mean tokens per caption, including start and end of text (default: 25, or the mean of --run so far)",
     )
     parser.add_argument("--candidates", action="store_true", help="list all candidates")
     parser.add_argument(

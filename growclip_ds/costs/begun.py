@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.run.changes import may_change
 from growclip_ds.run.folder import RunFolder, existing_run
-from growclip_ds.run.records import data_subsets, record_so_far
+from growclip_ds.run.records import PhaseRecord, data_subsets, record_so_far
 
 
 class BegunRun:
@@ -83,6 +83,17 @@ class BegunRun:
             values[kept["precision"]] = {"enabled": True}
         return DeepSpeedFile(file, values)
 
+    def caption_tokens(self, config: Config) -> float | None:
+        """Mean tokens of the captions trained on so far, start and end of text included; None if there are none.
+
+        Raises:
+            InputError: the checkpoints of a phase cannot be read.
+        """
+        records = [*self._records, *records_so_far(self.folder, config)]
+        trainings = [record.training for record in records if record.training is not None]
+        pairs = sum(training.pairs_seen for training in trainings)
+        return sum(training.text_tokens_seen for training in trainings) / pairs if pairs else None
+
     def progress(self, config: Config) -> Begun:
         """The progress of the run, which may be running meanwhile.
 
@@ -96,9 +107,7 @@ class BegunRun:
         over = {record.phase for record in finished}
         chosen = [record.candidates[0].architecture for record in finished if record.candidates]
         iterations = {}
-        for phase in phase_epochs(config, step):
-            if phase in over or (kept := _kept(self.folder, step, phase)) is None:
-                continue
+        for phase, kept in _unfinished(self.folder, config, self._records):
             if "resume" in kept.description:
                 iterations[phase] = int(kept.description["resume"]["iteration"])
             else:  # the final weights of the phase, not yet evaluated
@@ -115,6 +124,27 @@ class BegunRun:
             iterations=iterations,
             ranks=next((training.ranks for training in reversed(trainings) if training is not None), None),
         )
+
+
+def records_so_far(folder: RunFolder, config: Config) -> list[PhaseRecord]:
+    """Records of the phases that have begun and are not finished, from the checkpoints that they would resume from.
+
+    Raises:
+        InputError: a checkpoint cannot be read.
+    """
+    kept = [checkpoint for _, checkpoint in _unfinished(folder, config, list(folder.records()))]
+    return [record for record in map(record_so_far, kept) if record is not None]
+
+
+def _unfinished(
+    folder: RunFolder, config: Config, finished: Sequence[PhaseRecord]
+) -> Iterator[tuple[Phase, Checkpoint]]:
+    """What is kept of the unfinished phases of the growth step that a run is in."""
+    step = 1 + sum(record.phase is Phase.TRAIN for record in finished)
+    over = {record.phase for record in finished if record.step == step}
+    for phase in phase_epochs(config, step):
+        if phase not in over and (kept := _kept(folder, step, phase)) is not None:
+            yield phase, kept
 
 
 def _kept(folder: RunFolder, step: int, phase: Phase) -> Checkpoint | None:

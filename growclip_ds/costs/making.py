@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from growclip_ds.costs.begun import BegunRun
 
 _ENDS = 2  # tokens of an empty caption
+_CAPTION_TOKENS = 25.0  # roughly the mean of English captions, including start and end of text
 _DEFAULT = DeepSpeedFile(
     "the DeepSpeed configuration",
     {"gradient_clipping": 0.0, "zero_optimization": {"stage": 2, "reduce_bucket_size": 25_000_000}},
@@ -39,7 +40,8 @@ class Request:
         utilisation: fraction of the GPU's peak throughput.
         measured: folder of a run whose speed to use. At most one of `throughput`, `utilisation` and `measured` is
             given; if all are None, the speed is that of the planned run so far.
-        caption_tokens: mean tokens per caption, start and end of text included.
+        caption_tokens: mean tokens per caption, start and end of text included; None: the mean of the planned run so
+            far, or 25.
     """
 
     deepspeed: str | None = None
@@ -48,7 +50,7 @@ class Request:
     throughput: float | None = None
     utilisation: float | None = None
     measured: Path | None = None
-    caption_tokens: float = 25.0
+    caption_tokens: float | None = None
 
 
 def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> Plan:
@@ -74,7 +76,7 @@ def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> 
     hardware = None if request.hardware is None else load_hardware(request.hardware)
     if hardware is not None:
         hardware.flops(deepspeed.precision)  # raises if the GPU lacks the precision
-    tokens = min(request.caption_tokens, config.model.context_length)
+    tokens = min(_caption_tokens(config, request, run), config.model.context_length)
     steps = GrowthSteps(config, sizes, tokens, deepspeed.accumulation_steps, begun)
     subsets = config.data.subsets if run is None else run.subsets(config)
     samples = tuple(subset.samples for subset in subsets[: config.num_growth_steps])
@@ -104,7 +106,7 @@ def _check(config: Config, request: Request) -> None:
     ):
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise InputError(f"{name} must be a number greater than 0, not {value:g}")
-    if request.caption_tokens < _ENDS:
+    if request.caption_tokens is not None and request.caption_tokens < _ENDS:
         raise InputError(
             f"--caption-tokens includes start and end of text, so it is at least {_ENDS}, not "
             f"{request.caption_tokens:g}"
@@ -126,6 +128,12 @@ def _gpus(config: Config, request: Request, begun: Begun) -> int:
     if gpus > batch:
         raise InputError(f"--gpus {gpus} exceeds the {batch} pairs of a global batch; use fewer")
     return gpus
+
+
+def _caption_tokens(config: Config, request: Request, run: BegunRun | None) -> float:
+    if request.caption_tokens is not None:
+        return request.caption_tokens
+    return (None if run is None else run.caption_tokens(config)) or _CAPTION_TOKENS
 
 
 def _begun(config: Config, sizes: ModelSizes, run: BegunRun | None) -> Begun:

@@ -82,7 +82,7 @@ def _assumptions(plan: Plan) -> Iterator[str]:
     yield (
         f"{plan.ranks} × {gpu}: {training.global_batch_size:,} pairs per iteration, {ds.accumulation_steps} × "
         f"{ds.micro_batch_size:,} per rank, in {ds.precision} at ZeRO stage {ds.stage}; activation checkpointing "
-        f"{training.activation_checkpointing}; {plan.text_tokens:g} tokens per caption (--caption-tokens)."
+        f"{training.activation_checkpointing}; {plan.text_tokens:.4g} tokens per caption (--caption-tokens)."
     )
     if plan.known_samples is None:
         missing = next(index for index, count in enumerate(plan.samples) if count is None)

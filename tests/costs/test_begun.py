@@ -28,7 +28,7 @@ from tests.group import Groups
 from tests.hub.models import write_recorded_run
 from tests.pipeline_runs import SUBSET, grow_until, write_data
 from tests.records import phase_record, training
-from tests.reporting.made_up import BASE, BATCH, candidate, write_config, write_fixed, write_phase
+from tests.reporting.made_up import BASE, BATCH, SEEN, candidate, write_config, write_fixed, write_phase
 
 SIZES = {"vocab_size": 300, "context_length": 16, "image_size": 32, "embed_dim": 16}
 SAMPLES = (1000, 2000, 3000)
@@ -46,10 +46,10 @@ def run(tmp_path: Path) -> Path:
 
 
 def whole(run: Path) -> Plan:
-    """The plan of the run as if it were to be started, by the same speed."""
+    """The plan of the run as if it were to be started, by the same speed and captions."""
     samples = [f"data.subsets.{n}.samples={count}" for n, count in enumerate(SAMPLES)]
     config = load_config(run / "config.yaml", samples)
-    return make_plan(config, Request(gpus=2, measured=run))
+    return make_plan(config, Request(gpus=2, measured=run, caption_tokens=9.0))
 
 
 def rest(run: Path, *overrides: str, **request: Any) -> Plan:
@@ -193,6 +193,38 @@ def test_the_precision_is_the_runs_and_other_files_may_be_tried(run: Path) -> No
     given = rest(run, throughput=100.0).speed
     assert given is not None
     assert given.source.startswith("from the given 100 pairs/s on 2 GPUs")
+
+
+def test_a_first_phase_that_is_not_finished_gives_a_speed(run: Path) -> None:
+    """That of its newest checkpoint; a finished phase gives a better one."""
+    finished = rest(run).speed
+    interrupt(run, Phase.TRAIN, Architecture(1, 2, 1, 1, 1, 0), 40)
+    assert rest(run).speed == finished
+    (run / "step_1/train/phase.json").rename(run / "first.json")
+    save_model(
+        GrowCLIP(BASE, **SIZES),
+        run / "step_1/train/checkpoints/iteration_000000005",
+        **described(phase_record(architecture=BASE)),
+        resume={"iteration": 5},
+    )
+    speed = rest(run).speed
+    assert speed is not None
+    assert speed.source.startswith(f"measured: {run}, growth step 1 so far, 8.3 pairs/s per rank")
+    assert speed.flops == pytest.approx(1000 / 120 * rest(run).steps.pair_flops(BASE))
+
+
+def test_captions_are_as_long_as_the_run_has_seen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over all phases, the unfinished one included; --caption-tokens takes precedence."""
+    assert rest(run).text_tokens == 9
+    record = phase_record(
+        2, Phase.FINETUNE, iterations=0, training=training(pairs_seen=SEEN, text_tokens_seen=12 * SEEN)
+    )
+    place = RunFolder(run).checkpoints(2, Phase.FINETUNE) / "iteration_000000040"
+    save_model(GrowCLIP(BASE, **SIZES), place, **described(record), resume={"iteration": 40})
+    assert rest(run).text_tokens == 10.5
+    assert rest(run, caption_tokens=8.0).text_tokens == 8
+    assert main(["plan", "--run", str(run), "data.subsets.2.samples=3000"]) == 0
+    assert "10.5 tokens per caption" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_that_has_trained_nothing_has_no_speed(run: Path) -> None:
