@@ -49,7 +49,7 @@ class Sharding:
         persistence: elements up to which stage 3 keeps a parameter whole.
         sub_group: elements of a rank's shard that stage 3 updates at a time.
         offload_optimizer: whether masters and moments are in host memory.
-        offload_parameters: whether a rank's shard of the working copies is in host memory.
+        offload_parameters: whether a rank's shard of the working copies is in host memory; no effect below stage 3.
     """
 
     stage: int
@@ -317,7 +317,7 @@ class _Counting:
 
     def _host(self) -> float:
         s = self.sharding
-        own_parameters = s.element * self.share if s.offload_parameters else 0
+        own_parameters = s.element * self.share if s.offload_parameters and s.stage == 3 else 0
         if not s.offload_optimizer:
             return own_parameters
         masters = (OPTIMIZER + FP32) * self.share  # plus fp32 gradients

@@ -108,6 +108,12 @@ class Plan:
         return not (self.config.has_fixed_model and self.config.fixed_model_is_clip)
 
     @property
+    def offloads(self) -> bool:
+        """Whether optimizer or parameters are in host memory."""
+        sharding = Sharding.of(self.deepspeed, self.ranks)
+        return sharding.offload_optimizer or sharding.offload_parameters
+
+    @property
     def steps_left(self) -> list[int]:
         """Growth steps with remaining phases, the same on both paths."""
         return list(dict.fromkeys(phase.step for phase in self.cheapest.phases))

@@ -129,12 +129,15 @@ def _stages(plan: Plan, step: int, model: Architecture) -> Table:
     table.add_column("ZeRO", no_wrap=True)
     for name in ("states", "gradients", "buckets", "gathered", "activations", "update", "peak", "sent"):
         table.add_column(name, justify="right", no_wrap=True)
+    if plan.offloads:
+        table.add_column("host", justify="right", no_wrap=True)
     if plan.hardware:
-        table.add_column("pairs fit", justify="right", no_wrap=True)
+        table.add_column("pairs\nfit", justify="right", no_wrap=True)
     for stage in plan.stages(model):
         needs = stage.memory
         figures = (needs.states, needs.gradients, needs.buckets, needs.gathered, needs.activations, needs.update)
         cells = [str(stage.stage), *map(_gib, figures), _gib(needs.peak), _gib(stage.communication.total)]
+        cells += [_gib(needs.host)] if plan.offloads else []
         table.add_row(*cells, *([f"{stage.largest_micro_batch:,}"] if plan.hardware else []))
     return table
 
@@ -172,6 +175,11 @@ def _notes(plan: Plan) -> Iterator[str]:
             "States: working copies, fp32 masters and moments. Update: fp32 copies of the gradients. They do not all "
             "exist at the same time; the peak is what counts. Sent: per rank and iteration."
         )
+        if plan.offloads:
+            yield (
+                "Host: main memory per rank for what the DeepSpeed file offloads; a node needs it as many times as it "
+                "has ranks."
+            )
         if plan.hardware:
             yield (
                 f"Pairs fit: the largest micro-batch that leaves {RESERVED:.0%} of the memory to CUDA, NCCL and "

@@ -108,6 +108,17 @@ def test_offloading_moves_the_optimizer_to_main_memory() -> None:
         assert there.host > here.optimizer > here.host == 0
 
 
+def test_only_stage_3_offloads_parameters() -> None:
+    """A plan shows all stages, whatever the file's is."""
+
+    case = Case(WIDE, 3, zero={"offload_param": {"device": "cpu"}})
+    of_stage_3 = Sharding.of(case.deepspeed, 2)
+    stages = [of_stage_3.at_stage(stage) for stage in (1, 2, 3)]
+    share = 4 * case.sizes.parameters_of(WIDE) / 2
+    host = [memory(WIDE, case.sizes, sharding, case.load(2)).host for sharding in stages]
+    assert host == pytest.approx([0, 0, share], rel=0.01)
+
+
 def test_a_bucket_is_of_its_full_size_however_small_the_model() -> None:
     case = Case(WIDE, 2, "bf16", zero={"reduce_bucket_size": 500_000_000})
     assert predicted(case, 2).buckets == 2 * 500_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.records import phase_record, training
 
 ROOT = Path(__file__).parents[2]
 H100, V100 = (str(ROOT / "configs" / "hardware" / f"{name}.yaml") for name in ("h100-80", "v100-32"))
-ZERO2, FP16 = (str(ROOT / "ds_configs" / f"{name}.json") for name in ("zero2", "fp16"))
+ZERO2, FP16, OFFLOAD = (str(ROOT / "ds_configs" / f"{name}.json") for name in ("zero2", "fp16", "zero3_offload"))
 
 
 def test_every_hardware_file_is_right_and_of_its_gpu() -> None:
@@ -153,6 +154,20 @@ def test_prints_and_writes_the_plan(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert stages[0]["memory_bytes"]["optimizer"] == pytest.approx(12 * 30.03e6 / 16, rel=1e-3)
     cheap, dear = (plan["paths"][name]["device_hours"] for name in ("cheapest", "dearest"))
     assert 0 < cheap < dear
+
+
+def test_host_memory_is_shown_where_something_is_offloaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config(tmp_path)
+    arguments = ["plan", "--config", str(tmp_path / "config.yaml"), "--hardware", H100, "--deepspeed_config"]
+    assert main([*arguments, OFFLOAD]) == 0
+    text = capsys.readouterr().out
+    assert re.search("sent +host +fit$", text, re.MULTILINE)
+    assert "Host: main memory per rank" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert main([*arguments, ZERO2]) == 0
+    text = capsys.readouterr().out
+    assert re.search("sent +fit$", text, re.MULTILINE)
+    assert "Host:" not in text
 
 
 def test_a_script_reads_the_plan_from_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
