@@ -13,6 +13,7 @@ from growclip_ds.errors import InputError
 from growclip_ds.yaml_files import read_yaml
 
 GIB = 2**30
+_FORMER = ("memory_gb_per_s", "interconnect_gb_per_s")  # keys of older files, which nothing reads
 
 
 class Peak(Section):
@@ -29,10 +30,6 @@ class Hardware(Section):
     name: str = Field(min_length=1, description="name of the GPU")
     memory_gib: float = Field(gt=0, description="memory that the driver shows, in GiB")
     peak_tflops: Peak = Field(description="dense TFLOP/s from the data sheet")
-    memory_gb_per_s: float = Field(gt=0, description="memory bandwidth, in 10⁹ bytes per second")
-    interconnect_gb_per_s: float = Field(
-        gt=0, description="bandwidth to the other GPUs of a node, each way, in 10⁹ bytes per second"
-    )
 
     @property
     def memory_bytes(self) -> float:
@@ -59,6 +56,7 @@ def load_hardware(path: str | Path) -> Hardware:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} must describe a GPU (`name: …`, `memory_gib: …`), but holds {values!r}")
+    values = {key: value for key, value in values.items() if key not in _FORMER}
     try:
         return Hardware.model_validate(values)
     except ValidationError as error:

@@ -239,3 +239,12 @@ def test_a_hardware_file_with_a_mistake_names_the_key(tmp_path: Path, capsys: py
     file.write_text(Path(H100).read_text().replace("memory_gib: 79.1", "memory_gib: -4"))
     assert main(["plan", "--config", str(tmp_path / "config.yaml"), "--hardware", str(file)]) == 2
     assert f"{file}: memory_gib is -4; expected a number, greater than 0" in capsys.readouterr().err
+
+
+def test_a_hardware_file_needs_no_bandwidths_and_may_have_them(tmp_path: Path) -> None:
+    """Files from before required both."""
+    file = tmp_path / "gpu.yaml"
+    file.write_text("name: mine\nmemory_gib: 79.1\npeak_tflops: {fp32: 67, bf16: 989.5, fp16: 989.5}\n")
+    without = load_hardware(file)
+    file.write_text(file.read_text() + "memory_gb_per_s: 3350\ninterconnect_gb_per_s: 450\n")
+    assert load_hardware(file) == without
