@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture, ModelSizes, Shape
+from growclip_ds.checkpoint.exported_config import (
+    CONFIG,
+    MODEL_TYPE,
+    invalid_config,
+    read_config,
+    read_growth,
+    read_object,
+)
 from growclip_ds.checkpoint.model_weights import ModelWeights, digest_of
 from growclip_ds.checkpoint.weights_file import checksum, tensor_bytes
 from growclip_ds.errors import InputError
 from growclip_ds.model.spec import GrowCLIPSpec
 
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-MODEL_TYPE = "growclip"
 
 _TYPES = ("F32", "F16", "BF16")
 
@@ -47,19 +53,14 @@ class ExportedModel(ModelWeights):
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        config = _read_json(self.folder / CONFIG)
-        if config.get("model_type") != MODEL_TYPE:
-            raise InputError(
-                f"{self.folder / CONFIG}: a model of type {config.get('model_type')!r}, but only a GrowCLIP can grow; "
-                "give a folder that `growclip export` has written"
-            )
+        config = read_config(self.folder)
+        self.growth = read_growth(self.folder, config)
         try:
             architecture = Architecture(**{field.name: config[field.name] for field in fields(Architecture)})
             sizes = ModelSizes(**{field.name: config[field.name] for field in fields(ModelSizes)})
             self._spec = GrowCLIPSpec(architecture, sizes, int(config["end_of_text"]))
-            self.growth = [_growth_step(step) for step in config.get("growth") or []]
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.folder / CONFIG}: no valid GrowCLIP configuration ({error!r})") from error
+            raise invalid_config(self.folder, error) from error
         self.description = self.spec.describe()
         if self.growth:
             self.description["growth_step"] = self.growth[-1]["step"]
@@ -106,7 +107,7 @@ class ExportedModel(ModelWeights):
     def _find_tensors(self) -> dict[str, str]:
         """Opens the files and returns which one holds each tensor."""
         if (self.folder / INDEX).exists():
-            files = sorted(set(_read_json(self.folder / INDEX).get("weight_map", {}).values()))
+            files = sorted(set(read_object(self.folder / INDEX).get("weight_map", {}).values()))
         else:
             files = ["model.safetensors"]
         places: dict[str, str] = {}
@@ -131,20 +132,3 @@ class ExportedModel(ModelWeights):
 
     def _unreadable(self, file: str, error: Exception) -> InputError:
         return InputError(f"{self.folder / file}: cannot be read ({error}); copy the folder again")
-
-
-def _growth_step(step: dict[str, Any]) -> dict[str, Any]:
-    counts = {key: int(step[key]) for key in ("step", "parameters", "samples")}
-    return counts | {"architecture": asdict(Architecture(**step["architecture"]))}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; give a folder that `growclip export` has written") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); copy the folder again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: not a JSON object; copy the folder again")
-    return value

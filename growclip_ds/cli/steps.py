@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from growclip_ds.errors import InputError
+from growclip_ds.run.finished import is_step_finished, steps_of_start
 
 
 def add_steps_command(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,11 @@ def _steps(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     if options.output_dir.exists() and not options.output_dir.is_dir():
         raise InputError(f"{options.output_dir} is not a folder; name that of a run (--output-dir)")
-    finished = {step: is_step_finished(options.output_dir, step) for step in range(1, config.num_growth_steps + 1)}
+    given = steps_of_start(config, options.output_dir)
+    finished = {
+        step: step <= given or is_step_finished(options.output_dir, step)
+        for step in range(1, config.num_growth_steps + 1)
+    }
     shown = [step for step in finished if not (options.unfinished and finished[step])]
     if options.json:
         print(json.dumps([{"step": step, "finished": finished[step]} for step in shown]))
@@ -43,8 +48,3 @@ def _steps(options: argparse.Namespace) -> int:
     for step in shown:
         print(step if options.unfinished else f"{step} {'finished' if finished[step] else 'unfinished'}")
     return 0
-
-
-def is_step_finished(run: Path, step: int) -> bool:
-    """Whether the last phase of a growth step is finished; must agree with `RunFolder.is_finished`."""
-    return (run / f"step_{step}" / "train" / "phase.json").exists()

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from growclip_ds.cli.steps import is_step_finished
 from growclip_ds.errors import InputError
+from growclip_ds.run.finished import is_step_finished
 from growclip_ds.run.submissions import Submissions
 
 SUBMIT = "slurm/grow_run.sh"

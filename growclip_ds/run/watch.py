@@ -14,6 +14,7 @@ from growclip_ds.config.config import Config
 from growclip_ds.data.remote import is_remote
 from growclip_ds.data.subsets import Subset, count_subsets
 from growclip_ds.growth.phases import Phase
+from growclip_ds.run.finished import steps_of_start
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.records import data_subsets
 
@@ -55,7 +56,8 @@ def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
     Raises:
         InputError: a data subset or the run's folder cannot be used.
     """
-    step = next(step for step in itertools.count(1) if not folder.is_finished(step, Phase.TRAIN))
+    given = steps_of_start(config, folder.path)
+    step = next(step for step in itertools.count(given + 1) if not folder.is_finished(step, Phase.TRAIN))
     if config.growth.steps is not None and step > config.growth.steps:
         return Decision(None, False, f"all {config.growth.steps} growth steps are finished (growth.steps)")
     listed = len(config.data.subsets)
@@ -109,10 +111,10 @@ def training_losses(folder: RunFolder, step: int) -> list[float]:
     """The logged losses of the training phase of a growth step, in order; empty if there are none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    record = folder.record(step, Phase.TRAIN)
-    first = record.first_iteration
     if not (folder.tensorboard / "training").exists():  # the step came with model.start, or the folder was not copied
         return []
+    record = folder.record(step, Phase.TRAIN)
+    first = record.first_iteration
     events = EventAccumulator(str(folder.tensorboard / "training"), size_guidance={"scalars": 0}).Reload()
     if "train/loss" not in events.Tags()["scalars"]:
         return []

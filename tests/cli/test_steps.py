@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
+from growclip_ds.architecture import Architecture
 from growclip_ds.cli.program import main
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
@@ -30,6 +33,29 @@ def test_steps_and_those_left(command: list[str], tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out == "1 finished\n2 unfinished\n3 unfinished\n"
     assert main([*command, "--unfinished", "growth.steps=2"]) == 0
     assert capsys.readouterr().out == "2\n"
+
+
+def test_a_model_to_start_with_brings_finished_steps(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Until the run has begun: then its folder has them."""
+    architecture = asdict(Architecture(0, 1, 1, 1, 1, 0))
+    growth = [{"step": n, "parameters": 1, "samples": 1, "architecture": architecture} for n in (1, 2)]
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    (exported / "config.json").write_text(json.dumps({"model_type": "growclip", "growth": growth}))
+    command += ["--unfinished", f"model.start={exported}"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == "3\n"
+    (exported / "config.json").write_text(json.dumps({"model_type": "growclip"}))  # of no run
+    assert main(command) == 0
+    assert capsys.readouterr().out == "2\n3\n"
+    (exported / "config.json").unlink()
+    assert main(command) == 2
+    assert "exported/config.json: no such file" in capsys.readouterr().err
+    RunFolder(tmp_path / "run").finish(phase_record(1))
+    assert main(command) == 0
+    assert capsys.readouterr().out == "2\n3\n"
 
 
 def test_it_does_not_wait_for_torch(command: list[str]) -> None:

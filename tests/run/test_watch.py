@@ -110,6 +110,13 @@ def test_without_curves_there_is_no_plateau(data: Path, run: RunFolder) -> None:
     assert "the loss has too few points to judge" in look(data, run, 30.0, 0.1).reason
 
 
+def test_a_new_run_begins_after_the_steps_of_its_model(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "growclip"}')  # of one growth step
+    due = look(data, RunFolder(tmp_path / "run"), 2.1, 0.1, f"model.start={tmp_path}")
+    assert due.step == 2
+    assert due.reason.startswith("waits for more data: 96 samples instead of 48")
+
+
 def test_only_data_that_is_not_counted_yet_is_streamed_and_that_once(data: Path, run: RunFolder) -> None:
     said = run.path / "streamed"
     tars = [next((data / f"scenes/train/subset_{step}").glob("*.tar")) for step in (1, 2)]

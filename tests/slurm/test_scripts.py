@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from growclip_ds.cli.steps import is_step_finished
 from growclip_ds.growth.phases import Phase
+from growclip_ds.run.finished import is_step_finished
 from growclip_ds.run.folder import RunFolder
 from tests.pipeline_runs import write_data
 from tests.slurm.cluster import NODES, Cluster
