@@ -125,14 +125,16 @@ class PhaseState:
         state: `finished`, `given` (its model came with `model.start`), `trained` (but not yet evaluated), `running`,
             `interrupted` (it has a checkpoint) or `not begun`.
         iterations: iterations done; None if unknown.
+        total: all iterations of the phase; None if unknown.
         seconds: duration so far; None if unknown.
     """
 
     step: int
     phase: Phase
     state: str
-    iterations: int | None
-    seconds: float | None
+    iterations: int | None = None
+    total: int | None = None
+    seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "phase": str(self.phase)}
@@ -315,14 +317,14 @@ def _phase_state(run: RunFolder, step: int, phase: Phase) -> PhaseState:
     if (folder / "phase.json").exists():
         record = run.record(step, phase)
         state = "finished" if record.start is None else "given"
-        return PhaseState(step, phase, state, record.iterations, record.seconds)
+        return PhaseState(step, phase, state, record.iterations, record.iterations, record.seconds)
     weights = run.weights(step, phase)
     if (weights / INDEX).exists():
         return _described(step, phase, "trained", weights)
     newest = max(_kept(run.checkpoints(step, phase)), default=None)
     if newest is not None:
         return _described(step, phase, "interrupted", newest[1])
-    return PhaseState(step, phase, "not begun", None, None)
+    return PhaseState(step, phase, "not begun")
 
 
 def _kept(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -336,7 +338,10 @@ def _kept(folder: Path) -> Iterator[tuple[int, Path]]:
 def _described(step: int, phase: Phase, state: str, folder: Path) -> PhaseState:
     checkpoint = Checkpoint(folder)
     record = record_so_far(checkpoint)
-    return PhaseState(step, phase, state, _iterations(checkpoint), None if record is None else record.seconds)
+    done = _iterations(checkpoint)
+    resume = checkpoint.description.get("resume")
+    total = done if resume is None else resume.get("iterations")
+    return PhaseState(step, phase, state, done, total, None if record is None else record.seconds)
 
 
 def _iterations(checkpoint: Checkpoint) -> int | None:

@@ -140,6 +140,8 @@ def _phases(run: InspectedRun) -> Table:
         table.add_column(name, justify="left" if name in ("phase", "state") else "right", no_wrap=True)
     for phase in run.phases:
         iterations = NONE if phase.iterations is None else f"{phase.iterations:,}"
+        if phase.total not in (None, phase.iterations):
+            iterations += f" of {phase.total:,}"
         time = NONE if phase.seconds is None else duration(phase.seconds)
         table.add_row(str(phase.step), str(phase.phase), phase.state, iterations, time)
     return table

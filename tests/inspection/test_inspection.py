@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -55,7 +56,8 @@ def run(tmp_path: Path) -> Path:
         if name == "finetune":
             RunFolder(folder).finish(phase_record(2, Phase.FINETUNE, iterations=parts, seconds=2.0))
             continue
-        so_far = described(phase_record(2, Phase.SELECTION, iterations=0)) | {"resume": {"iteration": parts}}
+        so_far = described(phase_record(2, Phase.SELECTION, iterations=0))
+        so_far |= {"resume": {"iteration": parts, "iterations": 1875}}
         save_model(GrowCLIP(SECOND, **SMALL), phase / "checkpoints" / "iteration_000000001", **so_far)
     return folder
 
@@ -63,15 +65,15 @@ def run(tmp_path: Path) -> Path:
 def test_a_run_shows_phases_path_and_what_changed(run: Path) -> None:
     found = inspect(run)
     assert isinstance(found, InspectedRun)
-    states = [(phase.step, str(phase.phase), phase.state, phase.iterations) for phase in found.phases]
+    states = [(phase.step, str(phase.phase), phase.state, phase.iterations, phase.total) for phase in found.phases]
     assert states == [
-        (1, "train", "finished", 7),
-        (2, "finetune", "finished", 3),
-        (2, "selection", "interrupted", 1),
-        (2, "train", "trained", 7),
-        (3, "finetune", "not begun", None),
-        (3, "selection", "not begun", None),
-        (3, "train", "not begun", None),
+        (1, "train", "finished", 7, 7),
+        (2, "finetune", "finished", 3, 3),
+        (2, "selection", "interrupted", 1, 1875),
+        (2, "train", "trained", 7, 7),
+        (3, "finetune", "not begun", None, None),
+        (3, "selection", "not begun", None, None),
+        (3, "train", "not begun", None, None),
     ]
     growth = found.growth[2]
     assert growth.dimensions == {
@@ -95,7 +97,9 @@ def test_a_run_that_is_being_trained_says_where(run: Path, capsys: pytest.Captur
     found = inspect(run)
     assert [one.state for one in found.phases] == ["finished", "finished", "running", "trained", *["not begun"] * 3]
     assert main(["inspect", str(run)]) == 0
-    assert f"Running now: {socket.gethostname()}, pid {os.getpid()}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"Running now: {socket.gethostname()}, pid {os.getpid()}" in text
+    assert re.search(r"selection +running +1 of 1,875 ", text)
     held.close()
     assert inspect(run).running is None
     RunLock(run).close()  # the look itself leaves nothing locked
