@@ -24,8 +24,9 @@ from growclip_ds.run.records import PhaseRecord
 FLOPS = (
     "FLOPs: forward and backward passes over the pairs seen, and the loss, computed from the models' sizes; a "
     "multiply-add is two operations. Where subnets are sampled, the mean over the candidates is taken. Padding of "
-    "captions is not counted, although the fixed CLIP computes it, nor are evaluations. The FLOPs of a CLIP that "
-    "started from a checkpoint are not known, as the checkpoint defines its sizes."
+    "captions is not counted, although the fixed CLIP computes it, nor are evaluations, nor forward passes repeated to "
+    "save memory (activation checkpointing, several micro-batches). The FLOPs of a CLIP that started from a checkpoint "
+    "are not known, as the checkpoint defines its sizes."
 )
 HOURS = (
     "Device hours: wall-clock hours, start-up and evaluation included, times ranks. Compare them only between devices "
