@@ -245,7 +245,8 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     with another configuration.
 
     Raises:
-        InputError: on every rank, if the folder holds another run, or cannot be read or written.
+        InputError: on every rank, if the folder holds another run or files of other programs in place of a run's, or
+            cannot be read or written.
     """
     folder = RunFolder(Path(output_dir))
 
@@ -259,12 +260,10 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
         if begun:
             _require_same_run(folder, config)
             return
+        _require_no_other_files(folder)
         try:
-            if known:  # its tokenizer may not fit this configuration
-                folder.data_file.unlink(missing_ok=True)
-                folder.deepspeed_file.unlink(missing_ok=True)
-                for leftover in (folder.tokenizer, *folder.path.glob("step_*")):
-                    shutil.rmtree(leftover, ignore_errors=True)
+            if known:
+                _remove_leftovers(folder)
             folder.path.mkdir(parents=True, exist_ok=True)
             write_text(folder.config_file, config.to_yaml())
         except OSError as error:
@@ -287,6 +286,32 @@ def _has_begun(path: Path) -> bool:
     return bool(kept & {"weights", "phase.json"}) or any(
         name.startswith(("iteration_", "damaged_")) for name in checkpoints
     )
+
+
+def _require_no_other_files(folder: RunFolder) -> None:
+    """Refuses a folder in which a run would overwrite or use files that no run has written."""
+    if not folder.config_file.exists():  # which a run writes first
+        others = [file for file in (folder.data_file, folder.deepspeed_file, folder.tokenizer) if file.exists()]
+    else:
+        there = read_yaml(folder.config_file)
+        is_of_run = isinstance(there, dict) and there.keys() >= Config.model_fields.keys()  # defaults written out
+        others = [] if is_of_run else [folder.config_file]
+    if others:
+        raise InputError(f"{others[0]} was not written by a run; use another --output-dir, or move it")
+
+
+def _remove_leftovers(folder: RunFolder) -> None:
+    """Removes what a run has left that has saved nothing: its tokenizer may not fit the new configuration."""
+    if folder.data_file.exists():  # written before the tokenizer: without it, a tokenizer is not the run's
+        shutil.rmtree(folder.tokenizer, ignore_errors=True)
+    folder.data_file.unlink(missing_ok=True)
+    folder.deepspeed_file.unlink(missing_ok=True)
+    for step in folder.path.glob("step_*"):
+        if step.name.removeprefix("step_").isdecimal():
+            for phase in Phase:
+                shutil.rmtree(step / phase, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                step.rmdir()
 
 
 def _inside(folder: Path) -> list[Path]:

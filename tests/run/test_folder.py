@@ -74,6 +74,35 @@ def test_a_run_that_has_done_nothing_may_begin_anew_with_another_configuration(f
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml"]
 
 
+def test_beginning_anew_removes_only_what_a_run_writes(folder: RunFolder):
+    (folder.phase(1, Phase.TRAIN) / "checkpoints").mkdir(parents=True)
+    others = ["step_1/notes.txt", "step_1000/model.bin", "step_2000/optimizer/model.bin", "tokenizer/tokenizer.json"]
+    for name in others:
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text("of another trainer")
+    open_run(folder.path, config(seed=1))
+    there = [path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()]
+    assert sorted(there) == ["config.yaml", *others]
+    assert not folder.phase(1, Phase.TRAIN).exists()
+
+
+@pytest.mark.parametrize("text", ["trainer: lightning\n", "data: {subsets: []}\n", "- a list\n", ""])
+def test_a_configuration_that_no_run_wrote_is_kept(tmp_path: Path, text: str):
+    """Such as `--output-dir .` in the folder of a project."""
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"config\.yaml was not written by a run; use another --output-dir"):
+        open_run(tmp_path, config())
+    assert (tmp_path / "config.yaml").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "data.yaml", "deepspeed.json"])
+def test_files_with_the_names_of_a_runs_are_not_taken_for_its_own(tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=rf"{name} was not written by a run; use another --output-dir"):
+        open_run(tmp_path, config())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_records_are_kept_where_the_weights_are_gone(begun: RunFolder):
     begun.weights(1, Phase.TRAIN).rmdir()
     begun.data_file.write_text("[]")
