@@ -98,7 +98,7 @@ class PhaseRun:
         """
         first, iterations = self.record.first_iteration, self.record.iterations
         if self._trained:
-            self.monitor.start_phase(self.step, self.phase, self.spec, iterations, first + iterations)
+            self.monitor.start_phase(self.step, self.phase, self.spec, iterations, first, done=iterations)
             self._end_curve()
             return
         resume = {} if self._checkpoint is None else self._checkpoint.description["resume"]

@@ -251,6 +251,13 @@ def test_frozen_dimensions_limits_and_held_out_pairs(data: Path, group: Groups, 
     assert trained.iterations == 2 * 2 * (SUBSET - 6) // 16 + 1
     assert trained.curve[-1].iteration == trained.iterations
 
+    run.record_file(2, Phase.TRAIN).unlink()  # stopped while it evaluated
+    group(2).run(grow, data, run.path, 3, None, overrides)
+    events = EventAccumulator(str(run.tensorboard / "training")).Reload()
+    curve = next(name for name in events.Tags()["scalars"] if name.startswith("zero_shot_in_training/"))
+    assert max(point.step for point in events.Scalars(curve)) == trained.first_iteration + trained.iterations
+    assert max(text.step for text in events.Tensors("phase/started/text_summary")) == trained.first_iteration + 1
+
 
 def test_phase_records_are_json_that_a_script_can_read(run: RunFolder) -> None:
     for step, phase in PHASES:
