@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import time
 from unittest import mock
@@ -44,6 +45,12 @@ def test_one_of_many_has_to_know_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"SLURM_NTASKS": "8"})
     rendezvous.init_distributed()
     assert [environment["WORLD_SIZE"] for environment in joined] == ["1"]
+
+
+def test_ranks_may_be_suspended_overnight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a collective, whose timeout goes on."""
+    monkeypatch.delenv("DEEPSPEED_TIMEOUT", raising=False)
+    assert rendezvous.collective_limit() >= datetime.timedelta(hours=12)
 
 
 @pytest.mark.parametrize("variable", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
