@@ -22,6 +22,7 @@ from growclip_ds.errors import InputError
 COLLECTIVE_HOURS = 24
 JOIN_MINUTES = 15.0  # allows for imports from a slow shared file system
 _PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PORT_IN_USE = "EADDRINUSE"  # in torch's message
 
 
 def init_distributed() -> None:
@@ -30,8 +31,8 @@ def init_distributed() -> None:
     A process started without a launcher creates a group of size 1.
 
     Raises:
-        InputError: several processes were started without RANK and WORLD_SIZE, not all ranks connect in time, or the
-            machine has fewer GPUs than ranks.
+        InputError: several processes were started without RANK and WORLD_SIZE, MASTER_PORT is in use, not all ranks
+            connect in time, or the machine has fewer GPUs than ranks.
     """
     if "RANK" not in os.environ:
         # Not SLURM_NTASKS, which is also set in a batch script, a single process.
@@ -50,8 +51,16 @@ def init_distributed() -> None:
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _take_device()
-    with _wait_for_all_ranks():  # with a limit of minutes, not hours
-        deepspeed.init_distributed(verbose=False, timeout=collective_limit())
+    try:
+        with _wait_for_all_ranks():  # with a limit of minutes, not hours
+            deepspeed.init_distributed(verbose=False, timeout=collective_limit())
+    except dist.DistNetworkError as error:
+        if _PORT_IN_USE not in str(error):
+            raise
+        raise InputError(
+            f"port {os.environ['MASTER_PORT']} (MASTER_PORT) is in use on {socket.gethostname()}, perhaps by another "
+            "run: pass another as --master_port to deepspeed or torchrun, or set MASTER_PORT"
+        ) from error
 
 
 def _take_device() -> None:
@@ -92,6 +101,7 @@ def _wait_for_all_ranks() -> Iterator[None]:
 
     Raises:
         InputError: not all ranks connected in time, or the one that holds the store has ended.
+        DistNetworkError: this rank holds the store, and its port is in use.
     """
     if dist.is_initialized() or any(name not in os.environ for name in _PLACE) or int(os.environ["WORLD_SIZE"]) == 1:
         yield
@@ -104,6 +114,8 @@ def _wait_for_all_ranks() -> Iterator[None]:
         store.set(_sign(rank), "")
         store.wait([_sign(other) for other in range(size)], limit)
     except dist.DistError as error:
+        if _PORT_IN_USE in str(error):
+            raise
         raise InputError(
             f"not all {size} ranks connected within {JOIN_MINUTES:g} minutes, or one has ended "
             f"({str(error).splitlines()[0]}); see the output of the other ranks"

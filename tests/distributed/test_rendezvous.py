@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import time
 from unittest import mock
 
@@ -33,6 +34,20 @@ def test_others_are_waited_for_for_minutes_not_hours(agent: str, monkeypatch: py
     assert time.monotonic() - start < 20
     assert not made.called
     del store
+
+
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_a_port_in_use(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another run on the same machine, as launchers always use the same port; not taken for ranks that are late."""
+    with socket.create_server(("", 0)) as other:
+        port = str(other.getsockname()[1])
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(dist, "is_initialized", lambda: False)
+        monkeypatch.setattr(rendezvous.deepspeed, "init_distributed", lambda **_: dist.init_process_group("gloo"))
+        with pytest.raises(InputError, match=rf"port {port} \(MASTER_PORT\) is in use on .*: pass another as --master_port"):
+            rendezvous.init_distributed()
 
 
 def test_one_of_many_has_to_know_which(monkeypatch: pytest.MonkeyPatch) -> None:
