@@ -27,6 +27,8 @@ import errno
 import itertools
 import json
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +37,15 @@ from typing import Any
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import Config
-from growclip_ds.distributed import on_main
+from growclip_ds.distributed import on_every_rank, on_main
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_json, write_text
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.changes import differences, forbidden_changes
 from growclip_ds.run.records import PhaseRecord, read_record
 from growclip_ds.yaml_files import read_yaml
+
+SHARED_WITHIN = 60.0  # seconds for a file to appear on all machines: NFS clients may cache a folder that long
 
 
 @dataclass(frozen=True)
@@ -245,8 +249,8 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
     with another configuration.
 
     Raises:
-        InputError: on every rank, if the folder holds another run or files of other programs in place of a run's, or
-            cannot be read or written.
+        InputError: on every rank, if the folder holds another run or files of other programs in place of a run's,
+            cannot be read or written, or is not shared by all machines.
     """
     folder = RunFolder(Path(output_dir))
 
@@ -270,6 +274,7 @@ def open_run(output_dir: str | Path, config: Config) -> RunFolder:
             raise InputError(f"the output folder {folder.path} cannot be written: {error.strerror}") from None
 
     on_main(open_on_main)
+    on_every_rank(lambda: _require_shared(folder.config_file))
     return folder
 
 
@@ -286,6 +291,18 @@ def _has_begun(path: Path) -> bool:
     return bool(kept & {"weights", "phase.json"}) or any(
         name.startswith(("iteration_", "damaged_")) for name in checkpoints
     )
+
+
+def _require_shared(file: Path) -> None:
+    """Checks that this rank sees a file that rank 0 has written."""
+    end = time.monotonic() + SHARED_WITHIN
+    while not file.exists():
+        if time.monotonic() > end:
+            raise InputError(
+                f"{socket.gethostname()} does not see {file.absolute()}: put --output-dir on a file system that all "
+                "machines share"
+            )
+        time.sleep(1)
 
 
 def _require_no_other_files(folder: RunFolder) -> None:

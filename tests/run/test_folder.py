@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import errno
+import socket
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from growclip_ds import Architecture
 from growclip_ds.config.config import Config, load_config
+from growclip_ds.distributed import rank
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase, phase_epochs
 from growclip_ds.growth.selection import Candidate
+from growclip_ds.run import folder as folder_module
 from growclip_ds.run.folder import RunFolder, open_run
 from tests.records import phase_record
 
@@ -275,3 +279,16 @@ def test_on_several_ranks(group, tmp_path: Path):
     first, second = group(2).run(open_run_on_a_rank, str(tmp_path / "run"), 1)
     assert "(seed: 0 there, 1 now)" in first
     assert second == first
+
+
+def open_own_run(path: str) -> str:
+    with mock.patch.object(folder_module, "SHARED_WITHIN", 0.0), pytest.raises(InputError) as caught:
+        open_run(Path(path) / str(rank()), config())
+    return str(caught.value)
+
+
+def test_a_folder_that_machines_do_not_share(group, tmp_path: Path):
+    """Each has a local disk under the same path; noticed before the first checkpoint."""
+    message = f"{socket.gethostname()} does not see {tmp_path / '1' / 'config.yaml'}: put --output-dir on a file system"
+    said = group(2).run(open_own_run, str(tmp_path))
+    assert said == [f"{message} that all machines share"] * 2
