@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -159,7 +160,9 @@ class CheckpointWriting:
             raise self._as_input_error(error, self.folder) from error
 
     def _as_input_error(self, error: OSError, path: Path) -> InputError:
-        return InputError(f"{path} cannot be written: {error}; make room or name another folder")
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "make room" if is_full else "check its file system and your permissions there,"
+        return InputError(f"{path} cannot be written: {error}; {remedy} or name another folder")
 
 
 def index_checksum(index: Mapping[str, Any]) -> str:

@@ -262,6 +262,12 @@ def test_a_full_disk_on_one_rank_is_one_error_on_all(tmp_path: Path, group: Grou
     assert not (tmp_path / "state").exists()
 
 
+def test_room_is_asked_for_only_where_it_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written: .*; check its file system and your permissions there, or"):
+        write(tmp_path / "file" / "state", {"a": torch.zeros(1)})
+
+
 def test_an_existing_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
     write(tmp_path / "state", some_tensors())
     with pytest.raises(InputError, match="state exists already; remove it first"):
