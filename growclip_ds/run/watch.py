@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -123,7 +124,11 @@ def training_losses(folder: RunFolder, step: int) -> list[float]:
 
 
 def fall_of_loss(losses: Sequence[float]) -> float | None:
-    """Relative fall of the mean loss from the third to the last quarter; None if there are too few points."""
+    """Relative fall of the mean loss from the third to the last quarter; None if there are too few points.
+
+    Losses that are not finite, of iterations without an update, do not count.
+    """
+    losses = [loss for loss in losses if math.isfinite(loss)]
     quarter = len(losses) // 4
     if len(losses) < _FEWEST_POINTS:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from pathlib import Path
@@ -136,6 +137,12 @@ def test_the_curve_is_that_of_the_steps_last_phase(run: RunFolder) -> None:
     assert training_losses(run, 2) == pytest.approx(FLAT)
     assert fall_of_loss(FALLING) == pytest.approx(1 - 0.75 / 1.75)
     assert fall_of_loss(FALLING[:7]) is None
+
+
+def test_losses_that_are_not_finite_are_left_out() -> None:
+    """Those of iterations without an update."""
+    assert fall_of_loss([math.nan, *FALLING[:6], math.inf, *FALLING[6:]]) == fall_of_loss(FALLING)
+    assert fall_of_loss([*FALLING[:7], math.nan]) is None
 
 
 def test_without_data_or_steps_to_run_nothing_is_due(data: Path, run: RunFolder, tmp_path: Path) -> None:
