@@ -16,6 +16,9 @@ from growclip_ds.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+# How gradients are reduced: always part of `ResolvedDeepSpeed.numerics`, but not recorded by older versions.
+REDUCTION = ("communication_data_type", "prescale_gradients", "gradient_predivide_factor")
+
 
 class DeepSpeedFile(NamedTuple):
     """A DeepSpeed file as read.
@@ -54,6 +57,7 @@ class ResolvedDeepSpeed:
         return {
             "precision": self.precision,
             **{key: self.config[key] for key in ("gradient_clipping", "data_types") if key in self.config},
+            **{key: self.config.get(key) for key in REDUCTION},
             **{f"fp16.{key}": value for key, value in scaling.items() if key != "enabled"},
         }
 

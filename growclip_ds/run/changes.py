@@ -9,7 +9,8 @@ from typing import Any
 from growclip_ds.config.config import Config
 from growclip_ds.config.sections import DataSection, TokenizerSection
 
-# These settings affect speed, memory and reports, not the weights.
+# These settings affect speed, memory and reports, not the weights; `health.spike_*`, which let a run pass a loss spike,
+# are the exception.
 MAY_CHANGE = (
     "growth.steps",
     "data.subsets",  # checked against data.yaml, which records the used ones

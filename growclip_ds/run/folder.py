@@ -37,6 +37,7 @@ from typing import Any
 
 from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import Config
+from growclip_ds.config.deepspeed import REDUCTION
 from growclip_ds.distributed import on_every_rank, on_main
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_json, write_text
@@ -197,6 +198,7 @@ class RunFolder:
         on_main(lambda: write_json(self.deepspeed_file, numerics))
         if before is None:
             return []
+        before = {key: numerics[key] for key in REDUCTION if key in numerics} | before  # older versions lack them
         return [f"{key}: {old} before, {new} now" for key, old, new in differences(before, numerics)]
 
     def _read_numerics(self) -> dict[str, Any] | None:

@@ -83,6 +83,14 @@ def test_the_file_itself_stays_as_it_was():
     assert file.values == before
 
 
+def test_the_dtype_and_the_scaling_of_reduced_gradients_bear_on_the_weights():
+    keys = ["communication_data_type", "prescale_gradients", "gradient_predivide_factor"]
+    numerics = resolve(changed(), run(), 2).numerics
+    assert [numerics[key] for key in keys] == [None, None, None]  # stated, so that a later change is noticed
+    numerics = resolve(changed(communication_data_type="fp32"), run(), 2).numerics
+    assert [numerics[key] for key in keys] == ["fp32", None, None]
+
+
 def test_no_key_of_deepspeed_is_unknown():
     """Every key of the installed DeepSpeed is honoured or refused by name."""
 

@@ -181,6 +181,18 @@ def test_what_of_the_deepspeed_file_bears_on_the_weights_is_told_when_it_changes
         folder.keep_numerics({})
 
 
+def test_what_an_older_version_did_not_record_has_not_changed(folder: RunFolder):
+    assert folder.keep_numerics({"precision": "bf16"}) == []
+    reduction = {"communication_data_type": "fp32", "prescale_gradients": None, "gradient_predivide_factor": None}
+    assert folder.keep_numerics({"precision": "bf16", **reduction}) == []
+    changes = folder.keep_numerics({"precision": "bf16", **reduction, "communication_data_type": "bf16"})
+    assert changes == ['communication_data_type: "fp32" before, "bf16" now']
+    assert folder.keep_numerics({"precision": "bf16", **reduction, "gradient_clipping": 1.0}) == [
+        'communication_data_type: "bf16" before, "fp32" now',
+        "gradient_clipping: not set before, 1.0 now",
+    ]
+
+
 def test_errors_in_writing_are_explained_where_a_user_can_mend_them(folder: RunFolder):
     with pytest.raises(OSError, match="i/o"), folder.errors_explained():
         raise OSError(errno.EIO, "i/o")
