@@ -17,8 +17,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from growclip_ds.errors import InputError
 
-# The others wait while rank 0 counts shards or trains a tokenizer. Time in which all ranks are suspended counts too, and
-# gang scheduling suspends for hours. (The watchdog ends a run whose ranks fail, and one that hangs in training.)
+# The others wait while rank 0 counts shards or trains a tokenizer. Time in which all ranks are suspended counts too,
+# and gang scheduling suspends for hours. (The watchdog ends a run whose ranks fail, and one that hangs in training.)
 COLLECTIVE_HOURS = 24
 JOIN_MINUTES = 15.0  # allows for imports from a slow shared file system
 _PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
