@@ -14,28 +14,28 @@ from torch import Tensor, nn
 
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
-from growclip_ds.checkpoint.checkpoint import Checkpoint, owners, write_checkpoint
+from growclip_ds.checkpoint.checkpoint import owners, write_checkpoint
 from growclip_ds.data.fault_limit import FaultLimit
 from growclip_ds.data.faults import FaultList, in_words
 from growclip_ds.data.remote import Deal
 from growclip_ds.data.stream import TrainingStream
-from growclip_ds.distributed import on_every_rank
 from growclip_ds.errors import InputError
 from growclip_ds.growth.phases import Phase
 from growclip_ds.growth.space import GrowthSpace
 from growclip_ds.model.initial import MAX_LOGIT_SCALE
-from growclip_ds.model.spec import ModelSpec, num_parameters
+from growclip_ds.model.spec import ModelSpec
 from growclip_ds.optim import OPTIMIZERS, SubnetOptimizer
+from growclip_ds.pipeline.beginning import find_beginning
 from growclip_ds.pipeline.context import RunContext
 from growclip_ds.pipeline.counts import PhaseCounts
 from growclip_ds.pipeline.evaluator import PhaseEvaluator
 from growclip_ds.results import Result
-from growclip_ds.run.records import CurvePoint, PhaseRecord, Training, described, record_so_far
+from growclip_ds.run.records import CurvePoint, Training, described
 from growclip_ds.seeds import named_seed
 from growclip_ds.signals import Stopped
 from growclip_ds.training.engine import Engine
 from growclip_ds.training.health import Health
-from growclip_ds.training.resume import CheckpointKeeper, load_engine, newest_good
+from growclip_ds.training.resume import CheckpointKeeper, load_engine
 from growclip_ds.training.schedule import learning_rate
 from growclip_ds.training.trainer import Trainer
 from growclip_kernels.dispatch import uses_triton
@@ -69,24 +69,14 @@ class PhaseRun:
         self.data = self.inputs.data.first(step)
         self._stop_if_asked()
         self._start = time.monotonic()
-        self._trained = self.folder.is_trained(step, phase)
-        self._checkpoint: Checkpoint | None = None  # to resume from
-        if self._trained:  # and interrupted while it was evaluated
-            kept = on_every_rank(lambda: Checkpoint(self.folder.weights(step, phase)))
-        else:
-            kept = self._checkpoint = newest_good(self.folder.checkpoints(step, phase), self.monitor.note)
-        first_iteration = self.folder.iterations_before(step, phase)
-        before = None if kept is None else record_so_far(kept)
-        self.record = before or self._first_record(first_iteration)
-        if kept is not None:
-            self._require_spec(kept)
-            weights = ((name, kept.read(name)) for name in spec.shapes)
+        beginning = find_beginning(run, step, phase, spec, weights)
+        self.record, self._is_trained, self._resume = beginning.record, beginning.is_trained, beginning.resume
         build = partial(spec.build, self.config.training.activation_checkpointing)
         self.engine = Engine(build, self._make_optimizer, run.deepspeed.config)
-        self.engine.load_masters(weights)
-        if self._checkpoint is not None:
-            load_engine(self.engine, self._checkpoint)
-            self._checkpoint.close()
+        self.engine.load_masters(beginning.weights)
+        if beginning.checkpoint is not None:
+            load_engine(self.engine, beginning.checkpoint)
+            beginning.checkpoint.close()
         self._evaluator = PhaseEvaluator(self.config, self.inputs, step, self.engine, self._stop_if_asked)
 
     def train(self, epochs: int, space: GrowthSpace | None = None) -> None:
@@ -97,11 +87,11 @@ class PhaseRun:
             space: if given, each iteration trains a subnet sampled from it (Eq. 6) instead of the whole model.
         """
         first, iterations = self.record.first_iteration, self.record.iterations
-        if self._trained:
+        if self._is_trained:
             self.monitor.start_phase(self.step, self.phase, self.spec, iterations, first, done=iterations)
             self._end_curve()
             return
-        resume = {} if self._checkpoint is None else self._checkpoint.description["resume"]
+        resume = self._resume
         stream = self._stream(epochs, resume)
         limit = FaultLimit(stream.samples, self.config.data.max_broken_share, resume.get("samples_read", 0))
         health = Health(self.config.health, self.folder.bad_iterations(self.step, self.phase), self.monitor.note)
@@ -211,19 +201,6 @@ class PhaseRun:
         if any(distributed.all_gather_object(self.stop.requested)):
             raise Stopped
 
-    def _require_spec(self, kept: Checkpoint) -> None:
-        """Refuses kept weights of another model, as there are if another candidate has been selected since."""
-        if (kept.spec.kind, kept.spec.architecture, kept.sizes) != (
-            self.spec.kind,
-            self.spec.architecture,
-            self.spec.sizes,
-        ):
-            raise InputError(
-                f"{kept.folder} is of {kept.spec.architecture}, but the {self.phase} phase of growth step {self.step} "
-                f"trains {self.spec.architecture}: bring back the selection's phase.json as it was, or remove "
-                f"{self.folder.phase(self.step, self.phase)} to train the phase again"
-            )
-
     def _stream(self, epochs: int, resume: Mapping[str, Any]) -> TrainingStream:
         stream = TrainingStream(
             self.data.train,
@@ -247,17 +224,6 @@ class PhaseRun:
                 f"{self.folder.checkpoints(self.step, self.phase)} to run the phase again"
             )
         return stream
-
-    def _first_record(self, first_iteration: int) -> PhaseRecord:
-        return PhaseRecord(
-            step=self.step,
-            phase=self.phase,
-            samples=self.inputs.samples(self.step),
-            parameters=num_parameters(self.spec),
-            kind=self.spec.kind,
-            architecture=self.spec.architecture,
-            first_iteration=first_iteration,
-        )
 
     def _training(self, epochs: int) -> Training:
         device = self.engine.device
