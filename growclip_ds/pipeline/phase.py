@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
 from growclip_ds.checkpoint.checkpoint import owners, write_checkpoint
-from growclip_ds.data.fault_limit import FaultLimit
 from growclip_ds.data.faults import FaultList, in_words
 from growclip_ds.data.remote import Deal
 from growclip_ds.data.stream import TrainingStream
@@ -91,14 +90,11 @@ class PhaseRun:
             self.monitor.start_phase(self.step, self.phase, self.spec, iterations, first, done=iterations)
             self._end_curve()
             return
-        resume = self._resume
-        stream = self._stream(epochs, resume)
-        limit = FaultLimit(stream.samples, self.config.data.max_broken_share, resume.get("samples_read", 0))
+        stream = self._stream(epochs)
         health = Health(self.config.health, self.folder.bad_iterations(self.step, self.phase), self.monitor.note)
-        if resume:
-            health.state = resume["health"]
         training = self._training(epochs)
-        counts = PhaseCounts(self.record.training or training, stream, health)
+        before, max_broken_share = self.record.training or training, self.config.data.max_broken_share
+        counts = PhaseCounts(stream, health, max_broken_share, before, self._resume)
         peak, warmup = self.config.training.learning_rate, self.config.training.warmup_iterations
         rate = partial(learning_rate, iterations=stream.iterations, peak=peak, warmup_iterations=warmup)
         done = stream.start_iteration
@@ -117,20 +113,15 @@ class PhaseRun:
         def describe() -> dict[str, Any]:
             self.folder.require_there()
             count()
-            state = {
-                "iterations": stream.iterations,
-                "samples_read": limit.read,
-                "health": health.state,
-                "deals": stream.deals,
-            }
-            return self.spec.describe() | described(self.record) | {"resume": state}
+            state = {"iterations": stream.iterations, "deals": stream.deals}
+            return self.spec.describe() | described(self.record) | {"resume": state | counts.state}
 
         place = self.folder.checkpoints(self.step, self.phase)
         keeper = CheckpointKeeper(place, self.config.checkpoint, self.engine, self.spec.shapes, describe, self.monitor)
         trainer = Trainer(
             engine=self.engine,
             stream=stream,
-            limit=limit,
+            limit=counts.limit,
             health=health,
             keeper=keeper,
             stop=self.stop,
@@ -147,8 +138,8 @@ class PhaseRun:
         self.watch.reached("")
         self.record = replace(self.record, iterations=stream.iterations)
         count()
-        if limit.broken:
-            self.monitor.note(f"broken samples: {in_words(limit.broken)}; {self.folder.faults('rank_*')} list them")
+        if broken := counts.limit.broken:
+            self.monitor.note(f"broken samples: {in_words(broken)}; {self.folder.faults('rank_*')} list them")
         if self.record.training is not None and (dead := self.record.training.dead_workers):
             self.monitor.note(f"data loading workers that died and were replaced: {dead}")
         self._write_weights()
@@ -201,7 +192,8 @@ class PhaseRun:
         if any(distributed.all_gather_object(self.stop.requested)):
             raise Stopped
 
-    def _stream(self, epochs: int, resume: Mapping[str, Any]) -> TrainingStream:
+    def _stream(self, epochs: int) -> TrainingStream:
+        resume = self._resume
         stream = TrainingStream(
             self.data.train,
             self.inputs.tokenizer,
