@@ -21,8 +21,9 @@ from growclip_ds.pipeline.context import RunContext
 from growclip_ds.pipeline.prepare import list_left_out, prepare
 from growclip_ds.pipeline.recipes import RECIPES
 from growclip_ds.pipeline.start import adopt
-from growclip_ds.run.folder import RunFolder, open_run
+from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.lock import RunLock
+from growclip_ds.run.opening import open_run
 from growclip_ds.signals import StopRequest
 from growclip_ds.training.memory_errors import memory_explained
 

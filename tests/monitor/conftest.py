@@ -10,7 +10,8 @@ import pytest
 from growclip_ds import GrowthSpace
 from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import RunMonitor
-from growclip_ds.run.folder import RunFolder, open_run
+from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.opening import open_run
 from tests.monitor.runs import BASE, config, run_phase, wait_for_the_next_second
 
 

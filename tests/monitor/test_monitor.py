@@ -9,7 +9,8 @@ from pathlib import Path
 
 from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import RunMonitor, open_monitor
-from growclip_ds.run.folder import RunFolder, open_run
+from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.opening import open_run
 from tests.monitor.runs import BASE, config, run_phase
 
 

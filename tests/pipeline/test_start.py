@@ -19,7 +19,8 @@ from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import read_summaries
 from growclip_ds.pipeline.prepare import RunInputs
 from growclip_ds.pipeline.start import adopt
-from growclip_ds.run.folder import RunFolder, open_run
+from growclip_ds.run.folder import RunFolder
+from growclip_ds.run.opening import open_run
 from growclip_ds.run.records import PhaseRecord
 from tests.evaluation.models import tokenizer
 from tests.hub.models import write_recorded_run
