@@ -110,7 +110,9 @@ def grow_until(
     deepspeed = resolve(load_deepspeed_config(data / f"zero{stage}.json"), config, world_size())
     torch.manual_seed(rank() + looks)  # what is drawn from torch's own generator decides nothing
     stop = StopAfter(looks, only_rank=world_size() - 1)
-    time.sleep(1 - time.time() % 1)  # TensorBoard sorts its files by name: by second, then by a number without zeros
+    # TensorBoard sorts its files by name: by second, then by a number without zeros.
+    if list(run.glob(f"tensorboard/*/events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(1 - time.time() % 1)
     try:
         prepare_growth(config, deepspeed, run, step, stop=stop).run()
     except Stopped:
