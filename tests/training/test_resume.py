@@ -84,21 +84,41 @@ def test_at_other_stages_too(data: Path, group: Groups, tmp_path: Path, stage: i
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
 
 
-def stopped_in_training(data: Path, group: Groups, run: Path, *more: str) -> list[str]:
-    """A first growth step of 12 iterations, stopped after 8; returns its checkpoints."""
-    options = ("epochs.first=4", "checkpoint.every_iterations=3", *more)
+TWELVE = ("epochs.first=4", "evaluation.datasets=[]")  # iterations of the first growth step
+
+
+def stop_after_eight(data: Path, group: Groups, run: Path, *more: str) -> RunFolder:
+    options = (*TWELVE, "checkpoint.every_iterations=3", *more)
     assert group(2).run(grow_until, data, run, 8, 2, 1, options) == [False, False]
-    return sorted(path.name for path in RunFolder(run).checkpoints(1, Phase.TRAIN).iterdir())
+    return RunFolder(run)
 
 
-def test_so_many_are_kept_and_appear_whole(data: Path, group: Groups, tmp_path: Path) -> None:
-    names = stopped_in_training(data, group, tmp_path / "run")
-    assert names == ["iteration_000000006", "iteration_000000008"]
-    names = stopped_in_training(data, group, tmp_path / "one", "checkpoint.keep_last=1")
-    assert names == ["iteration_000000008"]
-    checkpoint = Checkpoint(RunFolder(tmp_path / "run").checkpoints(1, Phase.TRAIN) / "iteration_000000006")
+@pytest.fixture(scope="module")
+def stopped(data: Path, group: Groups, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A first growth step of 12 iterations, stopped after 8; tests that go on with it take a copy."""
+    return stop_after_eight(data, group, tmp_path_factory.mktemp("stopped") / "run")
+
+
+@pytest.fixture(scope="module")
+def left_alone(data: Path, group: Groups, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same growth step, not stopped."""
+    folder = tmp_path_factory.mktemp("left_alone") / "run"
+    group(2).run(grow_until, data, folder, 10**6, 2, 1, TWELVE)
+    return RunFolder(folder)
+
+
+def copy(run: RunFolder, folder: Path) -> RunFolder:
+    shutil.copytree(run.path, folder / "run")
+    return RunFolder(folder / "run")
+
+
+def test_so_many_are_kept_and_appear_whole(data: Path, stopped: RunFolder, group: Groups, tmp_path: Path) -> None:
+    assert names(stopped.checkpoints(1, Phase.TRAIN)) == ["iteration_000000006", "iteration_000000008"]
+    one = stop_after_eight(data, group, tmp_path / "one", "checkpoint.keep_last=1")
+    assert names(one.checkpoints(1, Phase.TRAIN)) == ["iteration_000000008"]
+    checkpoint = Checkpoint(stopped.checkpoints(1, Phase.TRAIN) / "iteration_000000006")
     checkpoint.verify()
-    events = EventAccumulator(str(tmp_path / "run/tensorboard/training")).Reload()
+    events = EventAccumulator(str(stopped.tensorboard / "training")).Reload()
     assert [event.step for event in events.Scalars("checkpoint/waited_share")] == [3, 6, 8]
     resume = checkpoint.description["resume"]
     assert resume["iteration"] == 6
@@ -108,10 +128,9 @@ def test_so_many_are_kept_and_appear_whole(data: Path, group: Groups, tmp_path: 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "index flipped", "index gone", "file gone"])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
-    data: Path, group: Groups, tmp_path: Path, damage: str
+    data: Path, stopped: RunFolder, left_alone: RunFolder, group: Groups, tmp_path: Path, damage: str
 ) -> None:
-    run = RunFolder(tmp_path / "run")
-    stopped_in_training(data, group, run.path)
+    run = copy(stopped, tmp_path)
     newest = run.checkpoints(1, Phase.TRAIN) / "iteration_000000008"
     file = newest / ("weights.json" if "index" in damage else "weights-00001-of-00002.safetensors")
     content = bytearray(file.read_bytes())
@@ -127,8 +146,6 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     assert "skipping a damaged checkpoint" in output
     assert "iteration_000000008" in output
     assert "resumes after iteration 6 of 12" in output
-    left_alone = RunFolder(tmp_path / "alone")
-    group(2).run(grow_until, data, left_alone.path, 10**6, 2, 1, ("epochs.first=4",))
     ours, theirs = (Checkpoint(folder.weights(1, Phase.TRAIN)) for folder in (run, left_alone))
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
 
@@ -234,21 +251,38 @@ def grow_and_tell(data: Path, run: Path) -> str:
 
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        grow_until(data, run, 10**6, 2, 1, ("epochs.first=4",))
+        grow_until(data, run, 10**6, 2, 1, TWELVE)
     return output.getvalue()
+
+
+EIGHTEEN = ("epochs.first=6", "training.warmup_iterations=0", "evaluation.datasets=[]")
+
+
+@pytest.fixture(scope="module")
+def stopped_and_continued(
+    data: Path, group: Groups, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, RunFolder]:
+    """A first growth step of 18 iterations, stopped after 7, and a copy that went on with the same ranks and stage."""
+    stopped = RunFolder(tmp_path_factory.mktemp("stopped") / "run")
+    assert not any(group(2).run(grow_until, data, stopped.path, 7, 2, 1, EIGHTEEN))
+    continued = copy(stopped, tmp_path_factory.mktemp("continued"))
+    assert all(group(2).run(grow_until, data, continued.path, 10**6, 2, 1, EIGHTEEN))
+    return stopped, continued
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 3), (2, 1), (4, 3)])
 def test_other_ranks_and_stages_go_on_with_the_curve(
-    data: Path, group: Groups, tmp_path: Path, ranks: int, stage: int
+    data: Path,
+    stopped_and_continued: tuple[RunFolder, RunFolder],
+    group: Groups,
+    tmp_path: Path,
+    ranks: int,
+    stage: int,
 ) -> None:
-    options = ("epochs.first=6", "training.warmup_iterations=0")  # 18 iterations
-    alone, moved = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "moved")
-    assert not any(group(2).run(grow_until, data, alone.path, 7, 2, 1, options))
-    shutil.copytree(alone.path, moved.path)
-    group(2).run(grow_until, data, alone.path, 10**6, 2, 1, options)
-    group(ranks).run(grow_until, data, moved.path, 10**6, stage, 1, options)
-    ours, theirs = losses(alone), losses(moved)
+    stopped, continued = stopped_and_continued
+    moved = copy(stopped, tmp_path)
+    group(ranks).run(grow_until, data, moved.path, 10**6, stage, 1, EIGHTEEN)
+    ours, theirs = losses(continued), losses(moved)
     assert [iteration for iteration, _ in theirs] == list(range(1, 19))
     assert ours[:7] == theirs[:7]
     for (_, expected), (_, found) in zip(ours[7:17], theirs[7:17], strict=True):
@@ -258,11 +292,10 @@ def test_other_ranks_and_stages_go_on_with_the_curve(
     assert ranks == 2 == pytest.approx(mean_ranks) or min(2, ranks) < mean_ranks < max(2, ranks)
 
 
-def test_what_has_changed_under_a_run_is_noticed(data: Path, group: Groups, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    stopped_in_training(data, group, run)
+def test_what_has_changed_under_a_run_is_noticed(data: Path, stopped: RunFolder, group: Groups, tmp_path: Path) -> None:
+    run = copy(stopped, tmp_path).path
     with pytest.raises(RankError, match=r"(?s)another configuration.*training\.learning_rate"):
-        group(2).run(grow_until, data, run, 9, 2, 1, ("epochs.first=4", "training.learning_rate=0.1"))
+        group(2).run(grow_until, data, run, 9, 2, 1, (*TWELVE, "training.learning_rate=0.1"))
     clipped = json.loads((data / "zero2.json").read_text()) | {"gradient_clipping": 0.5}
     (data / "zero9.json").write_text(json.dumps(clipped))
     (output,) = {text for text in group(2).run(grow_on_other_file, data, run) if text}
@@ -275,7 +308,7 @@ def grow_on_other_file(data: Path, run: Path) -> str:
 
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        grow_until(data, run, 1, 9, 1, ("epochs.first=4",))
+        grow_until(data, run, 1, 9, 1, TWELVE)
     return output.getvalue()
 
 
@@ -285,7 +318,7 @@ def test_the_loss_scale_of_fp16_goes_on(data: Path, group: Groups, tmp_path: Pat
     fp16 = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 3, "hysteresis": 2}
     file = {"gradient_clipping": 0.0, "zero_optimization": {"stage": 2}, "fp16": fp16}
     (data / "zero16.json").write_text(json.dumps(file))
-    options = ("epochs.first=4", "health.max_bad_iterations=1", "evaluation.datasets=[]")  # 12 iterations
+    options = (*TWELVE, "health.max_bad_iterations=1")
     runs = [RunFolder(tmp_path / name) for name in ("alone", "stopped")]
     group(2).run(grow_until, data, runs[0].path, 10**6, 16, 1, options)
     assert not any(group(2).run(grow_until, data, runs[1].path, 3, 16, 1, options))
