@@ -11,6 +11,7 @@ import pytest
 
 import train
 from tests.pipeline_runs import write_data
+from tests.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,13 +63,13 @@ def test_files_that_are_not_there(data, tmp_path, capsys):
 
 def test_bad_data_stops_every_rank_with_one_message(data, tmp_path):
     overrides = ["data.subsets.1.shards=nowhere/subset_2", f"evaluation.datasets=['{data}/scenes/eval/scenes_objects']"]
-    result = launch(*arguments(data, tmp_path / "run", *overrides))
-    assert result.returncode != 0
-    errors = [line for line in result.stderr.splitlines() if "train.py: error:" in line]
+    ranks = Ranks(arguments(data, tmp_path / "run", *overrides), tmp_path / "log")
+    assert ranks.wait() == [2, 2], ranks.output
+    errors = [line for line in ranks.output.splitlines() if "train.py: error:" in line]
     assert len(errors) == 1
     assert "data subset 's2'" in errors[0]
     assert "nowhere/subset_2" in errors[0]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in ranks.output
     assert not list((tmp_path / "run").glob("step_*"))
 
 

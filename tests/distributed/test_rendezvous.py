@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from growclip_ds.distributed import rendezvous
 from growclip_ds.errors import InputError
-from tests.script_ranks import free_port
+from tests.ranks import free_port
 
 
 @pytest.mark.parametrize("agent", ["False", "True"], ids=["rank 0 has the store", "torchrun's agent has it"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from growclip_ds.distributed import OtherRankError, watchdog
 from growclip_ds.distributed.watchdog import StoreWatchdog
 from growclip_ds.errors import InputError
-from tests.script_ranks import start_ranks
+from tests.ranks import Ranks
 
 
 class Ended(BaseException):
@@ -64,35 +64,29 @@ def test_what_another_rank_has_raised_is_its_own_to_say(
     assert ("No space left on device" in capsys.readouterr().err) == (not speaks)
 
 
-RANK = """
-import os, sys, time
-import torch.distributed as dist
-from growclip_ds.distributed import OtherRankError, watchdog
-
-watchdog.PERIOD, watchdog.SILENCE, watchdog.LINGER = 0.2, 1.0, 0.4
-dist.init_process_group("gloo")
-watch = watchdog.start_watchdog(2.0)
-print("watched", flush=True)
-end = time.monotonic() + 5.0
-while time.monotonic() < end:
-    watch.reached("an iteration")
-    time.sleep(0.05)
-watch.close()
-"""
+def reach_iterations_for_five_seconds(arguments: list[str]) -> int:
+    watchdog.PERIOD, watchdog.SILENCE, watchdog.LINGER = 0.2, 1.0, 0.4
+    dist.init_process_group("gloo")
+    watch = watchdog.start_watchdog(2.0)
+    print(f"rank {dist.get_rank()} is watched", flush=True)
+    end = time.monotonic() + 5.0
+    while time.monotonic() < end:
+        watch.reached("an iteration")
+        time.sleep(0.05)
+    watch.close()
+    return 0
 
 
-def test_ranks_that_were_suspended_together_go_on() -> None:
+def test_ranks_that_were_suspended_together_go_on(tmp_path: Path) -> None:
     """As Slurm suspends a job, for longer than a hang may last."""
-    ranks = start_ranks(RANK, stdout=subprocess.PIPE)
+    ranks = Ranks([], tmp_path / "log", program=reach_iterations_for_five_seconds)
     try:
-        for rank in ranks:
-            assert rank.stdout is not None
-            assert rank.stdout.readline() == "watched\n"
+        for rank in range(2):
+            ranks.wait_for(f"rank {rank} is watched")
         for number, seconds in ((signal.SIGSTOP, 4.0), (signal.SIGCONT, 0.0)):
-            for rank in ranks:
-                rank.send_signal(number)
+            for rank in range(2):
+                ranks.send(number, rank)
             time.sleep(seconds)
-        assert [rank.wait(30) for rank in ranks] == [0, 0]
+        assert ranks.wait(30) == [0, 0], ranks.output
     finally:
-        for rank in ranks:
-            rank.kill()
+        ranks.kill()

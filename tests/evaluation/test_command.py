@@ -11,7 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ from growclip_ds.model.spec import GrowCLIPSpec
 from tests.evaluation import sets
 from tests.evaluation.models import tokenizer, write_model, write_run
 from tests.group import Groups
-from tests.script_ranks import start_ranks
+from tests.ranks import Ranks
 
 LABELS = [3, 1, 4, 1, 5, 0, 2, 6, 5, 3, 5, 1, 0, 2, 2, 4, 4, 6, 0, 0, 3, 5, 1, 2, 1, 3, 3]
 CAPTIONS = [f"a photo of thing {i}\nlook: {i}!" for i in range(11)]
@@ -381,25 +383,26 @@ def test_the_script_of_a_job_is_one_process(folder: Path, monkeypatch: pytest.Mo
     assert main(line) == 2
 
 
+def raise_on_rank_1(folder: Path, error: Exception, rank: int) -> None:
+    """In the evaluation; what each rank writes to stderr goes to a file of its own."""
+    os.dup2(os.open(folder / f"stderr{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    if rank == 1:
+        mock.patch.object(evaluation, "evaluate", side_effect=error).start()
+
+
 @pytest.mark.parametrize(
     ("error", "said", "code"),
     [
-        ("MemoryError('no more')", "things: rank 1 ran out of memory (no more); lower --batch-size (now 256)", 2),
-        ("KeyError('x')", "rank 1 failed: KeyError: 'x'", 1),
+        (MemoryError("no more"), "things: rank 1 ran out of memory (no more); lower --batch-size (now 256)", 2),
+        (KeyError("x"), "rank 1 failed: KeyError: 'x'", 1),
     ],
 )
-def test_an_error_on_one_rank_is_said_and_ends_all(folder: Path, error: str, said: str, code: int) -> None:
-    script = f"""
-import os, sys
-from unittest import mock
-from growclip_ds.cli.program import main
-if os.environ["RANK"] == "1":
-    mock.patch("growclip_ds.evaluation.evaluate", side_effect={error}).start()
-sys.exit(main(["evaluate", {str(folder / "run")!r}, "--sets", {str(folder / "things")!r}, "--device", "cpu"]))
-"""
-    ranks = start_ranks(script, stderr=subprocess.PIPE)
-    texts = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [code, code], texts
+def test_an_error_on_one_rank_is_said_and_ends_all(folder: Path, error: Exception, said: str, code: int) -> None:
+    arguments = ["evaluate", str(folder / "run"), "--sets", str(folder / "things"), "--device", "cpu"]
+    ranks = Ranks(arguments, folder / "log", partial(raise_on_rank_1, folder, error), program=main)
+    codes = ranks.wait()
+    texts = [(folder / f"stderr{rank}").read_text() for rank in range(2)]
+    assert codes == [code, code], texts
     assert f"growclip: error: {said}" in texts[1]
     assert "error" not in texts[0]
 

@@ -17,8 +17,8 @@ import torch
 
 from growclip_ds.growth.phases import Phase
 from growclip_ds.run.folder import RunFolder
-from tests.faults.ranks import Ranks
 from tests.pipeline_runs import assert_same_weights, phases, write_data
+from tests.ranks import Ranks
 
 STEPS = 3
 PHASES = [(step, phase) for step in range(1, STEPS + 1) for phase in phases(step)]

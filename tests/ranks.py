@@ -1,33 +1,52 @@
-"""train.py on several ranks, real processes that a test may kill, stop or spoil, without a launcher's start-up time."""
+"""A program on several ranks, processes that a test may kill, stop or spoil, without a launcher's start-up time."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.group import PRELOAD
-from tests.script_ranks import free_port
 
 LIMIT = 120.0  # seconds that a run may take
 
 
+def free_port() -> int:
+    """A port of this machine that nothing listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def train(arguments: list[str]) -> int:
+    import train
+
+    return train.main(arguments)
+
+
 class Ranks:
-    """A start of train.py on two ranks.
+    """A start of a program on two ranks.
 
     Args:
-        arguments: of train.py.
+        arguments: of the program.
         log: where what the ranks print goes, all of them to the end of the same file.
-        spoil: called on every rank, with its number, before train.py; importable by its module path.
+        spoil: called on every rank, with its number, before the program; importable by its module path.
         size: ranks.
+        program: what is called with the arguments and returns the exit code; importable, too.
     """
 
     def __init__(
-        self, arguments: list[str], log: Path, spoil: Callable[[int], None] | None = None, size: int = 2
+        self,
+        arguments: list[str],
+        log: Path,
+        spoil: Callable[[int], None] | None = None,
+        size: int = 2,
+        program: Callable[[list[str]], int] = train,
     ) -> None:
         self.log = log
         log.write_bytes(b"")
@@ -35,7 +54,7 @@ class Ranks:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self.processes = [
-            context.Process(target=_run_rank, args=(arguments, str(log), rank, size, port, spoil))
+            context.Process(target=_run_rank, args=(program, arguments, str(log), rank, size, port, spoil))
             for rank in range(size)
         ]
         for process in self.processes:
@@ -78,7 +97,13 @@ class Ranks:
 
 
 def _run_rank(
-    arguments: list[str], log: str, rank: int, size: int, port: int, spoil: Callable[[int], None] | None
+    program: Callable[[list[str]], int],
+    arguments: list[str],
+    log: str,
+    rank: int,
+    size: int,
+    port: int,
+    spoil: Callable[[int], None] | None,
 ) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -94,9 +119,7 @@ def _run_rank(
     }
     import torch
 
-    import train
-
     torch.set_num_threads(1)
     if spoil is not None:
         spoil(rank)
-    sys.exit(train.main(arguments))
+    sys.exit(program(arguments))
