@@ -12,10 +12,14 @@ if os.environ["TRITON_INTERPRET"] == "1":
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.group import Groups
+
+if TYPE_CHECKING:  # imported where it is needed: it takes as long as many tests
+    from growclip_ds.run.folder import RunFolder
 
 # Tests of whole runs, of programs, and of many sizes, beside those that take a group of ranks: `make test-quick` leaves
 # them out.
@@ -42,3 +46,22 @@ def group() -> Iterator[Groups]:
     groups = Groups()
     yield groups
     groups.close()
+
+
+@pytest.fixture(scope="session")
+def finished_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, configuration and DeepSpeed files of `finished_run`; leave them as they are."""
+    from tests.pipeline_runs import write_data
+
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(finished_data: Path, group: Groups, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of two growth steps on two ranks, for many tests: read it, or go on with a copy."""
+    from growclip_ds.run.folder import RunFolder
+    from tests.pipeline_runs import grow
+
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    group(2).run(grow, finished_data, folder)
+    return RunFolder(folder)

@@ -20,19 +20,17 @@ from growclip_ds.growth.phases import Phase
 from growclip_ds.monitor import read_summaries
 from growclip_ds.run.folder import RunFolder
 from tests.group import Groups, RankError
-from tests.pipeline_runs import PHASES, STEPS, SUBSET, TIMES, assert_same_weights, grow, read_weights, write_data
+from tests.pipeline_runs import PHASES, STEPS, SUBSET, TIMES, assert_same_weights, grow, read_weights
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
+def data(finished_data: Path) -> Path:
+    return finished_data
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, group: Groups, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    group(2).run(grow, data, folder)
-    return RunFolder(folder)
+def run(finished_run: RunFolder) -> RunFolder:
+    return finished_run
 
 
 def test_every_phase_leaves_its_weights_and_record(run: RunFolder) -> None:
@@ -101,10 +99,12 @@ def test_summary_and_curves(run: RunFolder) -> None:
     assert sorted(steps) == list(range(1, sum(record.iterations for record in run.records()) + 1))
 
 
-def test_a_finished_run_is_left_alone(run: RunFolder, data: Path, group: Groups) -> None:
-    before = {path: path.stat().st_mtime_ns for path in run.path.glob("step_*/**/*")}
-    group(2).run(grow, data, run.path)
-    assert {path: path.stat().st_mtime_ns for path in run.path.glob("step_*/**/*")} == before
+def test_a_finished_run_is_left_alone(run: RunFolder, data: Path, group: Groups, tmp_path: Path) -> None:
+    again = shutil.copytree(run.path, tmp_path / "again")
+    before = {path: path.stat().st_mtime_ns for path in again.glob("step_*/**/*")}
+    assert len(before) > 20
+    group(2).run(grow, data, again)
+    assert {path: path.stat().st_mtime_ns for path in again.glob("step_*/**/*")} == before
 
 
 def test_a_run_goes_on_with_its_first_unfinished_phase(

@@ -34,14 +34,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def whole(data: Path, group: Groups, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run left alone."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    group(2).run(grow_until, data, folder, 10**6)
-    return RunFolder(folder)
-
-
 def curve(run: RunFolder, name: str) -> list[tuple[int, float]]:
     events = EventAccumulator(str(run.tensorboard / "training")).Reload()
     return [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
@@ -53,7 +45,7 @@ def losses(run: RunFolder) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize(("looks", "background"), [(4, "true"), (7, "false")])
 def test_a_run_stopped_again_and_again_ends_with_the_same_bits(
-    data: Path, whole: RunFolder, group: Groups, tmp_path: Path, looks: int, background: str
+    data: Path, finished_run: RunFolder, group: Groups, tmp_path: Path, looks: int, background: str
 ) -> None:
     """In every phase; one rank alone is asked. Checkpoints by number come in between."""
     run = RunFolder(tmp_path / "run")
@@ -64,11 +56,11 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bits(
         if done[0]:
             break
     assert attempts > 5
-    assert_same_weights(whole, run)
-    for ours, theirs in zip(whole.records(), run.records(), strict=True):
+    assert_same_weights(finished_run, run)
+    for ours, theirs in zip(finished_run.records(), run.records(), strict=True):
         assert ours.device_seconds == pytest.approx(2 * ours.seconds)
         assert replace(ours, **TIMES) == replace(theirs, **TIMES)
-    assert losses(run) == losses(whole)  # every iteration once
+    assert losses(run) == losses(finished_run)  # every iteration once
     assert not list(run.path.glob("step_*/*/checkpoints"))
     assert not list(run.path.rglob("*.partial"))
 
