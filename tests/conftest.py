@@ -38,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         in_whole = any(place.is_relative_to(name) for name in WHOLE)
         if in_whole or "group" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.whole)
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))  # instead of pyproject.toml's
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,35 @@ class Group:
         """
         if not self._ranks:
             self._start()
+        try:
+            return self._call(function, args, limit)
+        except BaseException:  # one of ours, a test's time limit, Ctrl-C: the ranks may still be busy
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process, connection in self._ranks:
+            connection.close()
+            process.kill()
+            process.join()
+        self._ranks = []
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        self._folder = tempfile.TemporaryDirectory(prefix=f"group-of-{self.size}-")
+        for rank in range(self.size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, self.size, self._folder.name), daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks.append((process, ours))
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], limit: float) -> list[Any]:
         call = pickle.dumps((function, args))
         for _, connection in self._ranks:
             connection.send_bytes(call)
@@ -78,32 +107,8 @@ class Group:
             if failures:
                 end = min(end, time.monotonic() + GRACE)
         if failures:
-            reports = [self._report(rank, failures[rank]) for rank in sorted(failures)]
-            self.close()
-            raise RankError("\n".join(reports))
+            raise RankError("\n".join(self._report(rank, failures[rank]) for rank in sorted(failures)))
         return [results[rank] for rank in range(self.size)]
-
-    def close(self) -> None:
-        """Ends the processes."""
-        for process, connection in self._ranks:
-            connection.close()
-            process.kill()
-            process.join()
-        self._ranks = []
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-        self._folder = tempfile.TemporaryDirectory(prefix=f"group-of-{self.size}-")
-        for rank in range(self.size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, self.size, self._folder.name), daemon=True)
-            process.start()
-            theirs.close()
-            self._ranks.append((process, ours))
 
     def _report(self, rank: int, failure: str) -> str:
         assert self._folder is not None
