@@ -21,6 +21,9 @@ from tests.group import Groups
 if TYPE_CHECKING:  # imported where it is needed: it takes as long as many tests
     from growclip_ds.run.folder import RunFolder
 
+for name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this machine
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
+
 # Tests of whole runs, of programs, and of many sizes, beside those that take a group of ranks: `make test-quick` leaves
 # them out.
 WHOLE = (

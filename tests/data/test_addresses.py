@@ -91,7 +91,8 @@ def test_errors_are_the_servers(server):
 
 def test_a_proxy_of_the_environment_is_used(server, monkeypatch):
     monkeypatch.setenv("http_proxy", address(server, ""))
-    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies that there were
     with open_address("http://host.invalid/0.tar") as stream:
         assert stream.read() == BODY
