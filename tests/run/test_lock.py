@@ -129,9 +129,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def hold_or_be_refused(folder: Path) -> str:
-    lock.WAIT = 0.0
     try:
-        RunLock(folder).close()
+        with mock.patch.object(lock, "WAIT", 0.0):
+            RunLock(folder).close()
     except InputError as error:
         return str(error)
     return "held"
