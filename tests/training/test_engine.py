@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
+from growclip_ds.distributed import broadcast_object
 from growclip_ds.growth.supernet_encoder import SupernetEncoder
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import pack
@@ -39,6 +40,7 @@ from tests.group import Groups
 from tests.precisions import LOW_PRECISIONS, needs_fp16
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
+OFFLOAD_WEIGHTS = {"offload_param": {"device": "cpu"}}
 
 
 def refusals() -> list[str]:
@@ -233,6 +235,54 @@ def test_gradients_of_several_calls_add_up(group: Groups) -> None:
         assert norm_of_two == pytest.approx(norm_of_one, rel=1e-6), scenario
         assert relative_error(two.weights, one.weights) < 1e-6, scenario
         assert relative_error(two.exp_avg, one.exp_avg) < 1e-6, scenario
+
+
+def update_in_parts(scenario: Scenario, *parts: int) -> State:
+    """The state after updates by several engines, one after the other, each given the state that the last one left."""
+    state, iterations = None, itertools.count()
+    for updates in parts:
+        engine = build(scenario)
+        if state is not None:
+            engine.load_masters(state.weights.items())
+            engine.load_moments("exp_avg", state.exp_avg.items())
+            engine.load_moments("exp_avg_sq", state.exp_avg_sq.items())
+            engine.optimizer.steps.update(state.steps)
+        norms = []
+        for iteration in itertools.islice(iterations, updates):
+            engine.backward(engine(scenario.gradients(iteration, dist.get_rank())))
+            engine.step(learning_rate(iteration), scenario.active(iteration))
+            norms.append(engine.gradient_norm)
+        state = broadcast_object(collect(engine))
+        state.gradient_norms, state.working = norms[-2:], working_copies(engine)
+        engine.destroy()
+    return state
+
+
+def go_on_all(scenarios: list[Scenario]) -> list[tuple[State, State]]:
+    return [(update_in_parts(scenario, 4), update_in_parts(scenario, 2, 2)) for scenario in scenarios]
+
+
+def test_another_engine_goes_on_with_the_same_bits(group: Groups) -> None:
+    summed_in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}}
+    scenarios = [
+        Scenario(1, "adamw", subnets=True),
+        Scenario(1, dtype="bf16", subnets=True),
+        Scenario(2, "adamw", dtype="bf16", subnets=True, config=summed_in_fp32),
+        Scenario(2, dtype="bf16", subnets=True, clipping=1.0, zero=OFFLOAD),
+        Scenario(3, subnets=True, zero=OFFLOAD),
+        Scenario(3, dtype="bf16", subnets=True, zero=OFFLOAD | OFFLOAD_WEIGHTS, config=summed_in_fp32),
+        Scenario(3, dtype="bf16", subnets=True, zero={"sub_group_size": 150, "stage3_param_persistence_threshold": 0}),
+    ]
+    for rank, results in enumerate(group(2).run(go_on_all, scenarios)):
+        for scenario, (alone, resumed) in zip(scenarios, results, strict=True):
+            where = (rank, scenario)
+            assert resumed.steps == alone.steps, where
+            assert len(set(alone.steps.values())) > 1, where  # subnets leave tensors out
+            assert resumed.gradient_norms == alone.gradient_norms, where
+            for part in ("weights", "exp_avg", "exp_avg_sq", "working"):
+                ours, theirs = getattr(alone, part), getattr(resumed, part)
+                assert ours.keys() == theirs.keys() == SHAPES.keys(), where
+                assert all(torch.equal(ours[name], theirs[name]) for name in SHAPES), (part, *where)
 
 
 SUPERNET = Architecture(1, 2, 2, 2, 2, 1)
