@@ -83,7 +83,7 @@ def write_data(folder: Path, steps: int = STEPS) -> Path:
     return folder
 
 
-def grow(data: Path, run: Path, stage: int = 2, step: int | None = None, overrides: tuple[str, ...] = ()) -> Any:
+def grow(data: Path, run: Path, stage: int | str = 2, step: int | None = None, overrides: tuple[str, ...] = ()) -> Any:
     """Runs growth steps; for all ranks of a group."""
     config = load_config(data / "config.yaml", overrides)
     deepspeed = resolve(load_deepspeed_config(data / f"zero{stage}.json"), config, world_size())
@@ -103,7 +103,7 @@ class StopAfter(StopRequest):
 
 
 def grow_until(
-    data: Path, run: Path, looks: int, stage: int = 2, step: int | None = None, overrides: tuple[str, ...] = ()
+    data: Path, run: Path, looks: int, stage: int | str = 2, step: int | None = None, overrides: tuple[str, ...] = ()
 ) -> bool:
     """Runs growth steps until asked to stop; returns whether the run is done."""
     config = load_config(data / "config.yaml", overrides)

@@ -28,6 +28,8 @@ from tests.group import Groups, RankError
 from tests.pipeline_runs import TIMES, assert_same_weights, grow_until, write_data
 from tests.precisions import needs_fp16
 
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,13 +67,15 @@ def test_a_run_stopped_again_and_again_ends_with_the_same_bits(
     assert not list(run.path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_at_other_stages_too(data: Path, group: Groups, tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize("file", ["zero1.json", "zero3_offload.json"])
+def test_with_the_deepspeed_files_of_gpus_too(data: Path, group: Groups, tmp_path: Path, file: str) -> None:
+    """In bf16, with offload; their stages in fp32 are in tests/training/test_engine.py."""
+    shutil.copy(DS_CONFIGS / file, data / "zero_shipped.json")
     runs = [RunFolder(tmp_path / name) for name in ("alone", "stopped")]
     options = ("checkpoint.every_iterations=1", "training.optimizer=adamw", "evaluation.datasets=[]")
-    group(2).run(grow_until, data, runs[0].path, 10**6, stage, 1, options)
-    assert not any(group(2).run(grow_until, data, runs[1].path, 4, stage, 1, options))
-    group(2).run(grow_until, data, runs[1].path, 10**6, stage, 1, options)
+    group(2).run(grow_until, data, runs[0].path, 10**6, "_shipped", 1, options)
+    assert not any(group(2).run(grow_until, data, runs[1].path, 4, "_shipped", 1, options))
+    group(2).run(grow_until, data, runs[1].path, 10**6, "_shipped", 1, options)
     ours, theirs = (Checkpoint(run.weights(1, Phase.TRAIN)) for run in runs)
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
 
