@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-import webdataset
 from PIL import Image
 
 from growclip_ds.data.scenes.composition import compose
@@ -52,6 +51,8 @@ def makers(folder: Path | None) -> dict[str, Maker]:
 
 def write_shard(path: Path, make: Maker, samples: int, width: int, height: int) -> float:
     """Writes a tar of images and captions, as img2dataset does; returns the images' bits per pixel."""
+    import webdataset  # only here: reading shards does not need it
+
     size = 0
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         for number in range(samples):
