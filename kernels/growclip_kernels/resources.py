@@ -1,7 +1,7 @@
 """Resource usage of every kernel: `python -m growclip_kernels.resources` prints registers, spills and shared memory.
 
 Needs no GPU: Triton cross-compiles, and its ptxas reports the usage of the binary that a GPU would load. Fails if a
-kernel spills registers or a program needs more shared memory than the device allows.
+kernel spills registers, a program needs more shared or tensor memory than the device allows, or ptxas serializes wgmma.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 from growclip_kernels.configuration import Configuration
 
 REGISTERS = 65536  # per multiprocessor; allocated to warps in units of 256
+TENSOR_MEMORY = 512  # columns per multiprocessor, where there is any (10.x)
 
 
 class Limits(NamedTuple):
@@ -59,15 +60,19 @@ class Resources:
         registers: registers per thread.
         spilled: bytes per thread that are spilled to local memory.
         shared: bytes of shared memory per program.
+        tensor_memory: columns of tensor memory per program.
         programs: most programs that are resident on a multiprocessor at a time.
         matrix_instruction: matrix instructions of its products, such as "wgmma"; empty if there are none.
+        serialized: whether ptxas makes every wgmma wait for the one before, so that nothing overlaps with them.
     """
 
     registers: int
     spilled: int
     shared: int
+    tensor_memory: int
     programs: int
     matrix_instruction: str
+    serialized: bool
 
 
 def configurations(capability: tuple[int, int]) -> Iterator[Configuration]:
@@ -105,28 +110,37 @@ def compile_for(configuration: Configuration, capability: tuple[int, int]) -> Re
         options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
     )
     ptx = compiled.asm["ptx"]
-    registers, spilled = _assemble(ptx, capability)
+    registers, spilled, serialized = _assemble(ptx, capability)
+    shared, tensor_memory = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
     instructions = [name for name in ("tcgen05.mma", "wgmma", "mma.sync") if re.search(rf"\b{re.escape(name)}", ptx)]
     return Resources(
         registers=registers,
         spilled=spilled,
-        shared=compiled.metadata.shared,
-        programs=_programs(registers, compiled.metadata.shared, configuration.num_warps, capability),
+        shared=shared,
+        tensor_memory=tensor_memory,
+        programs=_programs(registers, shared, tensor_memory, configuration.num_warps, capability),
         matrix_instruction=" + ".join(instructions),
+        serialized=serialized,
     )
 
 
 def defects(used: Resources, capability: tuple[int, int]) -> list[str]:
-    """Describes spills and excessive shared memory; empty if there are none."""
+    """Describes spills, excessive shared and tensor memory, and serialized products; empty if there are none."""
     most = DEVICES[capability].program
     return [
         *([f"spills {used.spilled} bytes per thread"] if used.spilled else []),
         *([f"needs {used.shared} bytes of shared memory, of {most}"] if used.shared > most else []),
+        *(
+            [f"needs {used.tensor_memory} columns of tensor memory, of {TENSOR_MEMORY}"]
+            if used.tensor_memory > TENSOR_MEMORY
+            else []
+        ),
+        *(["serializes its wgmma instructions"] if used.serialized else []),
     ]
 
 
-def _assemble(ptx: str, capability: tuple[int, int]) -> tuple[int, int]:
-    """Registers and spilled bytes per thread, as ptxas counts them."""
+def _assemble(ptx: str, capability: tuple[int, int]) -> tuple[int, int, bool]:
+    """Registers and spilled bytes per thread, as ptxas counts them, and whether it warns that it serializes wgmma."""
     assembler = get_ptxas(capability[0] * 10 + capability[1]).path
     target = re.search(r"\.target (sm_\w+)", ptx)[1]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
@@ -138,13 +152,19 @@ def _assemble(ptx: str, capability: tuple[int, int]) -> tuple[int, int]:
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     if registers is None or spills is None:
         raise RuntimeError(f"ptxas for {capability}: {log.strip()}")
-    return int(registers[1]), max(map(int, spills.groups()))
+    return int(registers[1]), max(map(int, spills.groups())), "instructions are serialized" in log
 
 
-def _programs(registers: int, shared: int, warps: int, capability: tuple[int, int]) -> int:
+def _programs(registers: int, shared: int, tensor_memory: int, warps: int, capability: tuple[int, int]) -> int:
     a_warp = -(-registers * 32 // 256) * 256
     device = DEVICES[capability]
-    return min(REGISTERS // (a_warp * warps), device.multiprocessor // (shared + 1024), device.warps // warps, 32)
+    return min(
+        REGISTERS // (a_warp * warps),
+        device.multiprocessor // (shared + 1024),
+        TENSOR_MEMORY // max(tensor_memory, 1),
+        device.warps // warps,
+        32,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -171,7 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
         with ThreadPoolExecutor(options.jobs) as pool:
             for item, used in zip(chosen, pool.map(lambda i, c=capability: compile_for(i, c), chosen), strict=True):
                 numbers = f"{item.num_warps:5} {used.registers:10} {used.spilled:8} {used.shared:7} {used.programs:9}"
-                print(f"{item.name:44} {numbers}  {used.matrix_instruction}", flush=True)
+                products = used.matrix_instruction + ", serialized" * used.serialized
+                print(f"{item.name:44} {numbers}  {products}", flush=True)
                 found += [f"{item.name} on {architecture} {defect}" for defect in defects(used, capability)]
     print("\n".join(found), file=sys.stderr)
     return 1 if found else 0

@@ -9,25 +9,29 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import triton
+
+from growclip_kernels import resources
 
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 # docs/performance.md says how much, and what differs from 3.8 on.
 SPILLING = ((3, 6), (3, 8), (3, 9))
 
-TOO_FEW_WARPS = """
+DEFECTIVE = """
 from dataclasses import replace
 from growclip_kernels import resources
-from growclip_kernels.packed_attention.configurations import configurations
 
-def too_much(capability):
-    item = next(item for item in configurations(capability) if item.name == "attention backward to 256, bf16")
-    yield replace(item, num_warps=4)
+def defective(capability, of=resources.configurations):
+    items = {item.name: item for item in of(capability)}
+    yield replace(items["attention backward to 256, bf16"], num_warps=4)
+    small = items["attention backward to 64, bf16"]
+    yield replace(small, constexprs={**small.constexprs, "TRANSPOSED": False}, num_warps=8)
 
-resources.configurations = too_much
-raise SystemExit(resources.main(["--devices", "9.0", "--jobs", "1"]))
+resources.configurations = defective
+raise SystemExit(resources.main(["--devices", "9.0"]))
 """
 
 
@@ -50,7 +54,7 @@ def table(run: Run) -> subprocess.CompletedProcess[str]:
 
 def defects(table: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
     """A kernel, an architecture and what is wrong, each; nothing else may have ended the program."""
-    found = re.findall(r"^(.+) on (sm_\d+) (spills|needs) ", table.stderr, re.MULTILINE)
+    found = re.findall(r"^(.+) on (sm_\d+) (spills|needs|serializes) ", table.stderr, re.MULTILINE)
     assert table.returncode == bool(found), table.stderr
     return found
 
@@ -81,13 +85,25 @@ def test_nothing_is_spilled(table: subprocess.CompletedProcess[str], architectur
 def test_other_devices(run: Run):
     """Desktop and inference cards, which take the tiles for little shared memory, and Blackwell."""
     table = run("-m", "growclip_kernels.resources", "--devices", "8.9", "10.0", "12.0")
-    found = [defect for defect in defects(table) if defect[2] == "needs" or TRITON not in SPILLING]
+    found = [defect for defect in defects(table) if defect[2] != "spills" or TRITON not in SPILLING]
     assert found == [], table.stdout
     counts = dict(re.findall(r"(sm_\d+): (\d+) configurations", table.stdout))
     assert counts == {"sm_89": "34", "sm_100": "38", "sm_120": "34"}
 
 
-def test_a_spill_is_found(run: Run):
-    result = run("-c", TOO_FEW_WARPS)
+def test_defects_are_found(run: Run):
+    result = run("-c", DEFECTIVE)
     assert result.returncode == 1
     assert re.search(r"attention backward to 256, bf16 on sm_90 spills \d+ bytes per thread", result.stderr)
+    assert "attention backward to 64, bf16 on sm_90 serializes its wgmma instructions" in result.stderr
+    assert ", serialized\n" in result.stdout
+
+
+def test_tensor_memory_limits_programs():
+    most, capability = resources.TENSOR_MEMORY, (10, 0)
+    for columns, programs in ((0, 4), (most // 2, 2), (most, 1)):
+        assert resources._programs(64, 16 << 10, columns, 8, capability) == programs
+    used = resources.Resources(64, 0, 16 << 10, most, 1, "tcgen05.mma", serialized=False)
+    assert resources.defects(used, capability) == []
+    (found,) = resources.defects(replace(used, tensor_memory=2 * most), capability)
+    assert "1024 columns of tensor memory" in found

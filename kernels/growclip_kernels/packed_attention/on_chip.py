@@ -128,7 +128,8 @@ def backward_on_chip(
             dv = sum_over_queries(p.to(q.dtype), do, TRANSPOSED)
             store_tile(grad_base + 2 * HEAD_WIDTH, dv, keys, heads * PARTS, length)
             ds = (p * (tl.dot(do, tl.trans(v)) - delta[:, None])).to(q.dtype)
+            # Not the loop's last product: Triton would leave it pending, and ptxas then serialises every wgmma.
+            dq = tl.dot(ds, k, dq)
             dk = sum_over_queries(ds, q, TRANSPOSED)
             store_tile(grad_base + HEAD_WIDTH, dk * SCALE, keys, heads * PARTS, length)
-            dq = tl.dot(ds, k, dq)
         store_tile(grad_base, dq * SCALE, rows, heads * PARTS, length)

@@ -59,7 +59,7 @@ HOPPER = (
     OnChip(Tile(32, 32, warps=1, stages=1), Tile(32, 32, warps=2, stages=1), transposed=False),
     OnChip(Tile(64, 64, warps=4, stages=1), Tile(64, 32, warps=4, stages=2), transposed=True),
     OnChip(Tile(64, 128, warps=4, stages=2), Tile(128, 32, warps=4, stages=2), transposed=True),
-    OnChip(Tile(64, 256, warps=4, stages=2), Tile(256, 64, warps=8, stages=2), transposed=False),
+    OnChip(Tile(64, 256, warps=4, stages=2), Tile(256, 32, warps=8, stages=2), transposed=True),
 )
 AMPERE = (
     OnChip(Tile(32, 32, warps=1, stages=1), Tile(32, 32, warps=2, stages=1), transposed=False),
@@ -68,10 +68,7 @@ AMPERE = (
     OnChip(Tile(32, 256, warps=4, stages=2), Tile(256, 16, warps=8, stages=2), transposed=True),
 )
 # For devices with 99 KiB of shared memory per program, too little to hold 256 keys or queries.
-SMALL = (
-    *AMPERE[:2],
-    OnChip(Tile(64, 128, warps=4, stages=2), Tile(128, 16, warps=4, stages=1), transposed=False),
-)
+SMALL = AMPERE[:3]
 LOOPING = Looping(
     forward=Tile(128, 64, warps=8, stages=2),
     backward_queries=Tile(64, 64, warps=4, stages=2),
