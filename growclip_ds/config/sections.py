@@ -196,7 +196,8 @@ class SelectionSection(Section):
 
     dataset: SetSection | None = Field(
         default=None,
-        description="a labelled set in CLIP-benchmark's layout (zero-shot top-1); null: held-out pairs (retrieval)",
+        description="a set in CLIP-benchmark's layout, labelled (zero-shot top-1) or of captions (mean R@1); null: "
+        "held-out pairs (R@1)",
         json_schema_extra={"expected": "a folder, or a section with path, split and name; or null"},
     )
     held_out: int = Field(
