@@ -32,7 +32,7 @@ class StandIn:
 
 
 launched, listed, grids = set(), set(), []
-run, compile = JITFunction.run, triton.compile
+run, compile_source = JITFunction.run, triton.compile
 
 
 def compile_only(self, *arguments, grid, warmup, **options):
@@ -43,7 +43,7 @@ def compile_only(self, *arguments, grid, warmup, **options):
 
 
 def listing(*arguments, **options):
-    compiled = compile(*arguments, **options)
+    compiled = compile_source(*arguments, **options)
     listed.add(compiled.asm["ptx"])
     return compiled
 
