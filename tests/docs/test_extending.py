@@ -58,7 +58,9 @@ def test_the_example_applies(patch: Path, copy: Path) -> None:
 @each
 def test_the_example_passes_its_tests(patch: Path, copy: Path) -> None:
     assert apply(patch, copy).returncode == 0
-    changed = re.findall(r"^\+\+\+ b/(tests/.+)/(?:test_)?(\w+)\.py$", patch.read_text(encoding="utf-8"), re.MULTILINE)
+    changed = re.findall(
+        r"^\+\+\+ b/(tests(?:/.+)?)/(?:test_)?(\w+)\.py$", patch.read_text(encoding="utf-8"), re.MULTILINE
+    )
     added = [test for folder, name in changed if (copy / (test := f"{folder}/test_{name}.py")).exists()]
     assert added
     environment = os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{copy / 'kernels'}"}
