@@ -70,7 +70,7 @@ def decide(config: Config, folder: RunFolder, rule: GrowthRule) -> Decision:
     samples = [_samples(subset) for subset in subsets[:step]]
     now, before = sum(samples), sum(samples[:-1])
     arrived = f"{now:,} samples instead of {before:,}, {now / before:.2f} times as many"
-    if now >= rule.growth * before:
+    if now / before >= rule.growth:
         return Decision(step, True, arrived)
     waits = f"waits for more data: {arrived}, not {rule.growth:g} times"
     remedy = _remedy(subsets, step, is_used=step <= sum(subset.samples is not None for subset in recorded))

@@ -60,6 +60,8 @@ def test_a_step_is_due_when_its_data_has_grown_enough(data: Path, run: RunFolder
     assert due == Decision(2, True, "96 samples instead of 48, 2.00 times as many")
     remedy = "put it into subset 's2' (growclip data add --extend), as 's3' is for step 3"
     assert look(data, run, 2.01) == Decision(2, False, f"waits for more data: {due.reason}, not 2.01 times; {remedy}")
+    # 1.1 * 100,000 is above 110,000 in floating point.
+    assert look(data, run, 1.1, None, "data.subsets.0.samples=100000", "data.subsets.1.samples=10000").is_due
 
 
 def test_data_that_arrives_week_by_week_makes_a_step_due(data: Path, run: RunFolder, tmp_path: Path) -> None:
