@@ -104,7 +104,7 @@ class Plan:
 
     @property
     def models_memory(self) -> bool:
-        """Whether memory is modelled: it is for GrowCLIPs, not for transformers' CLIP."""
+        """Whether memory is modelled, and parameters counted: for GrowCLIPs, not for transformers' CLIP."""
         return not (self.config.has_fixed_model and self.config.fixed_model_is_clip)
 
     @property
@@ -242,7 +242,7 @@ class Plan:
     def _path_json(self, path: Path) -> dict[str, Any]:
         return {
             "architectures": [asdict(architecture) for architecture in path.architectures],
-            "parameters": [self.steps.parameters(architecture) for architecture in path.architectures],
+            "parameters": [self.steps.parameters(one) if self.models_memory else None for one in path.architectures],
             "phases": [self._phase_json(phase) for phase in path.phases],
             "steps": [{"step": step, **self._hours_json(*path.of_step(step))} for step in self.steps_left],
             "disk_bytes": self.disk(path).to_json() if self.models_memory else None,
