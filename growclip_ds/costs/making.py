@@ -14,6 +14,7 @@ from growclip_ds.costs.hardware import Hardware, load_hardware
 from growclip_ds.costs.plan import Plan, all_known
 from growclip_ds.costs.speed import Speed
 from growclip_ds.costs.steps import Begun, GrowthSteps
+from growclip_ds.data.order import require_rest
 from growclip_ds.errors import InputError
 from growclip_ds.growth.space import require_base_within_limit
 
@@ -78,8 +79,11 @@ def make_plan(config: Config, request: Request, run: BegunRun | None = None) -> 
         hardware.flops(deepspeed.precision)  # raises if the GPU lacks the precision
     tokens = min(_caption_tokens(config, request, run), config.model.context_length)
     steps = GrowthSteps(config, sizes, tokens, deepspeed.accumulation_steps, begun)
-    subsets = config.data.subsets if run is None else run.subsets(config)
-    samples = tuple(subset.samples for subset in subsets[: config.num_growth_steps])
+    subsets = (config.data.subsets if run is None else run.subsets(config))[: config.num_growth_steps]
+    for subset in subsets:
+        if subset.samples is not None:
+            require_rest(subset.samples, config.held_out_pairs, subset.name)
+    samples = tuple(subset.samples for subset in subsets)
     known = all_known(samples)
     speed = _speed(request, gpus, steps, hardware, deepspeed)
     return Plan(

@@ -36,6 +36,19 @@ def permutation(samples: int, seed: int, epoch: int, part: int = 0) -> np.ndarra
     return np.argsort(draws(samples, seed, epoch, part), kind="stable")
 
 
+def require_rest(samples: int, held_out: int, subset_name: str) -> None:
+    """Checks that holding samples out of a subset leaves some to train on.
+
+    Raises:
+        InputError: it does not.
+    """
+    if held_out >= samples:
+        raise InputError(
+            f"{held_out} pairs are to be held out of data subset '{subset_name}', which has {samples}; lower "
+            "selection.held_out, or set selection.dataset, a labelled set to compare candidates on instead"
+        )
+
+
 def held_out_mask(samples: int, held_out: int, seed: int, subset_name: str) -> np.ndarray:
     """Which samples of a subset are held out of training, (samples,) bool.
 
@@ -44,11 +57,7 @@ def held_out_mask(samples: int, held_out: int, seed: int, subset_name: str) -> n
     Raises:
         InputError: no sample would be left to train on.
     """
-    if held_out >= samples:
-        raise InputError(
-            f"{held_out} pairs are to be held out of data subset '{subset_name}', which has {samples}; lower "
-            "selection.held_out, or set selection.dataset, a labelled set to compare candidates on instead"
-        )
+    require_rest(samples, held_out, subset_name)
     digest = hashlib.sha256(f"{seed} {subset_name}".encode()).digest()
     mask = np.zeros(samples, dtype=bool)
     key = int.from_bytes(digest[:8]), int.from_bytes(digest[8:16])

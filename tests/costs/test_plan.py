@@ -187,8 +187,10 @@ def test_what_is_not_known_is_said_and_not_made_up(tmp_path: Path, capsys: pytes
 
 def test_a_fixed_clip_has_operations_but_no_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config(tmp_path)
-    assert main(["plan", "--config", str(tmp_path / "config.yaml"), "method=tfs"]) == 0
+    out = tmp_path / "plan.json"
+    assert main(["plan", "--config", str(tmp_path / "config.yaml"), "--json", str(out), "method=tfs"]) == 0
     assert "Memory of transformers' CLIP is not modelled" in capsys.readouterr().out
+    assert json.loads(out.read_text())["paths"]["dearest"]["parameters"] == [None] * 3  # nor counted as a GrowCLIP's
 
 
 def test_the_repositorys_configurations_can_be_planned() -> None:
@@ -217,6 +219,7 @@ def test_the_repositorys_configurations_can_be_planned() -> None:
         (["--hardware", V100, "--deepspeed_config", ZERO2], "V100-32 has no bf16; use fp16"),
         (["--gpus", "7"], "7 ranks cannot divide training.global_batch_size 1536"),
         (["--deepspeed_config", "nowhere.json"], "there is no DeepSpeed file nowhere.json"),
+        (["selection.held_out=1000"], "1000 pairs are to be held out of data subset 's0', which has 1000; lower"),
         (["method=twp", "baselines.start=clip"], "baselines.start is clip, which defines its own sizes"),
         (["model.start=exported"], "exported/config.json: no such file; give a folder that `growclip export` has"),
         (["--json", "/proc/nowhere/plan.json"], "/proc/nowhere/plan.json cannot be written"),
