@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from growclip_ds.cli.output import check_place, put_text
 from growclip_ds.data.worker_processes import processors
+from growclip_ds.errors import InputError
 
 if TYPE_CHECKING:
     from growclip_ds.data.check import DataReport
@@ -120,8 +122,10 @@ def _data_check(options: argparse.Namespace) -> int:
     from growclip_ds.data.progress import counting
     from growclip_ds.data.shards import what_a_sample_is
     from growclip_ds.data.tokens import load_tokenizer
-    from growclip_ds.files import write_text
 
+    check_place(options.broken)
+    if not 0 <= options.max_broken_share <= 1:  # written so that NaN, which nothing exceeds, fails too
+        raise InputError(f"--max-broken-share must be a number from 0 to 1, not {options.max_broken_share:g}")
     tokenizer = load_tokenizer(options.tokenizer, sys.maxsize) if options.tokenizer else None
     with counting("indexing shards") as progress:
         local, remote = _open(options.shards, progress)
@@ -131,9 +135,9 @@ def _data_check(options: argparse.Namespace) -> int:
     if tokenizer is not None:
         cut = sum(count for length, count in report.caption_lengths.items() if length > options.context_length)
         found["captions"]["longer_than_context"] = cut
-    if options.broken is not None:
-        write_text(options.broken, "".join(json.dumps(entry) + "\n" for entry in found["broken_samples"]))
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(report, found)))
+    if options.broken is not None:
+        put_text(options.broken, "".join(json.dumps(entry) + "\n" for entry in found["broken_samples"]))
     if not found["usable"]:
         print(f"growclip: no usable sample: {what_a_sample_is(report.broken)}", file=sys.stderr)
         return 1
@@ -272,7 +276,11 @@ def _data_stage(options: argparse.Namespace) -> int:
     from growclip_ds.data.subsets import find_shards
 
     config = load_config(options.config, options.overrides)
-    subsets = config.data.subsets[: options.growth_step or config.num_growth_steps]
+    steps = config.num_growth_steps
+    last = steps if options.growth_step is None else options.growth_step
+    if not 1 <= last <= steps:
+        raise InputError(f"--growth-step {last}: the run has growth steps 1 to {steps}; choose one of these")
+    subsets = config.data.subsets[:last]
     shards = [shard for subset in subsets if not is_remote(subset.shards) for shard in find_shards(subset.shards)]
     start = time.monotonic()
     with counting("copying shards") as progress:

@@ -1,4 +1,4 @@
-"""Writes a command's JSON to a file or, for `-`, to standard output in place of the text."""
+"""Writes a command's result to a file; JSON also, for `-`, to standard output in place of the text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from growclip_ds.errors import InputError
-from growclip_ds.files import write_json
+from growclip_ds.files import write_text
 
 STANDARD_OUTPUT = Path("-")
 
@@ -42,7 +42,16 @@ def put_json(place: Path, value: Any) -> None:
     if place == STANDARD_OUTPUT:
         print(json.dumps(value, indent=2))
         return
+    put_text(place, json.dumps(value, indent=2) + "\n")
+
+
+def put_text(place: Path, text: str) -> None:
+    """Writes text to a file, atomically.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     try:
-        write_json(place, value)
+        write_text(place, text)
     except OSError as error:
         raise InputError(f"{place} cannot be written ({error.strerror}); name another place") from error

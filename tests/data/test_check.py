@@ -113,6 +113,22 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--broken", "."], ". is a folder; name a file in it"),
+        (["--broken", "/proc/nowhere/broken.jsonl"], "/proc/nowhere/broken.jsonl cannot be written"),
+        (["--max-broken-share", "nan"], "--max-broken-share must be a number from 0 to 1, not nan"),
+    ],
+)
+def test_wrong_requests_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path, 1)
+    assert main(["data", "check", str(tmp_path), "--workers", "1", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"growclip: error: {message}")
+
+
+@pytest.mark.parametrize(
     ("sample", "said"),
     [
         ({"jpg": b"p", "txt": b"c"}, "there are 1 with picture cannot be decoded"),

@@ -140,3 +140,6 @@ def test_the_command_copies_what_a_growth_step_needs(
     assert main([*command, "data.workers=0"]) == 0
     assert "2 shards, " in capsys.readouterr().out
     assert len(list((tmp_path / "disk").rglob("*.tar"))) == 2
+    for step in ("-1", "0", "3"):
+        assert main([*command, "--growth-step", step]) == 2
+        assert f"--growth-step {step}: the run has growth steps 1 to 2" in capsys.readouterr().err
