@@ -53,8 +53,13 @@ def phase_flops(run: ReportedRun, record: PhaseRecord) -> float | None:
     return training.pairs_seen * (passes + loss_flops(batch, run.sizes.embed_dim) / batch)
 
 
+def hours(record: PhaseRecord) -> float | None:
+    """Wall-clock hours of a phase; None if no training is recorded, as with `model.start`."""
+    return None if record.training is None else record.seconds / 3600
+
+
 def device_hours(record: PhaseRecord) -> float | None:
-    """Wall-clock hours of a phase times its ranks; None if no training is recorded, as with `model.start`."""
+    """Wall-clock hours of a phase times its ranks; None as for `hours`."""
     return None if record.training is None else record.device_seconds / 3600
 
 
@@ -94,7 +99,7 @@ def _cost_columns() -> list[Column]:
         number_column("epochs", 1, NOT_RECORDED),
         number_column("pairs seen", 0, NOT_RECORDED),
         scientific_column("FLOPs", NOT_RECORDED),
-        number_column("hours", 3),
+        number_column("hours", 3, NOT_RECORDED),
         number_column("device hours", 3, NOT_RECORDED),
         text_column("ran on", NOT_RECORDED),
     ]
@@ -111,7 +116,7 @@ def _costs(parts: Sequence[tuple[ReportedRun, Sequence[PhaseRecord]]]) -> list[A
         over_runs(_sum(_epochs(record) for record in records) for _, records in parts),
         over_runs(_sum(_pairs_seen(record) for record in records) for _, records in parts),
         over_runs(_sum(phase_flops(run, record) for record in records) for run, records in parts),
-        over_runs(_sum(record.seconds / 3600 for record in records) for _, records in parts),
+        over_runs(_sum(hours(record) for record in records) for _, records in parts),
         over_runs(_sum(device_hours(record) for record in records) for _, records in parts),
         ran_on(record for _, records in parts for record in records),
     ]
