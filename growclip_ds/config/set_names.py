@@ -8,6 +8,8 @@ from pathlib import Path
 from growclip_ds.data.remote import is_remote
 
 SPLIT = "test"  # the default split; a set's name states any other
+# The beginning of a URL under a revision of a data set on the Hugging Face hub, or on a mirror of it.
+HUB_REVISION = r"(https?://[^/]+/datasets/[^/]+/[^/]+)/(?:tree|resolve)/"
 
 
 def set_name(location: str, split: str = SPLIT) -> str:
@@ -24,6 +26,6 @@ def set_name(location: str, split: str = SPLIT) -> str:
 def _last_part(location: str) -> str:
     if not is_remote(location):
         return Path(location).absolute().name
-    without_revision = re.sub(r"/(resolve|tree)/[^/]+/?$", "", location)
+    without_revision = re.sub(HUB_REVISION + "[^/]+/?$", r"\1", location)
     place = without_revision.removeprefix("pipe:").partition("{}")[0]
     return re.split(r"[/\s]", place.rstrip("/"))[-1]

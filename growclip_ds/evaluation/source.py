@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
 
+from growclip_ds.config.set_names import HUB_REVISION
 from growclip_ds.data import remote_stream
 from growclip_ds.data.addresses import open_address
 from growclip_ds.data.remote import is_remote
@@ -49,7 +50,7 @@ class Source:
         folder = self.location.rstrip("/")
         if re.fullmatch(_HUB, folder):
             folder += _HUB_FILES
-        return f"{folder.replace('/tree/', '/resolve/', 1)}/{path}"
+        return re.sub(HUB_REVISION, r"\1/resolve/", folder) + f"/{path}"
 
     def read(self, path: str, is_required: bool = True) -> str | None:
         """The content of a text file; None if there is no such file.

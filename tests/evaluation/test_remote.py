@@ -83,7 +83,9 @@ def test_identity_is_of_the_addresses(folder: Path, host: str) -> None:
             "https://user:to:ken@huggingface.co/datasets/a/b/resolve/main/x",
         ),
         ("https://huggingface.co/datasets/a/b/tree/v2/", "b", "https://huggingface.co/datasets/a/b/resolve/v2/x"),
+        ("https://huggingface.co/datasets/a/b/resolve/v2", "b", "https://huggingface.co/datasets/a/b/resolve/v2/x"),
         ("https://host/sets/food/", "food", "https://host/sets/food/x"),
+        ("gs://sets/tree/oak", "oak", "gs://sets/tree/oak/x"),  # no revision of a hub's
         ("pipe:aws s3 cp s3://sets/food/{} -", "food", "pipe:aws s3 cp s3://sets/food/x -"),
         ("sets/food/", "food", "sets/food/x"),
     ],
