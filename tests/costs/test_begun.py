@@ -240,7 +240,7 @@ def test_a_run_that_has_trained_nothing_has_no_speed(run: Path) -> None:
 def test_a_fixed_model_goes_on_too(tmp_path: Path) -> None:
     run = write_fixed(tmp_path / "run", "twp", [50.0])
     begun = BegunRun(run)
-    config = begun.config(["data.subsets.0.samples=1000", "data.subsets.1.samples=1000"])
+    config = begun.config(["data.subsets.0.samples=2000", "data.subsets.1.samples=2000"])
     left = make_plan(config, Request(), begun)
     assert [(phase.step, phase.phase) for phase in left.cheapest.phases] == [(2, Phase.TRAIN)]
     assert left.to_json()["paths"]["dearest"]["disk_bytes"] is None
