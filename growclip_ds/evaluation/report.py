@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TextIO
 
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from growclip_ds.monitor.tables import plain_table, print_plainly
-from growclip_ds.results import ClassificationResult, Result, RetrievalResult
+from growclip_ds.results import ClassificationResult, Result, RetrievalResult, averaged
 
 FIGURES = ("top1", "top5", "mean_per_class")
 
@@ -33,14 +34,13 @@ def results_json(results: Sequence[Result]) -> dict[str, Any]:
 
 def write_tensorboard(folder: Path, results: Sequence[Result], step: int) -> None:
     """Adds the metrics to a TensorBoard folder at a growth step; accuracies for Eq. 7 under the tags of training."""
-    averages = mean(results)
     with SummaryWriter(str(folder)) as writer:
         for result in results:
             writer.add_scalar(f"zero_shot/{result.dataset}", result.accuracy, step)
             for name, figure in _figures(result).items():
                 writer.add_scalar(f"zero_shot_{name}/{result.dataset}", figure, step)
-        if averages is not None:
-            writer.add_scalar("zero_shot/mean", averages["top1"], step)
+        if used := averaged(results):
+            writer.add_scalar("zero_shot/mean", fmean(result.accuracy for result in used), step)
 
 
 def one_line(result: Result) -> str:

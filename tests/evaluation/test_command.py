@@ -26,9 +26,11 @@ from growclip_ds.cli.program import main
 from growclip_ds.data.tokens import train_tokenizer
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.lists import read_list
+from growclip_ds.evaluation.report import write_tensorboard
 from growclip_ds.evaluation.stored import ResultStore
 from growclip_ds.evaluation.subject import find_subject
 from growclip_ds.model.spec import GrowCLIPSpec
+from growclip_ds.results import RetrievalResult
 from tests.evaluation import sets
 from tests.evaluation.models import tokenizer, write_model, write_run
 from tests.group import Groups
@@ -149,6 +151,14 @@ def test_results_into_the_runs_tensorboard(folder: Path) -> None:
     }.items():
         (event,) = events.Scalars(tag)
         assert (event.step, event.value) == (2, pytest.approx(value))
+
+
+def test_the_mean_in_tensorboard_is_that_of_training(tmp_path: Path) -> None:
+    """Of retrieval sets, where there are no others."""
+    recalls = [{1: 10.0, 5: 20.0, 10: 30.0}, {1: 20.0, 5: 30.0, 10: 40.0}]
+    write_tensorboard(tmp_path, [RetrievalResult(name, 9, 9, *recalls) for name in ("pairs", "others")], step=2)
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Scalars("zero_shot/mean")
+    assert (event.step, event.value) == (2, 15.0)
 
 
 def test_a_run_is_evaluated_on_the_sets_that_it_reports(folder: Path) -> None:
