@@ -251,7 +251,7 @@ class _Counting:
     def _bucket_elements(self) -> int:
         """Elements of a bucket, at least those of the largest gradient where `Engine` sets it so."""
         s = self.sharding
-        return max(s.reduce_bucket, *self.counts) if s.stage == 2 and s.overlap else s.reduce_bucket
+        return max(s.reduce_bucket, *self.counts) if s.stage < 3 and s.overlap else s.reduce_bucket
 
     def _kept(self) -> float:
         s = self.sharding

@@ -70,9 +70,10 @@ class Engine:
         # DeepSpeed creates its own group with torch's default timeout (10 minutes for NCCL), not that of ours.
         distributed_c10d._set_pg_timeout(collective_limit(), groups._get_data_parallel_group())
         self._zero = self._deepspeed.optimizer
-        if config["zero_optimization"]["stage"] == 2 and self._zero.overlap_comm:
-            # A gradient larger than a bucket is reduced in place on a side stream. Ranks that own no part of it free it
-            # before the reduction is done, so its memory could be overwritten: make buckets hold every gradient.
+        if config["zero_optimization"]["stage"] < 3 and getattr(self._zero, "overlap_comm", False):
+            # A gradient larger than a bucket is reduced in place on a side stream, and freed before that is done, so its
+            # memory could be overwritten: at stage 2 by ranks that own no part of it, at stage 1 without reduce_scatter
+            # by those that own one. Make buckets hold every gradient.
             largest = max(parameter.numel() for _, parameter in parameters)
             self._zero.reduce_bucket_size = max(self._zero.reduce_bucket_size, largest)
         # DeepSpeed's BF16_Optimizer has no loss scaler.

@@ -83,10 +83,11 @@ def test_more_ranks_need_less_each_where_states_are_divided() -> None:
         assert (many.gradients < one.gradients) == (stage > 1)
 
 
-def test_buckets_hold_the_largest_gradient_where_gradients_are_reduced_meanwhile() -> None:
+@pytest.mark.parametrize("stage", [1, 2])
+def test_buckets_hold_the_largest_gradient_where_gradients_are_reduced_meanwhile(stage: int) -> None:
     small = {"reduce_bucket_size": 10}
     overlapped, alone = (
-        predicted(Case(WIDE, 2, zero=small | {"overlap_comm": overlap}), 2).buckets for overlap in (True, False)
+        predicted(Case(WIDE, stage, zero=small | {"overlap_comm": overlap}), 2).buckets for overlap in (True, False)
     )
     assert alone == 4 * 10
     assert overlapped > 1000 * alone

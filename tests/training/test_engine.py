@@ -322,9 +322,9 @@ class Noted(dict):
         super().__setitem__(key, parameter)
 
 
-def reduced_outside_of_buckets(overlap: bool) -> tuple[list[int], dict[str, Tensor]]:
-    """Sizes of the gradients that ZeRO 2 reduces where they lie, and the weights after three iterations."""
-    engine = clip_engine(2, reduce_bucket_size=100, overlap_comm=overlap)
+def reduced_outside_of_buckets(stage: int, overlap: bool) -> tuple[list[int], dict[str, Tensor]]:
+    """Sizes of the gradients that ZeRO reduces where they lie, and the weights after three iterations."""
+    engine = clip_engine(stage, reduce_bucket_size=100, overlap_comm=overlap, reduce_scatter=stage == 2)
     noted = engine._zero.extra_large_param_to_reduce = Noted()
     train_clip(engine, 3)
     weights = working_copies(engine)
@@ -332,10 +332,11 @@ def reduced_outside_of_buckets(overlap: bool) -> tuple[list[int], dict[str, Tens
     return noted.ever, weights
 
 
-def test_no_gradient_is_freed_while_it_is_reduced(group: Groups) -> None:
+@pytest.mark.parametrize("stage", [1, 2])
+def test_no_gradient_is_freed_while_it_is_reduced(group: Groups, stage: int) -> None:
     """DeepSpeed frees those that do not fit into a bucket, where overlap_comm reduces them on another stream."""
     for (alone, expected), (overlapped, weights) in zip(
-        *(group(2).run(reduced_outside_of_buckets, overlap) for overlap in (False, True)), strict=True
+        *(group(2).run(reduced_outside_of_buckets, stage, overlap) for overlap in (False, True)), strict=True
     ):
         assert max(alone) > 100
         assert overlapped == []
