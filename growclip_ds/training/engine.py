@@ -16,6 +16,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import groups
@@ -71,9 +72,9 @@ class Engine:
         distributed_c10d._set_pg_timeout(collective_limit(), groups._get_data_parallel_group())
         self._zero = self._deepspeed.optimizer
         if config["zero_optimization"]["stage"] < 3 and getattr(self._zero, "overlap_comm", False):
-            # A gradient larger than a bucket is reduced in place on a side stream, and freed before that is done, so its
-            # memory could be overwritten: at stage 2 by ranks that own no part of it, at stage 1 without reduce_scatter
-            # by those that own one. Make buckets hold every gradient.
+            # A gradient larger than a bucket is reduced in place on a side stream. Some ranks free it before that is
+            # done, so its memory could be overwritten: at stage 2 those that own no part of it, at stage 1 without
+            # reduce_scatter those that own one. Make buckets hold every gradient.
             largest = max(parameter.numel() for _, parameter in parameters)
             self._zero.reduce_bucket_size = max(self._zero.reduce_bucket_size, largest)
         # DeepSpeed's BF16_Optimizer has no loss scaler.
@@ -186,7 +187,8 @@ class Engine:
         DeepSpeed 0.19 leaks some of it. At stage 3, modules stay in a global stack, everything else stays in the
         `functools.lru_cache` of a method (hidden by a decorator without `__wrapped__`), and
         `torch.nn.functional.linear` stays patched. At any stage, objects refer to each other in cycles, glibc keeps
-        freed heap memory, and torch keeps freed pinned memory.
+        freed heap memory, and torch keeps freed pinned and device memory: the latter for the stream that allocated it,
+        and every engine has new streams.
         """
         self._deepspeed.destroy()
         parameter_offload.FWD_MODULE_STACK.clear()
@@ -194,6 +196,7 @@ class Engine:
         functional.linear = getattr(deepspeed.zero.Init, "linear_bk", functional.linear)
         del self._deepspeed, self._zero, self._loss_scaler, self.optimizer, self.module
         gc.collect()
+        get_accelerator().empty_cache()
         if torch.accelerator.is_available() and hasattr(torch.accelerator, "empty_host_cache"):  # torch 2.11 may not
             torch.accelerator.empty_host_cache()
         with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc

@@ -6,14 +6,17 @@ import ctypes
 import datetime
 import gc
 import itertools
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from growclip_ds.architecture import Architecture
@@ -368,6 +371,20 @@ def evaluate_in_between(stage: int) -> bool:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_evaluation_in_between_changes_nothing(group: Groups, stage: int) -> None:
     assert group(2).run(evaluate_in_between, stage) == [True, True]
+
+
+def left_when_memory_is_returned() -> list[bool]:
+    """Whether the module was still there, each time that the device's allocator was to return free memory."""
+    engine, left = build(Scenario(3)), []
+    module = weakref.ref(engine.module)
+    with mock.patch.object(get_accelerator(), "empty_cache", side_effect=lambda: left.append(module() is not None)):
+        engine.destroy()
+    return left
+
+
+def test_a_destroyed_engine_returns_its_device_memory(group: Groups) -> None:
+    """Torch would keep it for the engine's own streams: the next engine's, NCCL and libraries could not have it."""
+    assert group(2).run(left_when_memory_is_returned) == [[False], [False]]
 
 
 class Held(NamedTuple):
