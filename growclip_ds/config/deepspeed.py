@@ -198,6 +198,11 @@ def _contradictions(ds: dict[str, Any], stage: int) -> Iterator[str]:
             yield f"{name} needs zero_optimization.reduce_scatter false; DeepSpeed's reduce-scatter ignores it"
     if stage < 3 and offloads and zero.get("contiguous_gradients") is False:
         yield "zero_optimization.contiguous_gradients false has no effect with offload_optimizer; remove it"
+    if stage == 3 and zero.get("contiguous_gradients") is False and zero.get("overlap_comm", True):
+        yield (
+            "zero_optimization.contiguous_gradients false needs overlap_comm false at ZeRO stage 3: DeepSpeed frees a "
+            "gradient of which a rank holds no part while it is being reduced on another stream"
+        )
 
 
 def _divide_batch(ds: dict[str, Any], config: Config, world_size: int) -> tuple[int, int]:

@@ -243,6 +243,10 @@ def test_what_happens_anyway_may_be_stated(harmless: dict[str, Any]):
             changed(zero__contiguous_gradients=False, zero__offload_optimizer={"device": "cpu"}),
             "contiguous_gradients false has no effect with offload_optimizer",
         ),
+        (
+            changed(3, zero__contiguous_gradients=False),
+            "contiguous_gradients false needs overlap_comm false at ZeRO stage 3: DeepSpeed frees a gradient",
+        ),
     ],
 )
 def test_what_is_refused(file: DeepSpeedFile, message: str):
