@@ -32,7 +32,7 @@ def init_distributed() -> None:
 
     Raises:
         InputError: several processes were started without RANK and WORLD_SIZE, MASTER_PORT is in use, not all ranks
-            connect in time, or the machine has fewer GPUs than ranks.
+            connect in time, the machine has fewer GPUs than ranks, or only some machines have GPUs.
     """
     if "RANK" not in os.environ:
         # Not SLURM_NTASKS, which is also set in a batch script, a single process.
@@ -100,7 +100,7 @@ def _wait_for_all_ranks() -> Iterator[None]:
     Needed because `init_process_group` has a single timeout, for the rendezvous and for collectives.
 
     Raises:
-        InputError: not all ranks connected in time, or the one that holds the store has ended.
+        InputError: not all ranks connected in time, the one that holds the store has ended, or only some have GPUs.
         DistNetworkError: this rank holds the store, and its port is in use.
     """
     if dist.is_initialized() or any(name not in os.environ for name in _PLACE) or int(os.environ["WORLD_SIZE"]) == 1:
@@ -111,8 +111,10 @@ def _wait_for_all_ranks() -> Iterator[None]:
         store, rank, _ = next(rendezvous("env://", timeout=limit))
         # If rank 0 holds the store, it has waited for the others already; if torchrun's agent holds it, nobody has.
         # (When the agent restarts the ranks, the previous start's keys are still there, so nobody waits.)
-        store.set(_sign(rank), "")
-        store.wait([_sign(other) for other in range(size)], limit)
+        store.set(_sign(rank), f"{get_accelerator().device_name()} {socket.gethostname()}")
+        signs = [_sign(other) for other in range(size)]
+        store.wait(signs, limit)
+        _require_one_kind_of_device({tuple(sign.decode().split()) for sign in store.multi_get(signs)})
     except dist.DistError as error:
         if _PORT_IN_USE in str(error):
             raise
@@ -121,6 +123,25 @@ def _wait_for_all_ranks() -> Iterator[None]:
             f"({str(error).splitlines()[0]}); see the output of the other ranks"
         ) from error
     yield
+
+
+def _require_one_kind_of_device(found: set[tuple[str, ...]]) -> None:
+    """Checks that all ranks train on the same kind of device.
+
+    DeepSpeed takes the CPU where it finds no GPU; in different backends, ranks would wait for each other for a day.
+
+    Args:
+        found: kind of device and name of machine, of every rank.
+
+    Raises:
+        InputError: on every rank, if only some machines have GPUs.
+    """
+    machines = sorted(machine for kind, machine in found if kind == "cpu")
+    if machines and len(machines) < len(found):
+        raise InputError(
+            f"torch sees GPUs on other machines, but none on {', '.join(machines[:3])}{' …' * (len(machines) > 3)}: "
+            "check the driver (nvidia-smi) there; to train without GPUs, set DS_ACCELERATOR=cpu on all"
+        )
 
 
 def _sign(rank: int) -> str:

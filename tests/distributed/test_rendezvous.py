@@ -36,6 +36,27 @@ def test_others_are_waited_for_for_minutes_not_hours(agent: str, monkeypatch: py
     del store
 
 
+@pytest.mark.parametrize("other", ["cuda node2", "cpu node2"])
+def test_a_machine_whose_gpus_are_not_found(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There DeepSpeed takes the CPU, and the backends of the two kinds of ranks would wait for each other for a day."""
+    port = free_port()
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in (place | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    store.set("growclip/joined/1", other)
+    monkeypatch.setattr(rendezvous, "JOIN_MINUTES", 0.1)
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(rendezvous.socket, "gethostname", lambda: "node1")
+    with mock.patch.object(rendezvous.deepspeed, "init_distributed") as made:
+        if other.startswith("cpu"):
+            rendezvous.init_distributed()
+        else:
+            with pytest.raises(InputError, match=r"torch sees GPUs on other machines, but none on node1: check"):
+                rendezvous.init_distributed()
+    assert made.called == other.startswith("cpu")
+
+
 @pytest.mark.parametrize("size", ["1", "2"])
 def test_a_port_in_use(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By another run on the same machine, as launchers always use the same port; not taken for ranks that are late."""
