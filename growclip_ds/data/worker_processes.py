@@ -17,6 +17,8 @@ from typing import TypeVar
 
 from growclip_ds.signals import kept_from_children
 
+PER_RANK = "GROWCLIP_CPUS_PER_RANK"  # set by slurm/rank.sh
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -28,6 +30,8 @@ def processors() -> int:
 
 def share_of_processors() -> int:
     """Number of processors for each of this machine's ranks; at least 1."""
+    if PER_RANK in os.environ:  # Slurm may have bound each rank to its own, which are not to be divided again
+        return max(1, int(os.environ[PER_RANK]))
     return max(1, processors() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

@@ -25,6 +25,7 @@ from torch.distributed import distributed_c10d
 from torch.nn import functional
 
 from growclip_ds.architecture import Shape
+from growclip_ds.data.worker_processes import share_of_processors
 from growclip_ds.distributed.rendezvous import collective_limit, init_distributed
 from growclip_ds.model.precision import use_full_fp32
 from growclip_ds.optim import SubnetOptimizer
@@ -82,6 +83,7 @@ class Engine:
         if self._loss_scaler is not None:
             self._loss_scaler.raise_error_at_min_scale = False  # `Health` limits failed updates
         self.optimizer.attach(self._zero, {parameter: name for name, parameter in parameters})
+        _use_processors(self.optimizer.shards)
         self.module: nn.Module = module
         self.device = torch.device(self._deepspeed.device)
         self.dtype = parameters[0][1].dtype
@@ -214,6 +216,16 @@ class Engine:
             del tensor  # free it before the next one is created
         if places:
             raise ValueError(f"no value was given for {len(places)} parameters, such as {next(iter(places))!r}")
+
+
+def _use_processors(shards: Iterable[FlatShard]) -> None:
+    """Gives torch this rank's share of the processors if the update of a GPU's weights is offloaded to them.
+
+    The GPU waits for the update, and ranks are started with one thread (torchrun, `slurm/`), or each with a thread for
+    every processor of the machine (deepspeed).
+    """
+    if any(shard.flat.device.type != shard.device.type for shard in shards):
+        torch.set_num_threads(share_of_processors())
 
 
 def _complete(ds_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from growclip_ds.data import worker_processes
 from growclip_ds.data.stream import _prepare_worker
 from growclip_ds.data.worker_processes import Flag, WorkerContext
 from growclip_ds.signals import kept_from_children
@@ -29,6 +30,15 @@ def look_on(flag: Flag, pipe: multiprocessing.connection.Connection) -> None:
 @pytest.fixture
 def context() -> WorkerContext:
     return WorkerContext(preload=["growclip_ds.data.worker_processes"])
+
+
+def test_processors_that_are_a_ranks_own_are_not_divided_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.delenv("GROWCLIP_CPUS_PER_RANK", raising=False)
+    monkeypatch.setattr(worker_processes, "processors", lambda: 16)
+    assert worker_processes.share_of_processors() == 2
+    monkeypatch.setenv("GROWCLIP_CPUS_PER_RANK", "16")
+    assert worker_processes.share_of_processors() == 16
 
 
 def test_a_flag_is_seen_by_processes(context: WorkerContext) -> None:

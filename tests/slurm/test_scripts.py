@@ -120,6 +120,7 @@ def test_sixteen_ranks_get_what_they_need(cluster: Cluster, tmp_path: Path) -> N
         assert rank["MASTER_ADDR"] == cluster.environment.get("MASTER_ADDR", NODES[0])
         assert rank["MASTER_PORT"] == str(20000 + job)
         assert rank["CUDA_VISIBLE_DEVICES"] == "0,1,2,3,4,5,6,7"  # NCCL's ranks of a node see each other's
+        assert rank["GROWCLIP_CPUS_PER_RANK"] == "8"
         assert (rank["OMP_NUM_THREADS"], rank["DS_ACCELERATOR"], rank["HF_HUB_OFFLINE"]) == ("1", "cuda", "1")
 
 

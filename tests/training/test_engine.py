@@ -25,6 +25,7 @@ from growclip_ds.growth.supernet_encoder import SupernetEncoder
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import pack
 from growclip_ds.optim import Lamb
+from growclip_ds.training import engine as engine_module
 from growclip_ds.training.engine import Engine
 from growclip_ds.training.iteration import train_iteration
 from tests.fed_gradients import (
@@ -371,6 +372,17 @@ def evaluate_in_between(stage: int) -> bool:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_evaluation_in_between_changes_nothing(group: Groups, stage: int) -> None:
     assert group(2).run(evaluate_in_between, stage) == [True, True]
+
+
+@pytest.mark.parametrize(("device", "threads"), [("cpu", []), ("cuda", [mock.call(5)])])
+def test_an_offloaded_update_uses_the_ranks_processors(
+    device: str, threads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROWCLIP_CPUS_PER_RANK", "5")
+    shard = mock.Mock(flat=torch.zeros(1), device=torch.device(device))
+    with mock.patch.object(torch, "set_num_threads") as called:
+        engine_module._use_processors([shard])
+    assert called.mock_calls == threads
 
 
 def left_when_memory_is_returned() -> list[bool]:
