@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,13 +199,14 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     """The device to evaluate on.
 
     Args:
-        name: `cpu`, `cuda`, or `auto`, which takes a GPU if there is one.
+        name: `cpu`, `cuda`, or `auto`, which takes a GPU if there is one and DeepSpeed was not told to use the CPU.
         local_rank: rank of this process on its machine, which is the index of its GPU.
 
     Raises:
         InputError: there is no such GPU.
     """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
+    if name == "cpu" or (name == "auto" and on_cpu):
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise InputError(
