@@ -91,7 +91,6 @@ class OpenSubsets:
 
 def open_subsets(
     subsets: Sequence[Subset],
-    base: Path | str = ".",
     held_out: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
@@ -101,7 +100,6 @@ def open_subsets(
 
     Args:
         subsets: the subsets of the growth step, in order.
-        base: folder that relative patterns are relative to.
         held_out: number of pairs of each subset to hold out of training.
         seed: with the subset's name, determines which pairs are held out.
         progress: called with the numbers of this rank's tars done and to do.
@@ -112,7 +110,7 @@ def open_subsets(
             shard occurs twice, even as a copy, only some subsets are streamed, or pairs are to be held out of streamed
             ones; raised on every rank.
     """
-    counted, groups = _count(subsets, base, progress, staged)
+    counted, groups = _count(subsets, progress, staged)
     if any(is_remote(subset.shards) for subset in counted):
         if held_out:
             raise InputError(
@@ -129,18 +127,16 @@ def open_subsets(
     return OpenSubsets(counted, collect(indexes, ~kept), collect(indexes, kept), tuple(groups))
 
 
-def count_subsets(
-    subsets: Sequence[Subset], base: Path | str = ".", progress: Progress | None = None
-) -> tuple[Subset, ...]:
+def count_subsets(subsets: Sequence[Subset], progress: Progress | None = None) -> tuple[Subset, ...]:
     """Counts the samples of subsets; for arguments and errors see `open_subsets`."""
-    return _count(subsets, base, progress)[0]
+    return _count(subsets, progress)[0]
 
 
 def _count(
-    subsets: Sequence[Subset], base: Path | str, progress: Progress | None, staged: Path | str | None = None
+    subsets: Sequence[Subset], progress: Progress | None, staged: Path | str | None = None
 ) -> tuple[tuple[Subset, ...], list[list[Any]]]:
     """The subsets with their samples counted, and for each its indexed shards, or the URLs of those to stream."""
-    patterns = on_main(lambda: _find_all(subsets, base))
+    patterns = on_main(lambda: _find_all(subsets))
     if any(is_remote(subset.shards) for subset in subsets):
         return _count_remote(subsets, patterns, progress), patterns
     paths = list(itertools.chain.from_iterable(patterns))
@@ -215,8 +211,10 @@ def _refuse_copies(shards: Sequence[tuple[str, IndexedShard]]) -> None:
             )
 
 
-def find_shards(pattern: str, base: Path | str = ".") -> list[str]:
+def find_shards(pattern: str) -> list[str]:
     """The absolute paths, or the URLs, of the shards that a pattern matches, in its order; a glob's matches are sorted.
+
+    A relative pattern is relative to the working directory.
 
     Raises:
         InputError: braces are unbalanced, a folder or shard that the pattern names does not exist, or no tar matches.
@@ -227,7 +225,7 @@ def find_shards(pattern: str, base: Path | str = ".") -> list[str]:
         raise InputError(f"the shard pattern '{pattern}' has unbalanced braces; correct it") from error
     if is_remote(pattern):
         return parts
-    base = Path(base).absolute()
+    base = Path.cwd()
 
     def find(part: str) -> list[Path]:
         part = str(Path(part).expanduser())
@@ -296,7 +294,7 @@ def continue_subsets(recorded: Sequence[Subset], configured: Sequence[Subset]) -
     return [*recorded, *configured[len(recorded) :]]
 
 
-def _find_all(subsets: Sequence[Subset], base: Path | str) -> list[list[str]]:
+def _find_all(subsets: Sequence[Subset]) -> list[list[str]]:
     for name, count in Counter(subset.name for subset in subsets).items():
         if count > 1:
             raise InputError(f"two data subsets are called '{name}'; give each its own name")
@@ -304,7 +302,7 @@ def _find_all(subsets: Sequence[Subset], base: Path | str) -> list[list[str]]:
     found = []
     for subset in subsets:
         try:
-            shards = find_shards(subset.shards, base)
+            shards = find_shards(subset.shards)
         except InputError as error:
             raise InputError(f"data subset '{subset.name}': {error}") from error
         targets = shards if is_remote(subset.shards) else for_each_file(os.path.realpath, shards)

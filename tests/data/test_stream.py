@@ -265,8 +265,8 @@ def test_real_shards(tmp_path: Path) -> None:
         link = tmp_path / tar.parent.name / tar.name
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(tar)
-    subsets = [Subset(f"part {part}", f"subset_{part}/*.tar") for part in (1, 2)]
-    opened = open_subsets(subsets, tmp_path, held_out=20)
+    subsets = [Subset(f"part {part}", f"{tmp_path}/subset_{part}/*.tar") for part in (1, 2)]
+    opened = open_subsets(subsets, held_out=20)
     assert sum(subset.samples for subset in opened.subsets) == len(opened.train) + 40
     assert not opened.train.left_out
     tokenizer = train_tokenizer(itertools.islice(captions(opened.train), 500), vocab_size=1000, context_length=77)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from pathlib import Path
@@ -22,12 +23,19 @@ from tests.group import Groups
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("run [1]")  # with characters that mean something in a glob
     for name, samples in (("first", 30), ("second", 12), ("third", 11)):
         folder = write_shards(base / name, samples, prefix=f"{name}-")
         (folder / "00000_stats.json").write_text("{}")  # as img2dataset leaves it
     return base
+
+
+@pytest.fixture
+def base(written: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: relative patterns are those of shards in it."""
+    monkeypatch.chdir(written)
+    return written
 
 
 def keys(index: ShardIndex) -> list[str]:
@@ -47,10 +55,11 @@ def keys(index: ShardIndex) -> list[str]:
     ],
 )
 def test_patterns(base: Path, pattern: str, expected: list[str]) -> None:
-    assert find_shards(pattern, base) == [str(base / path) for path in expected]
+    assert find_shards(pattern) == [str(base / path) for path in expected]
 
 
-def test_two_asterisks_match_folders_at_any_depth(tmp_path: Path) -> None:
+def test_two_asterisks_match_folders_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for folder in ("", "a", "a/b", "c/d/e"):
         (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / folder / "0.tar").touch()
@@ -60,13 +69,13 @@ def test_two_asterisks_match_folders_at_any_depth(tmp_path: Path) -> None:
         ("data/a/**/0.tar", ["a/0.tar", "a/b/0.tar"]),
         ("data/*", ["0.tar"]),
     ):
-        assert find_shards(pattern, tmp_path) == [str(tmp_path / "data" / path) for path in expected]
+        assert find_shards(pattern) == [str(tmp_path / "data" / path) for path in expected]
 
 
-def test_an_absolute_pattern_does_not_depend_on_the_base(base: Path, tmp_path: Path) -> None:
+def test_an_absolute_pattern_does_not_depend_on_the_working_directory(base: Path, tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 5)
     for pattern in ("shards", "shards/*.tar", "shards/{00000..00000}.tar"):
-        assert find_shards(str(tmp_path / pattern), base) == [str(tmp_path / "shards/00000.tar")]
+        assert find_shards(str(tmp_path / pattern)) == [str(tmp_path / "shards/00000.tar")]
 
 
 @pytest.mark.parametrize(
@@ -82,11 +91,11 @@ def test_an_absolute_pattern_does_not_depend_on_the_base(base: Path, tmp_path: P
 def test_a_pattern_without_shards(base: Path, pattern: str, message: str) -> None:
     (base / "empty").mkdir(exist_ok=True)
     with pytest.raises(InputError, match=f"^data subset 'new': .*{message}"):
-        open_subsets([Subset("new", pattern)], base)
+        open_subsets([Subset("new", pattern)])
 
 
 def test_subsets_are_counted_and_joined_in_order(base: Path) -> None:
-    opened = open_subsets([Subset("b", "second"), Subset("a", "first/*.tar", samples=30)], base)
+    opened = open_subsets([Subset("b", "second"), Subset("a", "first/*.tar", samples=30)])
     assert opened.subsets == (Subset("b", "second", 12), Subset("a", "first/*.tar", 30))
     assert keys(opened.train) == [f"second-{n:06d}" for n in range(12)] + [f"first-{n:06d}" for n in range(30)]
     assert len(opened.held_out) == 0
@@ -94,7 +103,7 @@ def test_subsets_are_counted_and_joined_in_order(base: Path) -> None:
 
 def test_held_out_pairs_are_not_trained_on_and_stay_when_a_subset_joins(base: Path) -> None:
     subsets = [Subset(name, name) for name in ("first", "second", "third")]
-    steps = [open_subsets(subsets[:step], base, held_out=4, seed=7) for step in (1, 2, 3)]
+    steps = [open_subsets(subsets[:step], held_out=4, seed=7) for step in (1, 2, 3)]
     for step, opened in enumerate(steps, 1):
         train, held_out = keys(opened.train), keys(opened.held_out)
         assert len(held_out) == 4 * step
@@ -103,7 +112,7 @@ def test_held_out_pairs_are_not_trained_on_and_stay_when_a_subset_joins(base: Pa
         assert keys(steps[-1].held_out)[: 4 * step] == held_out
         first = steps[-1].first(step)
         assert (first.subsets, keys(first.train), keys(first.held_out)) == (opened.subsets, train, held_out)
-    assert keys(open_subsets(subsets[:1], base, held_out=4, seed=8).held_out) != keys(steps[0].held_out)
+    assert keys(open_subsets(subsets[:1], held_out=4, seed=8).held_out) != keys(steps[0].held_out)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +127,7 @@ def test_held_out_pairs_are_not_trained_on_and_stay_when_a_subset_joins(base: Pa
 )
 def test_refused_lists(base: Path, subsets: list[Subset], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_subsets(subsets, base)
+        open_subsets(subsets)
 
 
 def test_many_shards_take_no_longer_each_than_few() -> None:
@@ -130,12 +139,13 @@ def test_many_shards_take_no_longer_each_than_few() -> None:
 
 def test_too_many_held_out(base: Path) -> None:
     with pytest.raises(InputError, match=r"12 pairs .* 'second', which has 12; lower selection.held_out"):
-        open_subsets([Subset("second", "second")], base, held_out=12)
+        open_subsets([Subset("second", "second")], held_out=12)
 
 
 def open_on_a_rank(base: str, subsets: list[Subset]) -> tuple[list[str], list[str]] | str:
     try:
-        opened = open_subsets(subsets, base, held_out=3)
+        with contextlib.chdir(base):
+            opened = open_subsets(subsets, held_out=3)
     except InputError as error:
         return str(error)
     return keys(opened.train), keys(opened.held_out)
