@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from growclip_ds.evaluation.classification import classify
 from growclip_ds.evaluation.datasets import ClassificationSet, EvaluationSet, RetrievalSet, load_evaluation_set
-from growclip_ds.evaluation.encoder import CandidateEncoder, ModelEncoder
+from growclip_ds.evaluation.encoder import CandidateEncoder, ModelEncoder, Tokenize
 from growclip_ds.evaluation.retrieval import retrieve, retrieve_pairs
-from growclip_ds.model.packed import PackedTokens
 from growclip_ds.results import ClassificationResult, RetrievalResult
 
 __all__ = [
@@ -30,7 +27,7 @@ __all__ = [
 def evaluate(
     encoder: CandidateEncoder,
     dataset: EvaluationSet,
-    tokenize: Callable[[list[str]], PackedTokens],
+    tokenize: Tokenize,
     image_size: int,
     batch_size: int,
 ) -> list[ClassificationResult] | list[RetrievalResult]:

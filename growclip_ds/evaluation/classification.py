@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,8 @@ from growclip_ds.distributed import all_reduce_sum, rank, world_size
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.batches import batches, nothing_readable
 from growclip_ds.evaluation.datasets import ClassificationSet
-from growclip_ds.evaluation.encoder import CandidateEncoder, first_sharers
-from growclip_ds.model.packed import PackedTokens
+from growclip_ds.evaluation.encoder import CandidateEncoder, Tokenize, first_sharers
 from growclip_ds.results import ClassificationResult
-
-Tokenize = Callable[[list[str]], PackedTokens]
 
 
 def classify(

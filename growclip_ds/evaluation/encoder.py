@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from growclip_ds.data.pictures import normalise
 from growclip_ds.model.packed import PackedTokens
 
+Tokenize = Callable[[list[str]], PackedTokens]  # packs captions, as a `data.tokens.Tokenizer` does
+
 
 class CandidateEncoder(Protocol):
     """Encodes images and captions with each of several candidates; a single model is the case of one candidate.

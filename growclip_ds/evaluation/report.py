@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TextIO
+from typing import Any
 
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
@@ -16,9 +16,9 @@ from growclip_ds.results import ClassificationResult, Result, RetrievalResult, a
 FIGURES = ("top1", "top5", "mean_per_class")
 
 
-def print_results(results: Sequence[Result], stream: TextIO | None = None) -> None:
+def print_results(results: Sequence[Result]) -> None:
     """Prints a table of the classification sets, with their mean, and a table of the retrieval sets."""
-    print_plainly(_tables(results), stream)
+    print_plainly(_tables(results))
 
 
 def mean(results: Sequence[Result]) -> dict[str, float] | None:

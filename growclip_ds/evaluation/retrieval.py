@@ -9,7 +9,7 @@ model: one whose features are all equal, or NaN, retrieves nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,14 +19,14 @@ from growclip_ds.distributed import all_reduce_sum, in_lockstep, ragged_all_gath
 from growclip_ds.errors import InputError
 from growclip_ds.evaluation.batches import batches, nothing_readable
 from growclip_ds.evaluation.datasets import RetrievalSet
-from growclip_ds.evaluation.encoder import CandidateEncoder, first_sharers
+from growclip_ds.evaluation.encoder import CandidateEncoder, Tokenize, first_sharers
 from growclip_ds.model.packed import PackedTokens, pack
 from growclip_ds.results import RetrievalResult
 
 RECALL_AT = (1, 5, 10)
+HELD_OUT = "held-out pairs"  # the name of these in results
 BLOCK = 2**24  # most similarities in memory at a time: 64 MiB in fp32
 
-Tokenize = Callable[[list[str]], PackedTokens]
 # Pixels (n, 3, S, S), m captions, the index of each caption's image (m,), and the number of unreadable images skipped.
 PairBatch = tuple[Tensor, PackedTokens, Tensor, int]
 
@@ -64,9 +64,7 @@ def retrieve(
     return results
 
 
-def retrieve_pairs(
-    encoder: CandidateEncoder, pairs: Iterable[Batch], image_size: int, name: str = "held-out pairs"
-) -> list[RetrievalResult]:
+def retrieve_pairs(encoder: CandidateEncoder, pairs: Iterable[Batch], image_size: int) -> list[RetrievalResult]:
     """As `retrieve`, on pairs held out of the training data, with one caption per image. Collective.
 
     The `accuracy` of a result, top-1 retrieval in percent, selects among candidates where there is no labelled set.
@@ -75,16 +73,15 @@ def retrieve_pairs(
         encoder: encodes with every candidate.
         pairs: this rank's batches; their number and sizes may differ between ranks.
         image_size: side of the images in pixels.
-        name: name of the set in the results.
 
     Raises:
         InputError: no rank has a pair.
     """
     nothing = (torch.empty((0, 3, image_size, image_size), dtype=torch.uint8), pack([]), torch.empty(0).long(), 0)
     own = ((batch.images, batch.text, torch.arange(batch.images.shape[0]), 0) for batch in pairs)
-    results, _ = _retrieve(encoder, (nothing if item is None else item for item in in_lockstep(own)), name)
+    results, _ = _retrieve(encoder, (nothing if item is None else item for item in in_lockstep(own)), HELD_OUT)
     if not results:
-        raise InputError(f"{name}: no pairs to retrieve; hold some out, or name a selection dataset")
+        raise InputError(f"{HELD_OUT}: no pairs to retrieve; hold some out, or name a selection dataset")
     return results
 
 

@@ -103,9 +103,9 @@ def text_column(title: str, absent: str = NONE) -> Column:
     return Column(title, absent=absent, right=False)
 
 
-def count_column(title: str, absent: str = NONE) -> Column:
+def count_column(title: str) -> Column:
     """A column of whole numbers: `1,714,112`."""
-    return Column(title, lambda value: f"{value:,}", absent)
+    return Column(title, lambda value: f"{value:,}")
 
 
 def number_column(title: str, digits: int, absent: str = NONE, signed: bool = False) -> Column:

@@ -19,6 +19,7 @@ from growclip_ds.data.scenes.vocabulary import COLOURS, RGB
 
 SUPERSAMPLING = 4
 MOST_TURN = 20.0  # maximum rotation in degrees, either way
+JITTER = 14.0  # maximum change of a channel of a colour, either way
 WHITE, BLACK = (255.0, 255.0, 255.0), (0.0, 0.0, 0.0)
 
 Field = np.ndarray  # (height, width) float32: the share of the second colour in each pixel, 0 to 1
@@ -39,8 +40,8 @@ def encode_jpeg(picture: Image.Image, rng: Random) -> bytes:
     return buffer.getvalue()
 
 
-def _jitter(rgb: RGB, rng: Random, spread: float = 14.0) -> RGB:
-    r, g, b = (min(255.0, max(0.0, channel + rng.uniform(-spread, spread))) for channel in rgb)
+def _jitter(rgb: RGB, rng: Random) -> RGB:
+    r, g, b = (min(255.0, max(0.0, channel + rng.uniform(-JITTER, JITTER))) for channel in rgb)
     return r, g, b
 
 
