@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def rank_candidates(
     samples: int,
     alpha: float,
 ) -> list[Candidate]:
-    """Every candidate with its value of Eq. 7, best first.
+    """Every candidate with its value of Eq. 7, best first; of equal ones, the one with fewer parameters comes first.
 
     Args:
         accuracies: A(ψ) of every candidate, in percent.
@@ -76,9 +76,4 @@ def rank_candidates(
         parameters = count(architecture)
         metric = composite_metric(accuracy, parameters, whole, previous_samples, samples, alpha)
         rows.append(Candidate(architecture, parameters, accuracy, metric))
-    return best_first(rows)
-
-
-def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates in descending order of Eq. 7; of equal ones, the one with fewer parameters comes first."""
-    return sorted(candidates, key=lambda candidate: (-candidate.metric, candidate.parameters, candidate.architecture))
+    return sorted(rows, key=lambda row: (-row.metric, row.parameters, row.architecture))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from growclip_ds.architecture import STEM_CHANNELS, Architecture
-from growclip_ds.growth.selection import Candidate, best_first
+from growclip_ds.growth.selection import Candidate
 from growclip_ds.monitor.words import grown, millions, smallest
 
 OLD, NEW = "#9db4c8", "#f2a65a"
@@ -81,20 +81,19 @@ def _count(number: int, noun: str) -> str:
 
 
 def selection_figure(candidates: Sequence[Candidate]) -> Figure:
-    """Plots the accuracy of each candidate over its parameters, coloured by Eq. 7, and marks the best."""
-    ranked = best_first(candidates)
-    base = smallest(candidate.architecture for candidate in ranked)
-    best = ranked[0]
+    """Plots the accuracy of candidates, given best first, over their parameters, coloured by Eq. 7; marks the best."""
+    base = smallest(candidate.architecture for candidate in candidates)
+    best = candidates[0]
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
     points = axes.scatter(
-        [candidate.parameters / 1e6 for candidate in ranked],
-        [candidate.accuracy for candidate in ranked],
-        c=[candidate.metric for candidate in ranked],
+        [candidate.parameters / 1e6 for candidate in candidates],
+        [candidate.accuracy for candidate in candidates],
+        c=[candidate.metric for candidate in candidates],
         cmap="viridis",
         s=36,
     )
-    marked = [(candidate, "s", "no growth") for candidate in ranked if candidate.architecture == base]
+    marked = [(candidate, "s", "no growth") for candidate in candidates if candidate.architecture == base]
     marked.append((best, "*", f"chosen: {best.architecture}, {millions(best.parameters)}"))
     for candidate, marker, label in marked:
         place = candidate.parameters / 1e6, candidate.accuracy
@@ -102,7 +101,7 @@ def selection_figure(candidates: Sequence[Candidate]) -> Figure:
     figure.colorbar(points, label="accuracy and size (Eq. 7)")
     axes.set_xlabel("parameters (millions)")
     axes.set_ylabel("zero-shot accuracy (%)")
-    axes.set_title(f"{len(ranked)} candidates; growing {grown(best.architecture, base)} is best", fontsize=10)
+    axes.set_title(f"{len(candidates)} candidates; growing {grown(best.architecture, base)} is best", fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="best", markerscale=0.6)
     return figure

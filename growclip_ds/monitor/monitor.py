@@ -13,7 +13,7 @@ from growclip_ds import distributed
 from growclip_ds.architecture import Architecture
 from growclip_ds.config.config import Config
 from growclip_ds.growth.phases import Phase, phase_epochs
-from growclip_ds.growth.selection import Candidate, best_first
+from growclip_ds.growth.selection import Candidate
 from growclip_ds.model.spec import ModelSpec, num_parameters
 from growclip_ds.monitor.curves import Curves
 from growclip_ds.monitor.figures import architecture_figure, selection_figure
@@ -67,7 +67,7 @@ class Monitor:
         """Writes pending events to disk."""
 
     def selection(self, step: int, candidates: Sequence[Candidate]) -> None:
-        """All candidates of a growth step are evaluated."""
+        """All candidates of a growth step are evaluated, and ranked, best first."""
 
     def evaluation(self, step: int, results: Sequence[Result]) -> None:
         """The model of a growth step is evaluated."""
@@ -181,7 +181,7 @@ class RunMonitor(Monitor):
         self.curves.flush()
 
     def selection(self, step: int, candidates: Sequence[Candidate]) -> None:
-        best = best_first(candidates)[0]
+        best = candidates[0]
         self.output.line(
             f"step {step}/{self.steps} selected {best.architecture} of {len(candidates)}: "
             f"{millions(best.parameters)} parameters, accuracy {best.accuracy:.1f} %, metric {best.metric:.2f}"

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from growclip_ds.architecture import Architecture
-from growclip_ds.growth.selection import Candidate, best_first
+from growclip_ds.growth.selection import Candidate
 from growclip_ds.monitor.summary import StepSummary
 from growclip_ds.monitor.words import LEGEND, NONE, SYMBOLS, duration, grown, millions, smallest
 
@@ -127,12 +127,11 @@ def _candidates_table(summaries: Sequence[StepSummary]) -> Table:
         if not summary.candidates:
             continue
         base = smallest(candidate.architecture for candidate in summary.candidates)
-        ranked = best_first(summary.candidates)
-        for place, candidate in enumerate(ranked[:BEST_CANDIDATES], start=1):
+        for place, candidate in enumerate(summary.candidates[:BEST_CANDIDATES], start=1):
             first = place == 1  # the candidate that was selected
             table.add_row(
                 str(summary.step) if first else "",
-                f"1 of {len(ranked)}" if first else str(place),
+                f"1 of {len(summary.candidates)}" if first else str(place),
                 *_cells(candidate, grown(candidate.architecture, base)),
                 style="bold" if first else "",
             )
@@ -154,7 +153,7 @@ def architecture_markdown(architecture: Architecture, before: Architecture | Non
 
 
 def candidates_markdown(candidates: Sequence[Candidate]) -> str:
-    """All candidates, best first, as a table for TensorBoard."""
+    """Candidates, given best first, as a table for TensorBoard."""
     base = smallest(candidate.architecture for candidate in candidates)
     lines = [
         f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}. The first one is selected.",
@@ -162,7 +161,7 @@ def candidates_markdown(candidates: Sequence[Candidate]) -> str:
         "| | candidate | grows | parameters | accuracy | metric |",
         "| ---: | --- | --- | ---: | ---: | ---: |",
     ]
-    for place, candidate in enumerate(best_first(candidates), start=1):
+    for place, candidate in enumerate(candidates, start=1):
         lines.append(f"| {place} | {' | '.join(_cells(candidate, grown(candidate.architecture, base)))} |")
     return "\n".join(lines)
 

@@ -48,16 +48,15 @@ def config(steps: int = 2) -> Config:
 
 
 def candidates(base: Architecture = BASE) -> list[Candidate]:
-    """All 64 in no order, the one that grows in image blocks and text heads best."""
+    """All 64, best first: the one that grows in image blocks and text heads."""
     chance = random.Random(0)
     rows = []
     for architecture in GrowthSpace(base, 1, 1, 1):
         parameters, accuracy = SIZES.parameters_of(architecture), 30 + 5 * chance.random()
         rows.append(Candidate(architecture, parameters, accuracy, accuracy + 0.4))
     best = Candidate(Architecture(0, 2, 1, 1, 2, 0), 1_234_567, 41.234, 41.987)
-    rows = [row for row in rows if row.architecture != best.architecture]
-    rows.insert(20, best)
-    return rows
+    others = [row for row in rows if row.architecture != best.architecture]
+    return [best, *sorted(others, key=lambda row: -row.metric)]
 
 
 def run_phase(
@@ -72,9 +71,8 @@ def run_phase(
         return
     record = phase_record(step, phase, samples=3000 * step, architecture=architecture, iterations=40)
     if phase is Phase.SELECTION:
-        rows = candidates()
-        monitor.selection(step, rows)
-        ranked = sorted(rows, key=lambda row: -row.metric)
+        ranked = candidates()
+        monitor.selection(step, ranked)
         record = replace(record, selection_set="scenes_selection", candidates=ranked)
     if phase is Phase.TRAIN:
         accuracy = 20.0 + 10 * step

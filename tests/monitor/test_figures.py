@@ -27,9 +27,11 @@ def test_architecture_figure():
 
 
 def test_selection_figure():
-    axes = selection_figure(candidates()).axes[0]
+    ranked = candidates()
+    axes = selection_figure(ranked).axes[0]
     points, base, best = (collection.get_offsets() for collection in axes.collections)
     assert len(points) == 64
-    assert base[0].tolist() == pytest.approx([SIZES.parameters_of(BASE) / 1e6, candidates()[0].accuracy])
+    accuracy = next(row.accuracy for row in ranked if row.architecture == BASE)
+    assert base[0].tolist() == pytest.approx([SIZES.parameters_of(BASE) / 1e6, accuracy])
     assert best[0].tolist() == pytest.approx([1.234567, 41.234])
     assert axes.get_title() == "64 candidates; growing b^I h^T is best"
