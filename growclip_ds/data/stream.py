@@ -22,7 +22,7 @@ from growclip_ds.data.batch import Batch, BatchDecoder, BatchLoader, LoadedBatch
 from growclip_ds.data.faults import Cause, FaultList
 from growclip_ds.data.order import TrainingOrder, shares
 from growclip_ds.data.remote import Deal, RemoteOrder, RemoteShards
-from growclip_ds.data.remote_stream import RemoteLoader
+from growclip_ds.data.remote_loader import RemoteLoader
 from growclip_ds.data.samples import may_open_many_files
 from growclip_ds.data.shards import ShardIndex
 from growclip_ds.data.tokens import Tokenizer

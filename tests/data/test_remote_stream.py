@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from growclip_ds.data import remote_stream
+from growclip_ds.data import remote_loader, remote_stream
 from growclip_ds.data.faults import Cause, Fault
 from growclip_ds.data.remote import Deal, Piece, RemoteShards
 from growclip_ds.data.remote_stream import captions, count_samples, reopening, stream_piece, stream_shard
@@ -211,7 +211,7 @@ def test_streams_that_are_read_in_turn_are_not_waited_for_one_after_the_other(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_stream, "_stream_once", lambda url: broken(0))
-    found = list(remote_stream._in_turn([[Piece(str(place), 0, 3)] for place in range(4)], 0))
+    found = list(remote_loader._in_turn([[Piece(str(place), 0, 3)] for place in range(4)], 0))
     assert len(found) == 12
     assert clock.monotonic() < remote_stream.PATIENCE + 10 < 20 * 60 / 2  # `health.hang_minutes`
 
