@@ -35,24 +35,24 @@ class RemoteLoader(IterableDataset):
         # The loader asks worker 0 first, so that worker takes the lane whose turn it is.
         worker = ((0 if info is None else info.id) + first_turn) % deal.workers
         epochs = range(deal.iteration // order.iterations_of_epoch, -(-order.iterations // order.iterations_of_epoch))
-        turn = 0
         for epoch in epochs:
             start = max(deal.iteration, epoch * order.iterations_of_epoch)
             stop = min(order.iterations, (epoch + 1) * order.iterations_of_epoch)
             if stop <= self.start_iteration:
-                turn += (stop - start) * deal.micro_batches
                 continue
-            samples, passed = None, 0
-            for iteration in range(start, stop):
-                for size in order.micro_batch_sizes(iteration, deal)[self.rank].tolist():
-                    if turn % deal.workers == worker:
-                        if turn < first_turn:
-                            passed += size
-                        else:
-                            if samples is None:
-                                samples = _in_turn(order.lane(epoch, self.rank, worker), passed)
-                            yield self.decoder(itertools.islice(samples, size))
-                    turn += 1
+            first = max(start, self.start_iteration)
+            passed = sum(self._sizes(range(start, first), worker))
+            samples = _in_turn(order.lane(epoch, self.rank, worker), passed)
+            for size in self._sizes(range(first, stop), worker):
+                yield self.decoder(itertools.islice(samples, size))
+
+    def _sizes(self, iterations: range, worker: int) -> Iterator[int]:
+        """Number of samples of each micro-batch that a worker has in these iterations."""
+        deal = self.order.deals[-1]
+        for iteration in iterations:
+            first_turn = (iteration - deal.iteration) * deal.micro_batches
+            sizes = self.order.micro_batch_sizes(iteration, deal)[self.rank].tolist()
+            yield from (size for turn, size in enumerate(sizes, first_turn) if turn % deal.workers == worker)
 
 
 def _in_turn(places: Sequence[Sequence[Piece]], passed: int) -> Iterator[Sample | Fault]:

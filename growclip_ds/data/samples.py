@@ -81,16 +81,17 @@ class ShardReader:
 
     def _read(self, position: int, read: Callable[[Any, list[int]], T]) -> T:
         shard, place = self.index.shard_of(position), self.index.places[position].tolist()
-        for failures in itertools.count(1):
+        failures = 0
+        while True:
             try:
                 return read(self._open(shard), place)
             except (OSError, tarfile.TarError) as error:
+                failures += 1
                 self._files.pop(shard, None)  # a stale NFS handle stays stale: open the file again
                 pause = self._pause(error, failures)
                 if pause is None:
                     raise BrokenSample(Cause.UNREADABLE_SHARD, f"{shard}: {error}") from error
             time.sleep(pause)
-        raise AssertionError  # for mypy
 
     def _pause(self, error: Exception, failures: int) -> int | None:
         """Seconds to wait before a read that has failed so often is repeated; None: it is not."""
