@@ -34,7 +34,8 @@ def add_inspect_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from growclip_ds.inspection.inspection import InspectedRun, inspect
+    from growclip_ds.inspection.inspection import inspect
+    from growclip_ds.inspection.runs import InspectedRun
     from growclip_ds.inspection.text import checkpoint_text, run_text, save_png
     from growclip_ds.monitor.tables import print_plainly
 

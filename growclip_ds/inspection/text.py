@@ -14,7 +14,8 @@ from rich.text import Text
 from growclip_ds.architecture import HEAD_WIDTH, STEM_CHANNELS
 from growclip_ds.errors import InputError
 from growclip_ds.files import write_bytes
-from growclip_ds.inspection.inspection import Growth, Inspected, InspectedRun, Model
+from growclip_ds.inspection.models import Inspected, Model
+from growclip_ds.inspection.runs import Growth, InspectedRun
 from growclip_ds.monitor.tables import plain_table
 from growclip_ds.monitor.words import LEGEND, NONE, SYMBOLS, duration, millions
 

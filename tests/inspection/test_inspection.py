@@ -23,7 +23,8 @@ from growclip_ds.evaluation.subject import find_subject
 from growclip_ds.growth.phases import Phase
 from growclip_ds.hub.export import export
 from growclip_ds.hub.provenance import read_provenance
-from growclip_ds.inspection.inspection import InspectedRun, inspect
+from growclip_ds.inspection.inspection import inspect
+from growclip_ds.inspection.runs import InspectedRun
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.run.lock import RunLock
