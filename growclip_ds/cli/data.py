@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from growclip_ds.cli.help import add_overrides
 from growclip_ds.cli.output import check_place, put_text
 from growclip_ds.data.worker_processes import processors
 from growclip_ds.errors import InputError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from growclip_ds.data.check import DataReport
     from growclip_ds.data.faults import Cause
     from growclip_ds.data.index_file import IndexedShard
+    from growclip_ds.data.shards import Progress
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -144,7 +146,7 @@ def _data_check(options: argparse.Namespace) -> int:
     return int(report.broken_share > options.max_broken_share)
 
 
-def _open(given: Sequence[str], progress: object) -> tuple[list[IndexedShard], list[tuple[str, int]]]:
+def _open(given: Sequence[str], progress: Progress | None) -> tuple[list[IndexedShard], list[tuple[str, int]]]:
     """Indexes the local shards, and counts the remote ones: (URL, number of samples) each."""
     from growclip_ds.data.data_list import one_pattern
     from growclip_ds.data.remote import is_remote
@@ -166,8 +168,8 @@ def _open(given: Sequence[str], progress: object) -> tuple[list[IndexedShard], l
     return open_shards(paths, progress), remote
 
 
-def _lines(report: DataReport, found: dict) -> list[str]:
-    """The report as lines of text."""
+def _lines(report: DataReport, found: dict[str, Any]) -> list[str]:
+    """The report as lines of text; `found` is what its `to_json` has returned."""
     lines = [
         f"shards           {report.shards:,}, {report.size / 1e9:.2f} GB",
         f"samples          {report.samples:,}, of them usable {found['usable']:,}",
@@ -194,7 +196,7 @@ def _lines(report: DataReport, found: dict) -> list[str]:
     return lines
 
 
-def _summary(numbers: dict) -> str:
+def _summary(numbers: dict[str, float]) -> str:
     return f"{numbers['min']} to {numbers['max']}, median {numbers['median']}, mean {numbers['mean']:.1f}"
 
 
@@ -262,9 +264,7 @@ def _add_data_stage(commands: Subparsers) -> None:
     parser.add_argument(
         "--growth-step", type=int, metavar="N", help="copy what this growth step needs (default: the last)"
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings to override, as YAML values"
-    )
+    add_overrides(parser)
     parser.set_defaults(run=_data_stage)
 
 

@@ -1,4 +1,4 @@
-"""The argument parser and help formatter of all commands."""
+"""The argument parser and help formatter of all commands, and arguments that several have."""
 
 from __future__ import annotations
 
@@ -44,6 +44,13 @@ class Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         """Writes the message, raising an error if that fails, which argparse would ignore."""
         (file or sys.stderr).write(message)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds the settings that override those of a configuration, which `load_config` takes."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings to override, as YAML values"
+    )
 
 
 class Version(argparse.Action):

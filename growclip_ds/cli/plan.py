@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from growclip_ds.cli.help import add_overrides
 from growclip_ds.cli.output import STANDARD_OUTPUT, check_place, put_json
 from growclip_ds.errors import InputError
 
@@ -74,9 +75,7 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write everything to a file, not rounded; - prints it instead"
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings to override, as YAML values"
-    )
+    add_overrides(parser)
     parser.set_defaults(run=_plan)
 
 

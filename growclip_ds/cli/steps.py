@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from growclip_ds.cli.help import add_overrides
 from growclip_ds.errors import InputError
 from growclip_ds.run.finished import is_step_finished, steps_of_start
 
@@ -24,9 +25,7 @@ def add_steps_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="the run's folder")
     parser.add_argument("--unfinished", action="store_true", help="print only the numbers of unfinished steps")
     parser.add_argument("--json", action="store_true", help="print a JSON list with an object per step")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings to override, as YAML values"
-    )
+    add_overrides(parser)
     parser.set_defaults(run=_steps)
 
 
