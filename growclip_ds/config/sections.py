@@ -19,6 +19,8 @@ from pydantic import (
 
 from growclip_ds.config.set_names import SPLIT, set_name
 
+ActivationCheckpointing = Literal["off", "on", "offload"]  # as in `growclip_ds.model.checkpointing`, without torch
+
 
 class Section(BaseModel):
     """A group of settings: unknown keys are refused, values are not converted, and instances are frozen."""
@@ -138,7 +140,7 @@ class TrainingSection(Section):
         ge=0,
         description="linear warm-up of each phase, at most a tenth of its iterations; then cosine decay to 0",
     )
-    activation_checkpointing: Literal["off", "on", "offload"] = Field(
+    activation_checkpointing: ActivationCheckpointing = Field(
         default="off",
         description="recompute each block's activations in the backward pass; offload: keep its input in CPU memory",
     )

@@ -10,11 +10,9 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from growclip_ds.architecture import HEAD_WIDTH, MLP_RATIO, STEM_CHANNELS, Architecture, ModelSizes
-
-Checkpointing = Literal["off", "on", "offload"]
+from growclip_ds.config.sections import ActivationCheckpointing
 
 FP32 = 4
 _STATISTICS = 2 * FP32  # mean and deviation that a norm keeps per row
@@ -46,7 +44,7 @@ def parts(
     pairs: int,
     text_tokens: float,
     element: int,
-    checkpointing: Checkpointing = "off",
+    checkpointing: ActivationCheckpointing = "off",
 ) -> list[Part]:
     """Lists the model's parts in the order of its forward pass.
 
@@ -93,7 +91,9 @@ def _stem(
     yield Part("image.embedding", 0, 2 * tokens, elements["image.embedding"])
 
 
-def _block(name: str, tokens: float, width: int, element: int, elements: int, checkpointing: Checkpointing) -> Part:
+def _block(
+    name: str, tokens: float, width: int, element: int, elements: int, checkpointing: ActivationCheckpointing
+) -> Part:
     heads = width // HEAD_WIDTH
     kept = element * _KEPT * tokens * width + tokens * (2 * _STATISTICS + FP32 * heads)
     in_flight = element * _IN_FLIGHT * tokens * width

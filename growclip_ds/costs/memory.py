@@ -25,7 +25,8 @@ from typing import Any
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.config.deepspeed import ResolvedDeepSpeed
-from growclip_ds.costs.activations import FP32, Checkpointing, moments, parts, total_kept
+from growclip_ds.config.sections import ActivationCheckpointing
+from growclip_ds.costs.activations import FP32, moments, parts, total_kept
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 OPTIMIZER = 3 * FP32  # bytes per parameter: fp32 master and two moments
@@ -119,7 +120,7 @@ class Load:
     micro_batches: int
     text_tokens: float
     global_batch: int
-    checkpointing: Checkpointing = "off"
+    checkpointing: ActivationCheckpointing = "off"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from growclip_ds.architecture import Architecture, ModelSizes
 from growclip_ds.config.deepspeed import Precision, ResolvedDeepSpeed
-from growclip_ds.costs.activations import Checkpointing
+from growclip_ds.config.sections import ActivationCheckpointing
 from growclip_ds.costs.memory import Load
 from growclip_ds.model.checkpointing import checkpoint_activations
 from growclip_ds.model.growclip import GrowCLIP
@@ -105,7 +105,7 @@ class Case:
     pairs: int = 16
     micro_batches: int = 1
     captions: int = 12
-    checkpointing: Checkpointing = "off"
+    checkpointing: ActivationCheckpointing = "off"
     sizes: ModelSizes = SIZES
     zero: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)

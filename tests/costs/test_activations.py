@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from growclip_ds.architecture import Architecture, ModelSizes
-from growclip_ds.costs.activations import Checkpointing, Part, moments, parts, total_kept
+from growclip_ds.config.sections import ActivationCheckpointing
+from growclip_ds.costs.activations import Part, moments, parts, total_kept
 from growclip_ds.model.checkpointing import checkpoint_activations
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.packed import pack
@@ -26,7 +27,7 @@ def measured(
     pairs: int,
     captions: int,
     dtype: torch.dtype,
-    checkpointing: Checkpointing,
+    checkpointing: ActivationCheckpointing,
     backward: bool = True,
 ) -> tuple[int, int]:
     """Bytes kept after a forward pass, and the most in the backward pass, gradients of parameters among them."""
