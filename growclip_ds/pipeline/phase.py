@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -95,8 +95,6 @@ class PhaseRun:
         training = self._training(epochs)
         before, max_broken_share = self.record.training or training, self.config.data.max_broken_share
         counts = PhaseCounts(stream, health, max_broken_share, before, self._resume)
-        peak, warmup = self.config.training.learning_rate, self.config.training.warmup_iterations
-        rate = partial(learning_rate, iterations=stream.iterations, peak=peak, warmup_iterations=warmup)
         done = stream.start_iteration
         self.monitor.start_phase(self.step, self.phase, self.spec, stream.iterations, first, done)
         self.monitor.left_out(self.step, self.data.left_out)
@@ -104,11 +102,6 @@ class PhaseRun:
         def count() -> None:
             self.record = replace(self.record, training=counts.added_to(training))
             self._count_seconds()
-
-        def subnet(iteration: int) -> Architecture | None:
-            if space is None:
-                return None
-            return space.sample(torch.Generator().manual_seed(self._seed(f"subnet {iteration}")))
 
         def describe() -> dict[str, Any]:
             self.folder.require_there()
@@ -134,14 +127,11 @@ class PhaseRun:
         )
         if done in trainer.evaluate_after:
             self._evaluate_in_between(done)  # the run was stopped before this evaluation
-        trainer.run(rate, subnet)
+        trainer.run(self._rate(stream.iterations), partial(self._subnet, space))
         self.watch.reached("")
         self.record = replace(self.record, iterations=stream.iterations)
         count()
-        if broken := counts.limit.broken:
-            self.monitor.note(f"broken samples: {in_words(broken)}; {self.folder.faults('rank_*')} list them")
-        if self.record.training is not None and (dead := self.record.training.dead_workers):
-            self.monitor.note(f"data loading workers that died and were replaced: {dead}")
+        self._note_losses(counts)
         self._write_weights()
         self._stop_if_asked()
         self._end_curve()
@@ -216,6 +206,29 @@ class PhaseRun:
                 f"{self.folder.checkpoints(self.step, self.phase)} to run the phase again"
             )
         return stream
+
+    def _rate(self, iterations: int) -> Callable[[int], float]:
+        """The learning rate by iteration of a phase of so many."""
+        training = self.config.training
+        return partial(
+            learning_rate,
+            iterations=iterations,
+            peak=training.learning_rate,
+            warmup_iterations=training.warmup_iterations,
+        )
+
+    def _subnet(self, space: GrowthSpace | None, iteration: int) -> Architecture | None:
+        """The subnet that an iteration trains; None for the whole model."""
+        if space is None:
+            return None
+        return space.sample(torch.Generator().manual_seed(self._seed(f"subnet {iteration}")))
+
+    def _note_losses(self, counts: PhaseCounts) -> None:
+        """Tells the user of samples and workers that the phase has lost."""
+        if broken := counts.limit.broken:
+            self.monitor.note(f"broken samples: {in_words(broken)}; {self.folder.faults('rank_*')} list them")
+        if self.record.training is not None and (dead := self.record.training.dead_workers):
+            self.monitor.note(f"data loading workers that died and were replaced: {dead}")
 
     def _training(self, epochs: int) -> Training:
         device = self.engine.device
