@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ import pytest
 from growclip_ds.cli.program import main
 from growclip_ds.config.config import load_config
 from growclip_ds.costs.making import Request, make_plan
-from tests.group import Groups
-from tests.pipeline_runs import SUBSET, grow, write_data
+from growclip_ds.run.folder import RunFolder
+from tests.pipeline_runs import SUBSET
 
 
-def test_the_hours_of_a_run_are_those_that_it_took(group: Groups, tmp_path: Path) -> None:
-    data, run = write_data(tmp_path), tmp_path / "run"
-    group(2).run(grow, data, run, 2, 1, ("growth.steps=1",))
+def test_the_hours_of_a_run_are_those_that_it_took(
+    finished_data: Path, finished_run: RunFolder, tmp_path: Path
+) -> None:
+    """Of its first growth step: the speed is that of the last one which is there."""
+    data, run = finished_data, shutil.copytree(finished_run.path, tmp_path / "run")
+    shutil.rmtree(run / "step_2")
     record = json.loads((run / "step_1" / "train" / "phase.json").read_text())
     assert record["pairs_seen"] == 2 * SUBSET
     samples = [f"data.subsets.{n}.samples={SUBSET}" for n in range(2)]

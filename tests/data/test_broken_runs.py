@@ -31,34 +31,32 @@ def refused(data: Path, run: Path) -> str:
     return ""
 
 
-def test_broken_samples_are_listed_and_too_many_stop_all_ranks(tmp_path: Path, group: Groups) -> None:
+def test_broken_samples_are_counted_listed_and_limited(tmp_path: Path, group: Groups) -> None:
+    """Those that the index leaves out, and those that show when they are read."""
     data = write_data(tmp_path)
     broken = break_captions(data, first=44)
-    first, second = group(2).run(refused, data, tmp_path / "refused")
-    assert first == second
-    assert "with caption is empty" in first
-    assert "of data.max_broken_share" in first
+    captions, other = group(2).run(refused, data, tmp_path / "refused")
+    assert captions == other
+    assert "with caption is empty" in captions
+    assert "of data.max_broken_share" in captions
 
-    run = tmp_path / "run"
-    group(2).run(grow, data, run, 2, 1, ("data.max_broken_share=0.2",))
-    record = json.loads((run / "step_1/train/phase.json").read_text())
-    assert record["broken_samples"] == {"caption is empty": 2 * broken}
-    listed = [json.loads(line) for file in run.glob("faults/rank_*.jsonl") for line in file.read_text().splitlines()]
-    assert len({entry["key"] for entry in listed}) == broken
-    assert {(entry["cause"], entry["step"], entry["phase"]) for entry in listed} == {("caption is empty", 1, "train")}
-
-
-def test_what_the_index_leaves_out_is_listed_and_limited(tmp_path: Path, group: Groups) -> None:
-    data = write_data(tmp_path)
     (shard,) = (data / "scenes/train/subset_1").glob("*.tar")
     with tarfile.open(shard) as tar:
         cut = tar.getmembers()[-4].offset  # a part of the last sample but one
     shard.write_bytes(shard.read_bytes()[:cut])
-    (message, other) = group(2).run(refused, data, tmp_path / "refused")
-    assert message == other
-    assert "2 of 48 samples cannot be used" in message  # as the statistics beside the shard say
-    assert "2 with shard cut off or damaged" in message
-    assert f"such as {shard}" in message
-    group(2).run(grow, data, tmp_path / "run", 2, 1, ("data.max_broken_share=0.1",))
-    (entry,) = [json.loads(line) for line in (tmp_path / "run/faults/index.jsonl").read_text().splitlines()]
+    lost, other = group(2).run(refused, data, tmp_path / "refused too")
+    assert lost == other
+    assert "2 of 48 samples cannot be used" in lost  # as the statistics beside the shard say
+    assert "2 with shard cut off or damaged" in lost
+    assert f"such as {shard}" in lost
+
+    run = tmp_path / "run"
+    group(2).run(grow, data, run, 2, 1, ("data.max_broken_share=0.2",))
+    (entry,) = [json.loads(line) for line in (run / "faults/index.jsonl").read_text().splitlines()]
     assert entry == {"key": str(shard), "cause": "shard cut off or damaged"}
+    left = broken - 2  # the two that are lost were among them
+    record = json.loads((run / "step_1/train/phase.json").read_text())
+    assert record["broken_samples"] == {"caption is empty": 2 * left}
+    listed = [json.loads(line) for file in run.glob("faults/rank_*.jsonl") for line in file.read_text().splitlines()]
+    assert len({entry["key"] for entry in listed}) == left
+    assert {(entry["cause"], entry["step"], entry["phase"]) for entry in listed} == {("caption is empty", 1, "train")}

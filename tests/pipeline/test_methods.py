@@ -32,11 +32,11 @@ from growclip_ds.growth.inheritance import PIM, inherited_tensors
 from growclip_ds.growth.phases import Phase
 from growclip_ds.model.spec import GrowCLIPSpec, ModelSpec
 from growclip_ds.monitor import read_summaries
-from growclip_ds.pipeline.recipes import fixed_model
+from growclip_ds.pipeline.recipes import FixedRecipe, fixed_model
 from growclip_ds.run.folder import RunFolder
 from growclip_ds.seeds import named_seed
 from tests.group import Groups
-from tests.pipeline_runs import TIMES, assert_same_weights, grow, grow_until, read_weights, write_data
+from tests.pipeline_runs import TIMES, assert_same_weights, grow, grow_until, read_weights
 
 BASE = Architecture(0, 1, 1, 1, 1, 0)
 SPACE = GrowthSpace(BASE, 1, 1, 1)
@@ -48,8 +48,8 @@ Tensors = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
+def data(finished_data: Path) -> Path:
+    return finished_data
 
 
 def architecture(of: Architecture) -> str:
@@ -82,8 +82,10 @@ def phases(run: RunFolder) -> list[tuple[int, str, int]]:
     return [(record.step, str(record.phase), record.iterations) for record in run.records()]
 
 
-# What TWP starts from shows in the test of a start from a checkpoint too.
-@pytest.mark.parametrize(("method", "stage"), [("tfs", 1), pytest.param("twp", 2, marks=pytest.mark.slow), ("sap", 3)])
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [("sap", 3), *(pytest.param(*one, marks=pytest.mark.slow) for one in (("tfs", 1), ("twp", 2)))],
+)
 def test_starts_of_the_fixed_clip(data: Path, group: Groups, tmp_path: Path, method: str, stage: int) -> None:
     run = RunFolder(tmp_path / "run")
     group(2).run(grow, data, run.path, stage, None, (*STILL, CLIP, f"method={method}"))
@@ -94,6 +96,29 @@ def test_starts_of_the_fixed_clip(data: Path, group: Groups, tmp_path: Path, met
     blended = {n: first[n] if spec.is_vector(n) else 0.3 * first[n] + 0.001 * drawn[n] for n in first}
     assert_unmoved(read_weights(run, 1, Phase.TRAIN), first)
     assert_unmoved(read_weights(run, 2, Phase.TRAIN), {"tfs": drawn, "twp": first, "sap": blended}[method])
+
+
+@pytest.mark.parametrize("method", ["tfs", "twp", "sap", "msclip"])
+def test_what_a_growth_step_of_a_fixed_model_starts_from(
+    data: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The weights, before they are trained."""
+    started: list[Tensors] = []
+    monkeypatch.setattr(FixedRecipe, "_train", lambda self, step, spec, weights: started.append(dict(weights)))
+    left = SimpleNamespace(read=lambda name: started[0][name])
+    monkeypatch.setattr(FixedRecipe, "_weights", lambda self, step, phase: left)
+    small = architecture(Architecture(0, 2, 1, 1, 1, int(method == "msclip")))
+    config = load_config(data / "config.yaml", [f"method={method}", small])
+    inputs = SimpleNamespace(sizes=config.model.sizes(300), tokenizer=SimpleNamespace(vocab_size=300, end_of_text=299))
+    run: Any = SimpleNamespace(config=config, folder=None, inputs=inputs)
+    recipe = FixedRecipe(run)
+    for step in (1, 2):
+        recipe.run(step, Phase.TRAIN)
+    spec = fixed_model(config, inputs)
+    first, drawn = dict(spec.initial("0/1/train")), dict(spec.initial("0/2/train"))
+    blended = {n: first[n] if spec.is_vector(n) else 0.3 * first[n] + 0.001 * drawn[n] for n in first}
+    assert_unmoved(started[0], first)
+    assert_unmoved(started[1], {"tfs": drawn, "twp": first, "sap": blended, "msclip": drawn}[method])
 
 
 def test_starts_of_a_fixed_growclip(data: Path, group: Groups, tmp_path: Path) -> None:

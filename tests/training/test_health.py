@@ -21,7 +21,7 @@ from growclip_ds.training import iteration as iterations
 from growclip_ds.training.health import FEWEST_LOSSES, Health
 from growclip_ds.training.iteration import Outcome
 from tests.group import Groups, RankError
-from tests.pipeline_runs import grow, write_data
+from tests.pipeline_runs import grow
 
 GOOD = Outcome(2.0, 1.0, 14.0, False)
 
@@ -153,8 +153,8 @@ def poison(data: Path, run: Path, first: int, last: int, options: tuple[str, ...
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
+def data(finished_data: Path) -> Path:
+    return finished_data
 
 
 @pytest.mark.parametrize(("stage", "micro_batch"), [(1, 8), (2, 4), (3, 8)])

@@ -45,7 +45,8 @@ def losses(run: RunFolder) -> list[tuple[int, float]]:
     return curve(run, "loss")
 
 
-@pytest.mark.parametrize(("looks", "background"), [(4, "true"), (7, "false")])
+# In the foreground ("false") a run writes as it does when it stops.
+@pytest.mark.parametrize(("looks", "background"), [(4, "true"), pytest.param(7, "false", marks=pytest.mark.slow)])
 def test_a_run_stopped_again_and_again_ends_with_the_same_bits(
     data: Path, finished_run: RunFolder, group: Groups, tmp_path: Path, looks: int, background: str
 ) -> None:
