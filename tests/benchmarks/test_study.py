@@ -37,17 +37,18 @@ def finish(plan: Plan, name: str, accuracy: float = 50.0, steps: int = 3) -> Non
         run.finish(record)
 
 
-def finish_all(plan: Plan) -> list[str]:
-    """Finishes runs until none is left; returns their names in order."""
-    done: list[str] = []
-    while missing := [run.name for run in plan.runs() if not plan.results.has(run.name)]:
-        done.append(missing[0])
-        finish(plan, missing[0])
-    return done
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, list[str]]:
+    """A study of which no run is left, and the names of its runs in order."""
+    plan, order = Plan(load_config(CONFIG), Results(tmp_path_factory.mktemp("study") / "runs")), []
+    while name := next((run.name for run in plan.runs() if not plan.results.has(run.name)), None):
+        order.append(name)
+        finish(plan, name)
+    return plan, order
 
 
-def test_every_run_has_valid_settings_and_a_name_of_its_own(plan: Plan) -> None:
-    finish_all(plan)
+def test_every_run_has_valid_settings_and_a_name_of_its_own(finished: tuple[Plan, list[str]]) -> None:
+    plan, _ = finished
     runs = list(plan.runs())
     assert len({run.name for run in runs}) == len(runs)
     methods = set()
@@ -60,8 +61,8 @@ def test_every_run_has_valid_settings_and_a_name_of_its_own(plan: Plan) -> None:
     assert methods == set(METHODS)
 
 
-def test_nothing_comes_before_what_it_rests_on(plan: Plan) -> None:
-    order = finish_all(plan)
+def test_nothing_comes_before_what_it_rests_on(finished: tuple[Plan, list[str]]) -> None:
+    _, order = finished
     assert order.index(GROWN) < min(order.index(name) for name in order if "tfs" in name)
     for method in METHODS:
         tuned = [i for i, name in enumerate(order) if name.startswith(f"tune-{method}-{MAIN}")]
