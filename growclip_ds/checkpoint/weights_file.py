@@ -43,24 +43,18 @@ class SafetensorsWriter:
     Args:
         path: path of the new file.
         tensors: dtype and shape of every tensor by name.
-        metadata: strings to store in the header.
 
     Attributes:
         checksums: CRC-32 of every tensor written so far, by name.
         size: size of the complete file in bytes.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, path: Path | str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
         self.path = Path(path)
         self.checksums: dict[str, str] = {}
         self._tensors = dict(tensors)
         self._offsets: dict[str, int] = {}
-        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # which `transformers` asks for
         end = 0
         # Widest dtypes first, so that every tensor is aligned to its element size.
         for name, (dtype, shape) in sorted(self._tensors.items(), key=lambda item: -item[1][0].itemsize):

@@ -71,7 +71,7 @@ class CheckpointWriting:
         start = time.monotonic()
         remaining = iter(tensors)
         try:
-            with SafetensorsWriter(self._partial / self._file, self._mine, {"format": "pt"}) as writer:
+            with SafetensorsWriter(self._partial / self._file, self._mine) as writer:
                 for name, tensor in remaining:
                     if name in self._mine:
                         assert tensor is not None  # on its owner

@@ -196,7 +196,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes:
         names = ["model.safetensors"]
     for name, shard in zip(names, shards, strict=True):
         shapes = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in shard.items()}
-        with SafetensorsWriter(folder / name, shapes, {"format": "pt"}) as writer:
+        with SafetensorsWriter(folder / name, shapes) as writer:
             for key, tensor in shard.items():
                 writer.write(key, tensor)
     if total > 1:

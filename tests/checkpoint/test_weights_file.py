@@ -32,7 +32,7 @@ KINDS = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in TENSORS.i
 
 def test_the_library_reads_what_was_written_in_any_order(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    with SafetensorsWriter(path, KINDS, {"format": "pt"}) as writer:
+    with SafetensorsWriter(path, KINDS) as writer:
         for name in sorted(TENSORS):
             writer.write(name, TENSORS[name])
     assert path.stat().st_size == writer.size
