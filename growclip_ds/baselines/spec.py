@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from transformers import CLIPConfig
@@ -16,7 +16,7 @@ from growclip_ds.baselines.clip import FixedCLIP
 from growclip_ds.baselines.clip_checkpoint import load_clip
 from growclip_ds.baselines.initial import initial_tensor, is_vector
 from growclip_ds.model.checkpointing import ActivationCheckpointing, checkpoint_blocks
-from growclip_ds.model.spec import Weights
+from growclip_ds.model.spec import Kind, Weights
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CLIPSpec:
         config: the model's configuration.
     """
 
-    kind: ClassVar[Literal["growclip", "clip"]] = "clip"
+    kind: ClassVar[Kind] = "clip"
 
     config: CLIPConfig
 

@@ -18,6 +18,7 @@ from growclip_ds.model.checkpointing import ActivationCheckpointing, checkpoint_
 from growclip_ds.model.growclip import GrowCLIP
 from growclip_ds.model.initial import initial_tensor, is_vector
 
+Kind = Literal["growclip", "clip"]
 Weights = Iterator[tuple[str, Tensor]]
 
 
@@ -32,7 +33,7 @@ class ModelSpec(Protocol):
         shapes: shapes of its parameters by name, in the model's own order.
     """
 
-    kind: ClassVar[Literal["growclip", "clip"]]
+    kind: ClassVar[Kind]
 
     @property
     def architecture(self) -> Architecture: ...
@@ -78,7 +79,7 @@ class GrowCLIPSpec:
         end_of_text: id of the token whose feature represents the caption.
     """
 
-    kind: ClassVar[Literal["growclip", "clip"]] = "growclip"
+    kind: ClassVar[Kind] = "growclip"
 
     architecture: Architecture
     sizes: ModelSizes
