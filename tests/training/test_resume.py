@@ -124,22 +124,30 @@ def test_so_many_are_kept_and_appear_whole(data: Path, stopped: RunFolder, group
     assert {name.partition("/")[0] for name in checkpoint.names} >= {"exp_avg", "exp_avg_sq", "logit_scale"}
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "index flipped", "index gone", "file gone"])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
-    data: Path, stopped: RunFolder, left_alone: RunFolder, group: Groups, tmp_path: Path, damage: str
-) -> None:
-    run = copy(stopped, tmp_path)
-    newest = run.checkpoints(1, Phase.TRAIN) / "iteration_000000008"
-    file = newest / ("weights.json" if "index" in damage else "weights-00001-of-00002.safetensors")
+DAMAGES = ("cut", "flipped", "index flipped", "index gone", "file gone")
+
+
+def damage(checkpoint: Path, kind: str) -> None:
+    """Damages a checkpoint's index or the last of its other files."""
+    file = checkpoint / "weights.json" if "index" in kind else max(checkpoint.glob("*.safetensors"))
     content = bytearray(file.read_bytes())
-    if damage == "cut":
+    if kind == "cut":
         file.write_bytes(content[:-100])
-    elif "gone" in damage:
+    elif "gone" in kind:
         file.unlink()
     else:
-        place = content.index(b'"iteration": 8') + 13 if "index" in damage else len(content) // 2
-        content[place] ^= 1
+        content[content.index(b'"iteration": ') + 13 if "index" in kind else -1] ^= 1
         file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "flipped")) for kind in DAMAGES]
+)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    data: Path, stopped: RunFolder, left_alone: RunFolder, group: Groups, tmp_path: Path, kind: str
+) -> None:
+    run = copy(stopped, tmp_path)
+    damage(run.checkpoints(1, Phase.TRAIN) / "iteration_000000008", kind)
     output = group(2).run(grow_and_tell, data, run.path)[0]
     assert "skipping a damaged checkpoint" in output
     assert "iteration_000000008" in output
@@ -169,6 +177,19 @@ def cut(checkpoint: Path) -> None:
 
 def never(note: str) -> None:
     raise AssertionError(note)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_of_any_kind_is_passed_over(kept: Path, kind: str) -> None:
+    damage(kept / "iteration_000000004", kind)
+    notes: list[str] = []
+    found = newest_good(kept, notes.append)
+    assert found is not None
+    assert found.folder.name == "iteration_000000002"
+    (note,) = notes
+    assert note.startswith("skipping a damaged checkpoint: ")
+    assert "iteration_000000004" in note
+    assert names(kept) == ["damaged_iteration_000000004", "iteration_000000002"]
 
 
 @pytest.mark.parametrize("times", [1, 2])
