@@ -131,7 +131,7 @@ class PhaseRun:
         self.watch.reached("")
         self.record = replace(self.record, iterations=stream.iterations)
         count()
-        self._note_losses(counts)
+        self._note_lost_data(counts)
         self._write_weights()
         self._stop_if_asked()
         self._end_curve()
@@ -223,7 +223,7 @@ class PhaseRun:
             return None
         return space.sample(torch.Generator().manual_seed(self._seed(f"subnet {iteration}")))
 
-    def _note_losses(self, counts: PhaseCounts) -> None:
+    def _note_lost_data(self, counts: PhaseCounts) -> None:
         """Tells the user of samples and workers that the phase has lost."""
         if broken := counts.limit.broken:
             self.monitor.note(f"broken samples: {in_words(broken)}; {self.folder.faults('rank_*')} list them")
