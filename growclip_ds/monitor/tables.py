@@ -70,10 +70,9 @@ def _summary(summaries: Sequence[StepSummary], run: Path) -> Iterator[Renderable
         yield _sets_table(summaries, sets, averaged)
     if any(summary.candidates for summary in summaries):
         yield _candidates_table(summaries)
-    notes = (
-        f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}.",
-        "Zero-shot accuracy in percent, before and after the step: top-1; for retrieval, mean R@1.",
-    )
+    notes = [f"Architectures are ({', '.join(SYMBOLS)}): {LEGEND}."]
+    if sets:
+        notes.append("Zero-shot accuracy in percent, before and after the step: top-1; for retrieval, mean R@1.")
     yield Padding("\n".join(notes), (0, 1, 1, 1))
     yield Text(f" Curves: tensorboard --logdir {quote(str(run))}", no_wrap=True, overflow="ignore")
 

@@ -41,14 +41,18 @@ def growth_steps(comparison: Comparison) -> Table:
                 accuracies += [comparison.mean(record.results)] if mean else []
                 model = [record.parameters / 1e6, record.architecture]
                 rows.append([step, group.label, run.name, record.samples, *model, *accuracies])
-    notes = [ARCHITECTURES, "Zero-shot accuracy in percent: top-1; for retrieval, the mean of both directions' R@1."]
+    notes = [ARCHITECTURES]
+    if sets:
+        notes.append("Zero-shot accuracy in percent: top-1; for retrieval, the mean of both directions' R@1.")
     if mean:
         notes.append(f"The mean is over {', '.join(comparison.averaged)}.")
     return Table("growth_steps", "Growth steps (Table 3)", columns, rows, notes)
 
 
-def methods(comparison: Comparison) -> Table:
-    """Tables 3 and 4 in brief: mean accuracy of every method after every growth step."""
+def methods(comparison: Comparison) -> Table | None:
+    """Tables 3 and 4 in brief: mean accuracy of every method after every growth step; None if none was evaluated."""
+    if not comparison.averaged:
+        return None
     columns = [text_column("method"), count_column("runs")]
     columns += [number_column(f"step {step}", 1) for step in comparison.steps]
     rows = [
@@ -109,7 +113,7 @@ def ablations(comparison: Comparison) -> Table | None:
     notes = [
         "PIM@1 and PIM@3: parameter inheriting with momentum before phases 1 and 3; ST: supernet fine-tuning, phase 1; "
         "GAS: growth architecture selection, phase 2.",
-        f"Accuracy: {comparison.accuracy_title} (%).",
+        *comparison.accuracy_notes,
         *comparison.spread_notes,
     ]
     return Table("ablations", "Ablations of a growth step (Table 5)", columns, rows, notes)
@@ -141,7 +145,7 @@ def one_dimension(comparison: Comparison) -> Table | None:
             ]
     notes = [
         "Trained in full. Accuracy gains are over the model of the step before, so part of them is due to more data.",
-        f"Accuracy: {comparison.accuracy_title}, in percent.",
+        *comparison.accuracy_notes,
         *comparison.spread_notes,
     ]
     return Table("one_dimension", "Growth of one dimension, trained (Table 9)", columns, rows, notes)

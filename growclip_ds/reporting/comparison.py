@@ -57,6 +57,11 @@ class Comparison:
         return f"mean {kind} of {len(averaged)} sets" if len(averaged) != 1 else f"{kind}, {averaged[0]}"
 
     @property
+    def accuracy_notes(self) -> list[str]:
+        """Explains the accuracies of a table; empty if there are none."""
+        return [f"Accuracy: {self.accuracy_title} (%)."] if self.averaged else []
+
+    @property
     def spread_notes(self) -> list[str]:
         """Explains the values of a table, if some of them are over several runs."""
         several = any(len(group.runs) > 1 for group in self.groups)
@@ -107,6 +112,7 @@ def compare(runs: Sequence[ReportedRun]) -> Comparison:
     in_training = [dataset for dataset in means_over if all(dataset in results for results in points)]
     notes = [
         *(f"{run.name} is not finished: {run.progress()}." for run in runs if not run.is_finished),
+        *_nothing_evaluated(runs, evaluated),
         *_sets_left_out(seen, common, means_over, evaluated),
         *_other_data(runs),
         *repeated_seeds(groups),
@@ -136,6 +142,14 @@ def _nothing_in_common(evaluated: Sequence[tuple[str, Results]]) -> str:
         f"the runs were evaluated on different sets, {'; '.join(first.values())}: none is common to all, so there is "
         "nothing to compare; report them separately, or evaluate them on a common set (evaluation.datasets)"
     )
+
+
+def _nothing_evaluated(runs: Sequence[ReportedRun], evaluated: Sequence[tuple[str, Results]]) -> Iterator[str]:
+    if not evaluated and any(run.steps for run in runs):
+        yield (
+            "No accuracies: no growth step was evaluated, as no sets are named in evaluation.datasets; "
+            "growclip evaluate RUN --sets SETS evaluates a run's last model, and the next report contains the results."
+        )
 
 
 def _sets_left_out(

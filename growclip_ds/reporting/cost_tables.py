@@ -87,8 +87,9 @@ def costs(comparison: Comparison) -> Table:
                 figures = [comparison.parameters(group, step), comparison.accuracy(group, step)]
                 rows.append([group.label, step, *figures, *_costs([(run, run.of_step(step)) for run in runs])])
     notes = [
-        f"Accuracy: {comparison.accuracy_title} (%). Costs are summed over all phases of the step; epochs are pairs "
-        "seen divided by its samples. The notes on costs by phase, below, say how FLOPs and device hours are counted.",
+        *comparison.accuracy_notes,
+        "Costs are summed over all phases of the step; epochs are pairs seen divided by its samples. The notes on "
+        "costs by phase, below, say how FLOPs and device hours are counted.",
         *comparison.spread_notes,
     ]
     return Table("costs", "Cost of growth steps (Table 7)", columns, rows, notes)

@@ -71,3 +71,4 @@ def test_a_summary_without_evaluation_or_steps(tmp_path: Path):
     print_summary([summary(1, [])], tmp_path, stream)
     print_summary([], tmp_path, stream)
     assert "188.52 M   1:02:03" in stream.getvalue()
+    assert "accuracy in percent" not in stream.getvalue()

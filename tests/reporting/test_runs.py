@@ -64,7 +64,13 @@ def test_a_run_without_evaluation_sets(tmp_path: Path) -> None:
     run = write_config(tmp_path / "run", steps=1)
     write_phase(run, 1)
     other = write_fixed(tmp_path / "other", "tfs", [9.0], steps=1)
-    assert cells_of("methods", run) == [["GrowCLIP", "1", "–"]]
+    report = make_report(read_runs([run]))
+    tables = {table.name: table for table in report.tables}
+    assert tables.keys() == {"runs", "growth_steps", "costs", "costs_of_phases"}
+    assert len(tables["growth_steps"].notes) == 1
+    assert tables["costs"].notes[0].startswith("Costs are summed")
+    assert len(report.notes) == 1
+    assert report.notes[0].startswith("No accuracies: no growth step was evaluated")
     assert cells_of("methods", run, other) == [["GrowCLIP", "1", "–"], ["TFS", "1", "9.0"]]
 
 
